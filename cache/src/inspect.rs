@@ -1,0 +1,1 @@
+//! Reading what model files say about themselves.

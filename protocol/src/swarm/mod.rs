@@ -1,0 +1,1 @@
+//! Scheduling: which host is asked for which range, decided without IO or a clock.

@@ -1,0 +1,1 @@
+//! Bytes between hosts: the data plane's requests and verified streams, the control plane's messages.
