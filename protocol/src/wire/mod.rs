@@ -1,1 +1,4 @@
 //! Bytes between hosts: the data plane's requests and verified streams, the control plane's messages.
+
+pub mod bao;
+pub mod data;
