@@ -123,7 +123,9 @@ class LoaderServer:
         for path in request["paths"]:
             if path not in known:
                 return conn.sendall(
-                    frame({"event": "error", "code": "refused", "message": f"{path} is not in the manifest", "hint": None})
+                    frame(
+                        {"event": "error", "code": "refused", "message": f"{path} is not in the manifest", "hint": None}
+                    )
                 )
         paths = request["paths"]
         for start in range(0, len(paths), 64):

@@ -17,8 +17,9 @@ from pathlib import Path
 from unittest import mock
 
 import makers
-import weighlock
 from loader_server import LoaderServer, entry, frame, opened, receive_frame, send_with_fds
+
+import weighlock
 from weighlock import __main__ as command
 from weighlock import _socket
 
@@ -539,7 +540,9 @@ class TensorsWithoutNumpy(Case):
     def setUp(self):
         super().setUp()
         self.put("model-1.safetensors", makers.safetensors({"a": ("F32", [2, 3], F32_2x3)}))
-        self.put("model-2.SAFETENSORS", makers.safetensors({"b": ("BF16", [2], b"\x80\x3f\0\0"), "z": ("F32", [0], b"")}))
+        self.put(
+            "model-2.SAFETENSORS", makers.safetensors({"b": ("BF16", [2], b"\x80\x3f\0\0"), "z": ("F32", [0], b"")})
+        )
         self.put("model.gguf", makers.gguf([("g", [3, 2], 0, F32_2x3), ("q", [32, 2], 2, bytes(range(36)))]))
         self.put("README.md", b"text")
 
@@ -563,7 +566,9 @@ class TensorsWithoutNumpy(Case):
     def test_one_name_in_two_files(self):
         self.put("other.gguf", makers.gguf([("g", [1], 0, bytes(4))]))
         with LoaderServer(self.root) as server, weighlock.open(REF, server.path) as artifact:
-            with self.assertRaisesRegex(weighlock.Invalid, r"'g' is both in model.gguf and in other.gguf\nhint: .*tensors"):
+            with self.assertRaisesRegex(
+                weighlock.Invalid, r"'g' is both in model.gguf and in other.gguf\nhint: .*tensors"
+            ):
                 artifact.tensors()
             self.assertEqual(len(artifact.tensors("other.gguf")), 1)
 

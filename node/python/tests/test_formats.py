@@ -5,6 +5,7 @@ import struct
 import unittest
 
 import makers
+
 from weighlock import FormatError, TensorInfo, _gguf, _safetensors
 
 F32_2x3 = struct.pack("<6f", *range(6))

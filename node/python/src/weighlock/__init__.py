@@ -1,10 +1,10 @@
 """Open verified model artifacts from the local Weighlock daemon, with zero copies.
 
-    import weighlock
+For example:
 
     with weighlock.open("acme/support-bot:1.4.0") as artifact:
         config = artifact.json("config.json")
-        weights = artifact.tensors()            # lazy, read-only NumPy views of mapped files
+        weights = artifact.tensors()  # lazy, read-only NumPy views of mapped files
         print(artifact.digest, weights["model.embed_tokens.weight"].shape)
 """
 

@@ -8,7 +8,8 @@ import os
 import sys
 from typing import List, Optional
 
-from . import Artifact, Error, Progress, TensorInfo, __version__, open as open_artifact
+from . import Artifact, Error, Progress, TensorInfo, __version__
+from . import open as open_artifact
 
 
 def main(arguments: Optional[List[str]] = None) -> int:

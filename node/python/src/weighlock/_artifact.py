@@ -124,7 +124,9 @@ class File:
         if self.size == 0:
             return bytearray()
         flags = memory_map.MAP_PRIVATE | _MAP_NORESERVE
-        return memory_map.mmap(self._fd().number, self.size, flags=flags, prot=memory_map.PROT_READ | memory_map.PROT_WRITE)
+        return memory_map.mmap(
+            self._fd().number, self.size, flags=flags, prot=memory_map.PROT_READ | memory_map.PROT_WRITE
+        )
 
     def open(self) -> io.BufferedReader:
         """A binary file object with an offset and a life of its own. It has no `fileno`, because the offset of the
@@ -316,13 +318,15 @@ def _files(session: Session, entries: Any, ref: str) -> Dict[str, File]:
     files: Dict[str, File] = {}
     for entry in entries:
         entry = entry if isinstance(entry, dict) else {}
-        texts = [entry.get(key) for key in ("path", "kind", "blake3", "sha256")]
+        texts: List[Any] = [entry.get(key) for key in ("path", "kind", "blake3", "sha256")]
         size = entry.get("size")
         if not all(isinstance(text, str) for text in texts) or type(size) is not int or size < 0:
             raise ProtocolError(f"the daemon opened {ref} with a file entry that has no path, kind, size or hashes")
         path, kind, blake3, sha256 = texts
         if not _is_safe(path) or path in files:
-            raise ProtocolError(f"the daemon opened {ref} with the path {path[:200]!r}, which is unsafe or stands twice")
+            raise ProtocolError(
+                f"the daemon opened {ref} with the path {path[:200]!r}, which is unsafe or stands twice"
+            )
         files[path] = File(session, path, size, kind, blake3, sha256)
     return files
 

@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from ._errors import Closed, ConnectionError, ProtocolError, TimeoutError, from_frame
 
@@ -32,7 +32,7 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(FDS_PER_FRAME_MAX * _FD.size)
 _RECEIVE_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
-def candidates(path: Optional[os.PathLike] = None) -> List[str]:
+def candidates(path: Union[str, os.PathLike, None] = None) -> List[str]:
     """Where to look for the loader socket. A place that somebody named (argument, WEIGHLOCK_SOCKET,
     WEIGHLOCK_DATA_DIR) is the only one: another daemon's store is never a silent substitute."""
     if path is not None:
@@ -48,7 +48,7 @@ def candidates(path: Optional[os.PathLike] = None) -> List[str]:
     ]
 
 
-def connect(path: Optional[os.PathLike] = None, timeout: Optional[float] = None) -> Connection:
+def connect(path: Union[str, os.PathLike, None] = None, timeout: Optional[float] = None) -> Connection:
     """Connects to the first daemon that answers. `timeout` in seconds, None waits for ever.
 
     Raises ConnectionError that lists every place and why it did not serve.
@@ -147,9 +147,7 @@ class Connection:
         prefix = b""
         truncated = False
         while len(prefix) < 4:
-            part, ancillary, flags, _ = self._io(
-                self._sock.recvmsg, 4 - len(prefix), _ANCILLARY_BYTES, _RECEIVE_FLAGS
-            )
+            part, ancillary, flags, _ = self._io(self._sock.recvmsg, 4 - len(prefix), _ANCILLARY_BYTES, _RECEIVE_FLAGS)
             for level, kind, data in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     numbers = array.array("i", data[: len(data) - len(data) % _FD.size])
