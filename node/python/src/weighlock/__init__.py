@@ -1,0 +1,70 @@
+"""Open verified model artifacts from the local Weighlock daemon, with zero copies.
+
+For example:
+
+    with weighlock.open("acme/support-bot:1.4.0") as artifact:
+        config = artifact.json("config.json")
+        weights = artifact.tensors()  # lazy, read-only NumPy views of mapped files
+        print(artifact.digest, weights["model.embed_tokens.weight"].shape)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, Optional, Union
+
+from ._artifact import Artifact, File, Progress, open
+from ._errors import (
+    Closed,
+    ConnectionError,
+    Error,
+    FormatError,
+    Internal,
+    Invalid,
+    MissingDependency,
+    NotFound,
+    NotMember,
+    ProtocolError,
+    Refused,
+    TimeoutError,
+    Unavailable,
+)
+from ._socket import Session, connect
+from ._tensors import TensorInfo, Tensors
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "Closed",
+    "ConnectionError",
+    "Error",
+    "File",
+    "FormatError",
+    "Internal",
+    "Invalid",
+    "MissingDependency",
+    "NotFound",
+    "NotMember",
+    "Progress",
+    "ProtocolError",
+    "Refused",
+    "TensorInfo",
+    "Tensors",
+    "TimeoutError",
+    "Unavailable",
+    "hello",
+    "open",
+]
+
+
+def hello(socket: Union[str, os.PathLike, None] = None, timeout: Optional[float] = 5.0) -> Dict[str, Any]:
+    """What the daemon says of itself: `protocol` (int) and `version` (text). Also a way to see that one is there.
+
+    Raises ConnectionError when none is; `timeout` in seconds.
+    """
+    session = Session(connect(socket, timeout))
+    try:
+        return session.hello()
+    finally:
+        session.close()

@@ -1,0 +1,360 @@
+"""The loader socket: where it is, frames with file descriptors, and the one session that an artifact holds."""
+
+from __future__ import annotations
+
+import array
+import builtins
+import json
+import os
+import socket
+import stat
+import struct
+import threading
+import time
+from collections import OrderedDict
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+
+from ._errors import Closed, ConnectionError, ProtocolError, TimeoutError, from_frame
+
+PROTOCOL = 1
+"""Version of the loader protocol that is spoken here."""
+FRAME_BYTES_MAX = 16 << 20
+"""Largest frame, in bytes, in either direction."""
+FDS_PER_FRAME_MAX = 64
+"""Most file descriptors with one frame, and most paths in one request."""
+HELD_FDS_MAX = 256
+"""Most descriptors kept open for reuse per artifact. Those that `File.fileno` gave out come on top."""
+
+_FD = struct.Struct("=i")
+_ANCILLARY_BYTES = socket.CMSG_SPACE(FDS_PER_FRAME_MAX * _FD.size)
+# Set on receipt, so that no other thread's exec can inherit a descriptor in between. (`socket.recv_fds` drops
+# the flags it is given, so it cannot be used here.)
+_RECEIVE_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+def candidates(path: Union[str, os.PathLike, None] = None) -> List[str]:
+    """Where to look for the loader socket. A place that somebody named (argument, WEIGHLOCK_SOCKET,
+    WEIGHLOCK_DATA_DIR) is the only one: another daemon's store is never a silent substitute."""
+    if path is not None:
+        return [os.fspath(path)]
+    if os.environ.get("WEIGHLOCK_SOCKET"):
+        return [os.environ["WEIGHLOCK_SOCKET"]]
+    if os.environ.get("WEIGHLOCK_DATA_DIR"):
+        return [os.path.join(os.environ["WEIGHLOCK_DATA_DIR"], "run", "loader.sock")]
+    data_home = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return [
+        "/run/weighlock/loader.sock",
+        os.path.join(data_home, "weighlock", "run", "loader.sock"),
+    ]
+
+
+def connect(path: Union[str, os.PathLike, None] = None, timeout: Optional[float] = None) -> Connection:
+    """Connects to the first daemon that answers. `timeout` in seconds, None waits for ever.
+
+    Raises ConnectionError that lists every place and why it did not serve.
+    """
+    tried = []
+    denied = False
+    for place in candidates(path):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _connect(sock, place, timeout)
+        except (OSError, ValueError) as error:
+            sock.close()
+            denied = denied or isinstance(error, PermissionError)
+            tried.append(f"{place} ({getattr(error, 'strerror', None) or error})")
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return Connection(sock, place)
+    hint = "start a daemon with `weighlock up`, or name its socket with WEIGHLOCK_SOCKET"
+    if denied:
+        hint = "the socket belongs to a group that this user is not in; " + hint
+    raise ConnectionError("no Weighlock daemon answers; looked at " + ", ".join(tried), hint)
+
+
+def _connect(sock: socket.socket, place: str, timeout: Optional[float]) -> None:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    sock.settimeout(timeout)
+    while True:
+        try:
+            return sock.connect(place)
+        except BlockingIOError:
+            # A Unix socket whose backlog is full says so at once, whatever the timeout.
+            if deadline is not None and time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+
+
+class Fd:
+    """A file descriptor that is closed when nobody refers to it any more, so that no reader can have one closed
+    under it and none is forgotten."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def close(self, _close: Callable[[int], None] = os.close) -> None:
+        """Closes it now; for descriptors that nobody else has seen yet."""
+        number, self.number = self.number, -1
+        if number >= 0:
+            _close(number)
+
+    __del__ = close
+
+
+class Connection:
+    """Frames over one socket. Not thread-safe: `Session` adds the lock."""
+
+    def __init__(self, sock: socket.socket, path: str):
+        self._sock = sock
+        self.path = path
+
+    def close(self) -> None:
+        # Only close: a shutdown would also end the copy that a forked parent or child still uses.
+        self._sock.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._sock.fileno() < 0
+
+    def settimeout(self, timeout: Optional[float]) -> None:
+        self._sock.settimeout(timeout)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        body = json.dumps(message, separators=(",", ":")).encode()
+        if len(body) > FRAME_BYTES_MAX:
+            raise ProtocolError(f"a request of {len(body)} bytes is over the limit of {FRAME_BYTES_MAX}")
+        self._io(self._sock.sendall, struct.pack(">I", len(body)) + body)
+
+    def receive(self) -> Tuple[Dict[str, Any], List[Fd]]:
+        """One frame and the descriptors that came with its first byte.
+
+        Raises ConnectionError at the end of the stream, ProtocolError for anything that is not a frame;
+        descriptors of a frame that did not come whole are closed.
+        """
+        fds: List[Fd] = []
+        try:
+            return self._receive(fds), fds
+        except BaseException:
+            for fd in fds:
+                fd.close()
+            raise
+
+    def _receive(self, fds: List[Fd]) -> Dict[str, Any]:
+        prefix = b""
+        truncated = False
+        while len(prefix) < 4:
+            part, ancillary, flags, _ = self._io(self._sock.recvmsg, 4 - len(prefix), _ANCILLARY_BYTES, _RECEIVE_FLAGS)
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    numbers = array.array("i", data[: len(data) - len(data) % _FD.size])
+                    fds.extend(Fd(number) for number in numbers)
+            truncated = truncated or bool(flags & socket.MSG_CTRUNC)
+            if not part:
+                raise self._gone("in the middle of a frame" if prefix else "")
+            prefix += part
+        if truncated:
+            raise ProtocolError(
+                "not all file descriptors of a frame could be received",
+                "this process may be at its limit of open files: raise it with `ulimit -n`",
+            )
+        (length,) = struct.unpack(">I", prefix)
+        if length > FRAME_BYTES_MAX:
+            raise ProtocolError(
+                f"the daemon at {self.path} announces a frame of {length} bytes, over the limit of {FRAME_BYTES_MAX}",
+                "is this really the loader socket (`loader.sock`)?",
+            )
+        body = bytearray(length)
+        view = memoryview(body)
+        while view:
+            count = self._io(self._sock.recv_into, view)
+            if not count:
+                raise self._gone("in the middle of a frame")
+            view = view[count:]
+        try:
+            message = json.loads(body.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"the daemon at {self.path} sent a frame that is not JSON: {error}") from None
+        if not isinstance(message, dict) or not isinstance(message.get("event"), str):
+            raise ProtocolError(f"the daemon at {self.path} sent a frame without an event")
+        return message
+
+    def _io(self, call: Callable, *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except builtins.TimeoutError:
+            raise self._silent() from None
+        except socket.timeout:  # its own class before Python 3.10
+            raise self._silent() from None
+        except OSError as error:
+            raise self._gone(f"({error.strerror or error})") from None
+
+    def _silent(self) -> TimeoutError:
+        return TimeoutError(
+            f"the daemon at {self.path} said nothing for {self._sock.gettimeout()} seconds",
+            "`weighlock status` shows what it is doing; a larger `timeout` waits longer",
+        )
+
+    def _gone(self, how: str) -> ConnectionError:
+        return ConnectionError(
+            f"the daemon at {self.path} closed the connection {how}".rstrip(),
+            "its log says why; open the artifact again when it is back",
+        )
+
+
+class Session:
+    """One connection with its lease, and the descriptors that came over it. Safe to use from many threads.
+
+    Lives as long as the artifact or any of its files is referred to, or until `close`.
+    """
+
+    def __init__(self, connection: Connection):
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._connection = connection
+        self._closed = False
+        self._digest = ""
+        self._held: OrderedDict[str, Fd] = OrderedDict()
+        self._pinned: Dict[str, Fd] = {}
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Ends the lease. Descriptors close as soon as no reader is using them; mappings stay."""
+        self._closed = True
+        if self._pid == os.getpid():
+            # Waits for a request that is under way: its socket must not be closed, and its number reused, under it.
+            with self._lock:
+                self._drop()
+        else:
+            self._drop()
+
+    def _drop(self) -> None:
+        self._connection.close()
+        # Rebound, not cleared: a reader in another thread may be looking at the old ones.
+        self._held = OrderedDict()
+        self._pinned = {}
+
+    def open(self, ref: str, progress: Optional[Callable[[Dict[str, Any]], None]]) -> Dict[str, Any]:
+        """Opens `ref` and gives the raw `opened` frame. `progress` hears every raw progress frame."""
+        opened: Dict[str, Any] = {}
+
+        def on_frame(frame: Dict[str, Any], _fds: List[Fd]) -> bool:
+            if frame["event"] == "progress" and progress is not None:
+                progress(frame)
+            elif frame["event"] == "opened":
+                opened.update(frame)
+            return bool(opened)
+
+        self._exchange({"v": PROTOCOL, "op": "open", "ref": ref, "fds": "none"}, on_frame)
+        self._digest = str(opened.get("digest"))
+        return opened
+
+    def hello(self) -> Dict[str, Any]:
+        """What the daemon says of itself."""
+        answer: Dict[str, Any] = {}
+
+        def on_frame(frame: Dict[str, Any], _fds: List[Fd]) -> bool:
+            if frame["event"] == "hello":
+                answer.update(frame)
+            return bool(answer)
+
+        self._exchange({"op": "hello"}, on_frame)
+        return answer
+
+    def fd(self, path: str, size: int, pin: bool = False) -> Fd:
+        """The descriptor of one file, from the table or the daemon. A pinned one stays open until `close`."""
+        fd = self._pinned.get(path) or self._held.get(path)
+        if fd is None:
+            fd = self._ask([path], {path: size})[path]
+        if pin:
+            self._pinned[path] = fd
+        return fd
+
+    def fetch(self, sizes: Mapping[str, int]) -> None:
+        """Fills the table with the descriptors of `sizes`, at most FDS_PER_FRAME_MAX, by one request."""
+        missing = [path for path in sizes if path not in self._held and path not in self._pinned]
+        if missing:
+            self._ask(missing, sizes)
+
+    def _ask(self, paths: List[str], sizes: Mapping[str, int]) -> Dict[str, Fd]:
+        wanted = set(paths)
+        got: Dict[str, Fd] = {}
+
+        def on_frame(frame: Dict[str, Any], fds: List[Fd]) -> bool:
+            if frame["event"] != "fds":
+                return False
+            names = frame.get("paths")
+            if not isinstance(names, list) or len(names) != len(fds) or not names:
+                count = len(names) if isinstance(names, list) else 0
+                raise ProtocolError(f"the daemon named {count} files and sent {len(fds)} descriptors")
+            for name, fd in zip(names, fds):
+                if not isinstance(name, str) or name not in wanted or name in got:
+                    raise ProtocolError(f"the daemon sent a descriptor for {name!r}, which was not asked for")
+                _check(name, fd, sizes[name])
+                got[name] = fd
+            return len(got) == len(wanted)
+
+        with self._exchanging():
+            self._talk({"op": "fds", "digest": self._digest, "paths": paths}, on_frame)
+            for path, fd in got.items():
+                self._held[path] = fd
+            while len(self._held) > HELD_FDS_MAX:
+                self._held.popitem(last=False)
+        return got
+
+    def _exchange(self, request: Mapping[str, Any], on_frame: Callable) -> None:
+        with self._exchanging():
+            self._talk(request, on_frame)
+
+    def _exchanging(self) -> threading.Lock:
+        # Asked before the lock is taken: in a forked child it may be held by a thread that does not exist.
+        if self._pid != os.getpid():
+            raise Closed(
+                f"this artifact was opened in process {self._pid}; its socket cannot be shared after a fork",
+                "open it again in this process, or map what you need before the fork",
+            )
+        return self._lock
+
+    def _talk(self, request: Mapping[str, Any], on_frame: Callable[[Dict[str, Any], List[Fd]], bool]) -> None:
+        """Sends one request and hands frames to `on_frame` until it says that the answer is complete. After an
+        error frame the connection stays usable; after anything else it is out of step and is closed."""
+        if self._closed:
+            raise Closed("this artifact is closed", "open it again, or keep it open while its files are needed")
+        if self._connection.closed:
+            raise ConnectionError("the connection of this artifact was lost", "open the artifact again")
+        received: List[Fd] = []
+        error = None
+        try:
+            self._connection.send(request)
+            while error is None:
+                frame, fds = self._connection.receive()
+                received += fds
+                if frame["event"] == "error":
+                    error = from_frame(frame)
+                # Events of a newer daemon pass by unheard.
+                elif on_frame(frame, fds):
+                    return
+        except BaseException:
+            self._connection.close()
+            for fd in received:
+                fd.close()
+            raise
+        for fd in received:
+            fd.close()
+        raise error
+
+
+def _check(path: str, fd: Fd, size: int) -> None:
+    # A file shorter than its manifest says would turn a mapped read into SIGBUS.
+    found = os.fstat(fd.number)
+    if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+        raise ProtocolError(f"the daemon sent {path!r} with {found.st_size} bytes; its manifest says {size}")
