@@ -152,10 +152,7 @@ mod tests {
     #[test]
     fn text_forms_round_trip_and_refuse_other_forms() {
         let d = ManifestDigest::of(b"abc");
-        assert_eq!(
-            d.to_string(),
-            "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(d.to_string(), "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(d.to_string().parse::<ManifestDigest>(), Ok(d));
         assert!(d.hex().parse::<ManifestDigest>().is_err(), "prefix is required");
         assert!(d.to_string().to_uppercase().parse::<ManifestDigest>().is_err());

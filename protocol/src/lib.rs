@@ -8,6 +8,7 @@ pub mod manifest;
 pub mod names;
 pub mod statement;
 pub mod swarm;
+pub mod ticket;
 pub mod time;
 pub mod wire;
 

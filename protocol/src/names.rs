@@ -132,10 +132,7 @@ pub struct Reference {
 impl Reference {
     /// A reference by tag.
     pub fn tag(artifact: Artifact, tag: Tag) -> Self {
-        Self {
-            artifact,
-            selector: Selector::Tag(tag),
-        }
+        Self { artifact, selector: Selector::Tag(tag) }
     }
 
     /// The tag, for commands that name a new version.
@@ -158,10 +155,7 @@ impl FromStr for Artifact {
     type Err = NameError;
 
     fn from_str(s: &str) -> Result<Self, NameError> {
-        let shape = |reason| NameError::Shape {
-            text: clip(s),
-            reason,
-        };
+        let shape = |reason| NameError::Shape { text: clip(s), reason };
         let (namespace, name) = s.split_once('/').ok_or_else(|| shape("it has no namespace"))?;
         if name.contains('/') {
             return Err(shape("it has more than one slash"));
@@ -169,10 +163,7 @@ impl FromStr for Artifact {
         for part in [namespace, name] {
             component(part).map_err(shape)?;
         }
-        Ok(Self {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        })
+        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 }
 
@@ -180,10 +171,7 @@ impl FromStr for Tag {
     type Err = NameError;
 
     fn from_str(s: &str) -> Result<Self, NameError> {
-        let bad = |reason| NameError::Tag {
-            text: clip(s),
-            reason,
-        };
+        let bad = |reason| NameError::Tag { text: clip(s), reason };
         if s.is_empty() {
             return Err(bad("it is empty"));
         }
@@ -207,13 +195,10 @@ impl FromStr for Stage {
     type Err = NameError;
 
     fn from_str(s: &str) -> Result<Self, NameError> {
-        Stage::ALL
-            .into_iter()
-            .find(|stage| stage.as_str() == s)
-            .ok_or_else(|| NameError::Tag {
-                text: clip(s),
-                reason: "it is not a stage: sandbox, shadow, canary or production",
-            })
+        Stage::ALL.into_iter().find(|stage| stage.as_str() == s).ok_or_else(|| NameError::Tag {
+            text: clip(s),
+            reason: "it is not a stage: sandbox, shadow, canary or production",
+        })
     }
 }
 
@@ -223,19 +208,13 @@ impl FromStr for Reference {
     fn from_str(s: &str) -> Result<Self, NameError> {
         if let Some((artifact, digest)) = s.split_once('@') {
             if artifact.contains(':') {
-                return Err(NameError::Shape {
-                    text: clip(s),
-                    reason: "give a tag or a digest, not both",
-                });
+                return Err(NameError::Shape { text: clip(s), reason: "give a tag or a digest, not both" });
             }
             let digest = digest.parse().map_err(|_| NameError::Shape {
                 text: clip(s),
                 reason: "after `@` comes sha256: and 64 lower-case hex digits",
             })?;
-            return Ok(Self {
-                artifact: artifact.parse()?,
-                selector: Selector::Digest(digest),
-            });
+            return Ok(Self { artifact: artifact.parse()?, selector: Selector::Digest(digest) });
         }
         let Some((artifact, selector)) = s.split_once(':') else {
             return Err(NameError::Bare(s.parse()?));
@@ -304,15 +283,10 @@ fn component(part: &str) -> Result<(), &'static str> {
     if part.bytes().any(|b| b.is_ascii_uppercase()) {
         return Err("names are lower-case");
     }
-    if !part
-        .bytes()
-        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
-    {
+    if !part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b)) {
         return Err("names use a-z, 0-9 and single separators . _ -");
     }
-    let separators = part
-        .split(|c: char| c.is_ascii_alphanumeric())
-        .filter(|run| !run.is_empty());
+    let separators = part.split(|c: char| c.is_ascii_alphanumeric()).filter(|run| !run.is_empty());
     for run in separators {
         if !(run == "." || run == "_" || run == "__" || run.bytes().all(|b| b == b'-')) {
             return Err("separators inside a name are one of `.`, `_`, `__` or dashes");
@@ -354,14 +328,8 @@ mod tests {
 
     #[test]
     fn a_bare_name_lists_the_stages() {
-        let error = "acme/support-bot"
-            .parse::<Reference>()
-            .expect_err("bare")
-            .to_string();
-        assert!(
-            error.contains("acme/support-bot:production") && error.contains("sandbox"),
-            "{error}"
-        );
+        let error = "acme/support-bot".parse::<Reference>().expect_err("bare").to_string();
+        assert!(error.contains("acme/support-bot:production") && error.contains("sandbox"), "{error}");
     }
 
     #[test]

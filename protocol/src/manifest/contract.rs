@@ -215,10 +215,7 @@ mod tests {
     #[test]
     fn tensor_root_ignores_order_and_offsets_but_not_content() {
         let root = Contract::tensor_root_of(&[tensor("a", 0), tensor("b", 24)]);
-        assert_eq!(
-            root,
-            Contract::tensor_root_of(&[tensor("b", 100), tensor("a", 500)])
-        );
+        assert_eq!(root, Contract::tensor_root_of(&[tensor("b", 100), tensor("a", 500)]));
         let mut changed = tensor("b", 24);
         changed.shape = vec![3, 2];
         assert_ne!(root, Contract::tensor_root_of(&[tensor("a", 0), changed]));

@@ -109,9 +109,7 @@ impl Manifest {
 
     /// Sum of the sizes of the files, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        self.files
-            .iter()
-            .fold(0u64, |sum, layer| sum.saturating_add(layer.size))
+        self.files.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size))
     }
 }
 
@@ -120,7 +118,5 @@ pub fn path_is_safe(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= 1024
         && !path.contains(['\0', '\\'])
-        && path
-            .split('/')
-            .all(|part| !part.is_empty() && part != "." && part != "..")
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }

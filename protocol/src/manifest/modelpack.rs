@@ -97,10 +97,7 @@ pub fn build(files: &[Layer], contract: &Layer, config: &Layer) -> Result<Manife
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
     if bytes.len() > MANIFEST_BYTES_MAX {
-        return Err(ManifestError::TooBig {
-            what: "bytes",
-            limit: MANIFEST_BYTES_MAX as u64,
-        });
+        return Err(ManifestError::TooBig { what: "bytes", limit: MANIFEST_BYTES_MAX as u64 });
     }
     let doc: Doc = serde_json::from_slice(bytes).map_err(|e| ManifestError::Json(e.to_string()))?;
     let form = |what: &str| ManifestError::Form(what.to_owned());
@@ -108,10 +105,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         return Err(form("schemaVersion, mediaType or artifactType differ"));
     }
     if doc.layers.len() > LAYERS_MAX {
-        return Err(ManifestError::TooBig {
-            what: "layers",
-            limit: LAYERS_MAX as u64,
-        });
+        return Err(ManifestError::TooBig { what: "layers", limit: LAYERS_MAX as u64 });
     }
     if doc.config.media_type != MEDIA_CONFIG {
         return Err(form("the config blob has another media type"));
@@ -141,10 +135,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
     }
     let contract = contract.ok_or_else(|| form("it has no contract layer"))?;
     if contract.size > CONTRACT_BYTES_MAX || config.size > CONTRACT_BYTES_MAX {
-        return Err(ManifestError::TooBig {
-            what: "contract bytes",
-            limit: CONTRACT_BYTES_MAX,
-        });
+        return Err(ManifestError::TooBig { what: "contract bytes", limit: CONTRACT_BYTES_MAX });
     }
     // A file may not also be a directory of another one: views could not hold both.
     for path in &paths {
@@ -156,19 +147,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
             at = parent;
         }
     }
-    Ok(Manifest {
-        bytes: bytes.into(),
-        digest: ManifestDigest::of(bytes),
-        files,
-        contract,
-        config,
-    })
+    Ok(Manifest { bytes: bytes.into(), digest: ManifestDigest::of(bytes), files, contract, config })
 }
 
 fn descriptor(layer: &Layer) -> Descriptor {
-    let kind = serde_json::to_value(layer.kind)
-        .ok()
-        .and_then(|v| v.as_str().map(str::to_owned));
+    let kind = serde_json::to_value(layer.kind).ok().and_then(|v| v.as_str().map(str::to_owned));
     Descriptor {
         media_type: media_type(layer.kind).to_owned(),
         digest: layer.sha256,
@@ -253,19 +236,8 @@ mod tests {
 
     #[test]
     fn unsafe_or_doubled_paths_are_refused() {
-        for path in [
-            "../x",
-            "/x",
-            "a//b",
-            "a/./b",
-            "",
-            "a\0b",
-            ".weighlock/contract.json",
-        ] {
-            assert!(
-                build(&[file(path)], &file("c"), &file("m")).is_err(),
-                "{path:?} was accepted"
-            );
+        for path in ["../x", "/x", "a//b", "a/./b", "", "a\0b", ".weighlock/contract.json"] {
+            assert!(build(&[file(path)], &file("c"), &file("m")).is_err(), "{path:?} was accepted");
         }
         assert!(build(&[file("a"), file("a")], &file("c"), &file("m")).is_err());
         assert!(build(&[file("a"), file("a/b")], &file("c"), &file("m")).is_err());

@@ -1,1 +1,31 @@
 //! Signed facts: in-toto statements in DSSE envelopes, per-signer chains, and the fold that turns them into state.
+//!
+//! Bytes become an [`Envelope`], an envelope becomes a `Signed<Statement, Unverified>`, its signatures make that
+//! `Verified`, [`Ledger::check`] makes it [`Checked`] for one cluster, and [`Ledger::apply`] adds it to the set.
+//! State is a function of that set alone: `chain` says which statements stand in line, `authority` who may say
+//! what, `tags` what was published. Whatever folds heads later stands beside `tags` and asks `authority`.
+
+mod authority;
+pub mod body;
+mod chain;
+pub mod envelope;
+mod ledger;
+mod payload;
+mod query;
+mod summary;
+mod tags;
+mod why;
+
+pub use body::{
+    Admit, Chain, Invite, Kind, Labels, NamespaceGlob, Publish, Revoke, Role, RoleSpec, Root, Statement,
+    Target,
+};
+pub use envelope::{Envelope, Keypair, Signature, Signed, StatementError, Unverified, Verified};
+pub use ledger::{Applied, Checked, Ledger, LedgerConfig, Refusal};
+pub use query::{Alarm, Denied, InviteStatus, Member, Revocation, RootStatus};
+pub use summary::{BUCKETS, Bucket, BucketsError, Entry, Summary};
+pub use tags::{Published, Resolution};
+pub use why::{Status, Why};
+
+#[cfg(test)]
+mod tests;

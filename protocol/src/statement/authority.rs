@@ -1,0 +1,520 @@
+//! Who may say what: roots, invites, admissions and revocations, folded from the set of statements.
+//!
+//! The fold goes in layers, so that nothing depends on itself: roots (by signatures alone), revocations (by roots
+//! and chains), invites, admissions, and then, next door, publishes. No layer reads a clock; expiry is asked
+//! for at query time.
+//!
+//! **Rotation.** A statement is good if the present root lets its author say it, or if an older root does and the
+//! root after that one settled it: a chained statement is settled by its place in its author's chain, which a
+//! retired key cannot change later; an unchained one by a time not after that root's.
+//!
+//! **Equivocation.** Once an author has two bodies at one place, nothing that it granted at or after that place has
+//! effect. Taking one of the two would need an order between hosts, and there is none. Revocations stay: whoever
+//! stole an admin's key could undo them otherwise. Roots stay: they have their own numbers and their own rule for
+//! forks, and rotating the key away is the way out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::body::{Admit, Chain, Invite, Kind, Role, Root, Statement, Target};
+use super::chain::Chains;
+use super::envelope::Envelope;
+use super::query::Member;
+use super::why::{Status, Why};
+use crate::id::{KeyId, StatementId};
+use crate::time::UnixTime;
+
+/// One statement of the set.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    pub(super) statement: Statement,
+    /// Sorted.
+    pub(super) signers: Vec<KeyId>,
+    /// Kept for what grants authority, so that tickets and proofs can be made from it.
+    pub(super) envelope: Option<Envelope>,
+}
+
+pub(super) type Set = BTreeMap<StatementId, Box<Held>>;
+
+/// The fold's outcome.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Authority {
+    roots: Vec<RootAt>,
+    fork: Option<(u32, BTreeSet<StatementId>)>,
+    /// Effective revocations.
+    revocations: BTreeSet<StatementId>,
+    /// Statements voided one by one, and since when.
+    void: BTreeMap<StatementId, UnixTime>,
+    keys: BTreeMap<KeyId, Vec<KeyRevoked>>,
+    invites: BTreeMap<StatementId, InviteAt>,
+    hosts: BTreeMap<KeyId, Vec<Admission>>,
+    statuses: BTreeMap<StatementId, Status>,
+}
+
+#[derive(Debug, Clone)]
+struct RootAt {
+    id: StatementId,
+    time: UnixTime,
+    root: Root,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct KeyRevoked {
+    by: KeyId,
+    seq: u64,
+    time: UnixTime,
+    /// Publishes are void from here ...
+    from: UnixTime,
+    /// ... until the first admission that came after.
+    until: Option<UnixTime>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct InviteAt {
+    revoked: bool,
+    /// The winners among the hosts that it admitted.
+    hosts: BTreeSet<KeyId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Admission {
+    id: StatementId,
+    by_ticket: bool,
+    time: UnixTime,
+    expires: UnixTime,
+    /// Undone by itself or with its invite, and since when.
+    void: Option<UnixTime>,
+    /// Undone with the host's key.
+    key_revoked: bool,
+}
+
+impl Authority {
+    /// Folds the statements `ids` of `set`. A pure function of them, of `first` (the cluster) and of `chosen`
+    /// (which roots a person here decided for where versions fork).
+    pub(super) fn fold(
+        set: &Set,
+        ids: &BTreeSet<StatementId>,
+        chains: &Chains,
+        first: StatementId,
+        chosen: &BTreeSet<StatementId>,
+    ) -> Self {
+        let mut authority = Self::default();
+        let held: Vec<(StatementId, &Held)> =
+            ids.iter().filter_map(|id| Some((*id, &**set.get(id)?))).collect();
+        authority.fold_roots(&held, first, chosen);
+        let undone = authority.fold_revocations(&held, chains);
+        authority.fold_invites(&held, chains, &undone);
+        authority.fold_admissions(&held, set, chains, &undone);
+        authority
+    }
+
+    fn fold_roots(
+        &mut self,
+        held: &[(StatementId, &Held)],
+        first: StatementId,
+        chosen: &BTreeSet<StatementId>,
+    ) {
+        let roots: Vec<(StatementId, &Root, &Held)> = held
+            .iter()
+            .filter_map(|(id, h)| match &h.statement.kind {
+                Kind::Root(root) => Some((*id, root, *h)),
+                _ => None,
+            })
+            .collect();
+        loop {
+            let last = self.roots.last();
+            let mut next: Vec<_> = roots
+                .iter()
+                .filter(|(id, root, h)| match last {
+                    None => *id == first && root.admits(&h.signers),
+                    Some(last) => {
+                        last.root.version.checked_add(1) == Some(root.version)
+                            && root.prev_root == Some(last.id)
+                            && last.root.admits(&h.signers)
+                            && root.admits(&h.signers)
+                    }
+                })
+                .collect();
+            if next.len() > 1 {
+                let ids: BTreeSet<_> = next.iter().map(|(id, ..)| *id).collect();
+                next.retain(|(id, ..)| chosen.contains(id));
+                if next.len() != 1 {
+                    self.fork = last.map(|last| (last.root.version.saturating_add(1), ids));
+                    break;
+                }
+            }
+            let Some((id, root, h)) = next.pop() else { break };
+            self.roots.push(RootAt { id: *id, time: h.statement.time, root: (*root).clone() });
+        }
+        for (id, root, _) in &roots {
+            let last = self.roots.last();
+            let status = if self.roots.iter().any(|r| r.id == *id) {
+                Status::Effective
+            } else if self.fork.as_ref().is_some_and(|(_, ids)| ids.contains(id)) {
+                Status::Ignored(Why::RootFork)
+            } else if last.is_some_and(|l| root.version <= l.root.version) {
+                Status::Ignored(Why::Superseded)
+            } else if *id == first || last.is_some_and(|l| root.prev_root == Some(l.id)) {
+                Status::Pending(Why::Threshold)
+            } else {
+                Status::Pending(Why::RootBefore)
+            };
+            self.statuses.insert(*id, status);
+        }
+    }
+
+    fn fold_revocations(&mut self, held: &[(StatementId, &Held)], chains: &Chains) -> Undone {
+        let mut undone = Undone::default();
+        for (id, h) in held {
+            let Kind::Revoke(revoke) = &h.statement.kind else {
+                continue;
+            };
+            let status = self.admin_status(id, h, chains, false);
+            self.statuses.insert(*id, status);
+            if status != Status::Effective {
+                continue;
+            }
+            self.revocations.insert(*id);
+            let time = h.statement.time;
+            match &revoke.target {
+                Target::Key { key, since } => self.keys.entry(*key).or_default().push(KeyRevoked {
+                    by: h.statement.by,
+                    seq: h.statement.chain.map_or(0, |c| c.seq),
+                    time,
+                    from: since.unwrap_or(time),
+                    until: None,
+                }),
+                Target::Invite { id, keep } => undone.entry(*id).or_default().push((time, keep.clone())),
+                Target::Statement { id } => {
+                    undone.entry(*id).or_default().push((time, BTreeSet::new()));
+                    let void = self.void.entry(*id).or_insert(time);
+                    *void = time.min(*void);
+                }
+            }
+        }
+        undone
+    }
+
+    fn fold_invites(&mut self, held: &[(StatementId, &Held)], chains: &Chains, undone: &Undone) {
+        for (id, h) in held {
+            if !matches!(h.statement.kind, Kind::Invite(_)) {
+                continue;
+            }
+            let mut status = self.admin_status(id, h, chains, true);
+            if status == Status::Effective {
+                let revoked = undone.contains_key(id);
+                self.invites.insert(*id, InviteAt { revoked, hosts: BTreeSet::new() });
+                if revoked {
+                    status = Status::Ignored(Why::Revoked);
+                }
+            }
+            self.statuses.insert(*id, status);
+        }
+    }
+
+    fn fold_admissions(
+        &mut self,
+        held: &[(StatementId, &Held)],
+        set: &Set,
+        chains: &Chains,
+        undone: &Undone,
+    ) {
+        // What each ticket signed in time, by host, earliest first.
+        let mut tickets: BTreeMap<StatementId, BTreeMap<KeyId, (UnixTime, StatementId)>> = BTreeMap::new();
+        let mut admissions: Vec<(StatementId, &Held, &Admit, Option<&Invite>)> = Vec::new();
+        for (id, h) in held {
+            let Kind::Admit(admit) = &h.statement.kind else {
+                continue;
+            };
+            let (status, invite) = match admit.invite {
+                None => (self.admin_status(id, h, chains, true), None),
+                Some(by) => self.ticket_status(h, by, set),
+            };
+            self.statuses.insert(*id, status);
+            if status != Status::Effective {
+                continue;
+            }
+            if let Some(by) = admit.invite {
+                let at = (h.statement.time, *id);
+                let first = tickets.entry(by).or_default().entry(admit.host).or_insert(at);
+                *first = at.min(*first);
+            }
+            admissions.push((*id, h, admit, invite));
+        }
+        for (id, hosts) in tickets {
+            let uses = match set.get(&id).map(|h| &h.statement.kind) {
+                Some(Kind::Invite(invite)) => usize::try_from(invite.uses).unwrap_or(usize::MAX),
+                _ => 0,
+            };
+            let mut order: Vec<_> = hosts.into_iter().map(|(host, at)| (at, host)).collect();
+            order.sort_unstable();
+            if let Some(invite) = self.invites.get_mut(&id) {
+                invite.hosts = order.into_iter().take(uses).map(|(_, host)| host).collect();
+            }
+        }
+        for (id, h, admit, invite) in admissions {
+            let mut void = self.void.get(&id).copied();
+            if let Some(by) = admit.invite {
+                if !self.invites.get(&by).is_some_and(|i| i.hosts.contains(&admit.host)) {
+                    self.statuses.insert(id, Status::Ignored(Why::InviteUsed));
+                    continue;
+                }
+                for (time, keep) in undone.get(&by).into_iter().flatten() {
+                    if !keep.contains(&id) {
+                        void = Some(void.map_or(*time, |v| v.min(*time)));
+                    }
+                }
+            }
+            let mut key_revoked = false;
+            for revoked in self.keys.get_mut(&admit.host).into_iter().flatten() {
+                if !revoked.is_before(&h.statement) {
+                    key_revoked = true;
+                } else if void.is_none() {
+                    let until = h.statement.time;
+                    revoked.until = Some(revoked.until.map_or(until, |u| u.min(until)));
+                }
+            }
+            if void.is_some() || key_revoked {
+                self.statuses.insert(id, Status::Ignored(Why::Revoked));
+            }
+            let cap = invite.map_or(admit.expires, |i| h.statement.time.plus(i.admit_secs_max));
+            self.hosts.entry(admit.host).or_default().push(Admission {
+                id,
+                by_ticket: admit.invite.is_some(),
+                time: h.statement.time,
+                expires: admit.expires.min(cap),
+                void,
+                key_revoked,
+            });
+        }
+    }
+
+    /// A chained statement that an admin must have made.
+    fn admin_status(&self, id: &StatementId, h: &Held, chains: &Chains, grants: bool) -> Status {
+        let s = &h.statement;
+        if !chains.is_linked(id) {
+            // Which one is missing is worked out when somebody asks.
+            return Status::Pending(Why::Predecessor { missing: *id });
+        }
+        let cut = chains.forked_at(&s.by).is_some_and(|at| s.chain.is_some_and(|c| c.seq >= at));
+        if grants && cut {
+            Status::Ignored(Why::Equivocation)
+        } else if self.permits(Role::Admin, None, s, &h.signers) {
+            Status::Effective
+        } else {
+            Status::Ignored(Why::NotAllowed)
+        }
+    }
+
+    fn ticket_status<'s>(&self, h: &Held, by: StatementId, set: &'s Set) -> (Status, Option<&'s Invite>) {
+        let invite = match set.get(&by).map(|h| &h.statement.kind) {
+            Some(Kind::Invite(invite)) if self.invites.contains_key(&by) => invite,
+            Some(Kind::Invite(_)) | None => return (Status::Pending(Why::Invite), None),
+            Some(_) => return (Status::Ignored(Why::NotAllowed), None),
+        };
+        let status = if h.statement.by != invite.ticket {
+            Status::Ignored(Why::NotAllowed)
+        } else if h.statement.time > invite.expires {
+            Status::Ignored(Why::InviteExpired)
+        } else {
+            Status::Effective
+        };
+        (status, Some(invite))
+    }
+
+    /// Whether a root that counts for `statement` lets its author and `signers` act in `role`.
+    pub(super) fn permits(
+        &self,
+        role: Role,
+        namespace: Option<&str>,
+        statement: &Statement,
+        signers: &[KeyId],
+    ) -> bool {
+        self.roots_for(statement.by, statement.chain, statement.time).any(|root| {
+            root.roles.get(&role).is_some_and(|spec| {
+                spec.keys.contains(&statement.by)
+                    && namespace.is_none_or(|ns| spec.covers(ns))
+                    && spec.met_by(signers)
+            })
+        })
+    }
+
+    /// Whether `statement`, a publish in `namespace`, counts.
+    ///
+    /// A publish by a host that was revoked since counts if its time is before the revocation's `since`. Time is
+    /// the author's own word, so a thief may date publishes back; but retiring a host must not take away what
+    /// it published honestly, and the set alone offers no better order. `since: 0` or the revocation of single
+    /// statements is the answer to a thief, and an immutable tag can be disputed by it but never moved.
+    pub(super) fn publish_status(&self, id: &StatementId, h: &Held, namespace: &str) -> Status {
+        let s = &h.statement;
+        if self.void.contains_key(id) || self.key_revoked_at(&s.by, s.time) {
+            return Status::Ignored(Why::Revoked);
+        }
+        if self.permits(Role::Publisher, Some(namespace), s, &h.signers) {
+            return Status::Effective;
+        }
+        let members = self
+            .roots_for(s.by, s.chain, s.time)
+            .filter_map(|root| root.roles.get(&Role::Publisher))
+            .any(|spec| spec.members && spec.covers(namespace));
+        let admissions = self.hosts.get(&s.by).map_or(&[][..], Vec::as_slice);
+        if members && admissions.iter().any(|a| a.void.is_none_or(|since| s.time < since)) {
+            Status::Effective
+        } else if members && !admissions.is_empty() {
+            Status::Ignored(Why::Revoked)
+        } else {
+            Status::Ignored(Why::NotAllowed)
+        }
+    }
+
+    fn key_revoked_at(&self, key: &KeyId, time: UnixTime) -> bool {
+        let revoked = self.keys.get(key).map_or(&[][..], Vec::as_slice);
+        revoked.iter().any(|r| time >= r.from && r.until.is_none_or(|until| time < until))
+    }
+
+    fn roots_for(&self, by: KeyId, chain: Option<Chain>, time: UnixTime) -> impl Iterator<Item = &Root> {
+        self.roots.iter().enumerate().filter_map(move |(i, at)| {
+            let settled = self.roots.get(i + 1).is_none_or(|next| match chain {
+                Some(chain) => next.root.settled.get(&by).is_some_and(|seq| chain.seq <= *seq),
+                None => time <= next.time,
+            });
+            settled.then_some(&at.root)
+        })
+    }
+
+    /// The root in force.
+    pub(super) fn root(&self) -> Option<(StatementId, &Root)> {
+        self.roots.last().map(|at| (at.id, &at.root))
+    }
+
+    /// The roots from the first to the one in force.
+    pub(super) fn root_ids(&self) -> impl Iterator<Item = StatementId> {
+        self.roots.iter().map(|at| at.id)
+    }
+
+    /// Where rotation is frozen: the version, and the roots that claim it.
+    pub(super) fn root_fork(&self) -> Option<&(u32, BTreeSet<StatementId>)> {
+        self.fork.as_ref()
+    }
+
+    /// What became of a statement that grants or takes authority.
+    pub(super) fn status(&self, id: &StatementId) -> Option<Status> {
+        self.statuses.get(id).copied()
+    }
+
+    /// Whether publishes of `author` may be judged otherwise here than by `other`, single ones aside.
+    pub(super) fn differs_for(&self, other: &Self, author: &KeyId) -> bool {
+        !self.root_ids().eq(other.root_ids())
+            || self.keys.get(author) != other.keys.get(author)
+            || self.hosts.get(author) != other.hosts.get(author)
+    }
+
+    /// The single statements that are void here or in `other` but not alike in both.
+    pub(super) fn voided_differently<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = StatementId> + 'a {
+        let odd = |a: &'a Self, b: &'a Self| {
+            let odd = a.void.iter().filter(|(id, since)| b.void.get(id) != Some(since));
+            odd.map(|(id, _)| *id)
+        };
+        odd(self, other).chain(odd(other, self))
+    }
+
+    /// The author of each statement that has no effect.
+    pub(super) fn idle(&self, set: &Set) -> impl Iterator<Item = KeyId> {
+        let idle = self.statuses.iter().filter(|(_, status)| **status != Status::Effective);
+        idle.filter_map(|(id, _)| set.get(id)).map(|h| h.statement.by)
+    }
+
+    /// Whether any root up to the one in force names `key` in a role.
+    pub(super) fn names(&self, key: &KeyId) -> bool {
+        self.roots.iter().any(|at| at.root.names(key))
+    }
+
+    /// Whether a key was revoked and not admitted since.
+    pub(super) fn is_key_revoked(&self, key: &KeyId) -> bool {
+        self.keys.get(key).is_some_and(|r| r.iter().any(|r| r.until.is_none()))
+    }
+
+    /// `key` as a member at `now`, its admissions standing for `tolerance_secs` longer than they say.
+    pub(super) fn member(
+        &self,
+        key: &KeyId,
+        set: &Set,
+        now: UnixTime,
+        tolerance_secs: u64,
+    ) -> Option<Member> {
+        let live = |a: &&Admission| a.is_live(now, tolerance_secs);
+        let live: Vec<&Admission> = self.hosts.get(key)?.iter().filter(live).collect();
+        let best = live.iter().max_by_key(|a| (!a.by_ticket, a.time, a.id))?;
+        let Kind::Admit(admit) = &set.get(&best.id)?.statement.kind else {
+            return None;
+        };
+        let mut labels = admit.labels.clone();
+        let invite = admit.invite.and_then(|id| set.get(&id)).map(|h| &h.statement.kind);
+        if let Some(Kind::Invite(invite)) = invite {
+            labels.extend(invite.labels.clone());
+        }
+        Some(Member {
+            key: *key,
+            name: admit.name.clone(),
+            labels,
+            admitted_by: best.id,
+            since: live.iter().map(|a| a.time).min()?,
+            expires: live.iter().map(|a| a.expires).max()?,
+        })
+    }
+
+    /// Whether `key` is a member at `now`.
+    pub(super) fn is_member(&self, key: &KeyId, now: UnixTime, tolerance_secs: u64) -> bool {
+        self.hosts.get(key).is_some_and(|all| all.iter().any(|a| a.is_live(now, tolerance_secs)))
+    }
+
+    /// Keys that were ever admitted.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &KeyId> {
+        self.hosts.keys()
+    }
+
+    /// An invite in force: how many hosts it admitted, and whether `host` is one of them.
+    pub(super) fn invite(&self, id: &StatementId, host: Option<&KeyId>) -> Option<(u32, bool)> {
+        let at = self.invites.get(id).filter(|at| !at.revoked)?;
+        let used = u32::try_from(at.hosts.len()).unwrap_or(u32::MAX);
+        Some((used, host.is_some_and(|host| at.hosts.contains(host))))
+    }
+
+    /// Invites in force.
+    pub(super) fn invites(&self) -> impl Iterator<Item = StatementId> {
+        self.invites.iter().filter(|(_, at)| !at.revoked).map(|(id, _)| *id)
+    }
+
+    /// Revocations in force.
+    pub(super) fn revocations(&self) -> impl Iterator<Item = StatementId> {
+        self.revocations.iter().copied()
+    }
+}
+
+/// Per revoked invite or statement: when, and which admissions stay.
+type Undone = BTreeMap<StatementId, Vec<(UnixTime, BTreeSet<StatementId>)>>;
+
+impl Root {
+    fn admits(&self, signers: &[KeyId]) -> bool {
+        self.roles.get(&Role::Admin).is_some_and(|admin| admin.met_by(signers))
+    }
+}
+
+impl KeyRevoked {
+    /// Whether `admission` was made after this, and so stands. A ticket's never does: its time is the joiner's word.
+    fn is_before(&self, admission: &Statement) -> bool {
+        match admission.chain {
+            Some(chain) if admission.by == self.by => chain.seq > self.seq,
+            Some(_) => admission.time > self.time,
+            None => false,
+        }
+    }
+}
+
+impl Admission {
+    fn is_live(&self, now: UnixTime, tolerance_secs: u64) -> bool {
+        self.void.is_none() && !self.key_revoked && now <= self.expires.plus(tolerance_secs)
+    }
+}

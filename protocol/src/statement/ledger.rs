@@ -1,0 +1,414 @@
+//! The set of statements that a host holds, and what follows from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::authority::{Authority, Held, Set};
+use super::body::{Kind, Statement};
+use super::chain::Chains;
+use super::envelope::{Envelope, SIGNATURES_MAX, Signed, StatementError, Unverified, Verified};
+use super::summary::Summary;
+use super::tags::Tags;
+use super::why::{Status, Why};
+use crate::id::{ClusterId, KeyId, StatementId};
+
+/// What a ledger is told from outside the set.
+#[derive(Debug, Clone)]
+pub struct LedgerConfig {
+    /// The cluster; its first root is the only statement that needs no other.
+    pub cluster: ClusterId,
+    /// Roots that a person here chose, where two of one version exist.
+    pub chosen_roots: BTreeSet<StatementId>,
+    /// How far clocks may be apart, in seconds: things expire this much later than they say.
+    pub clock_tolerance_secs: u64,
+    /// How long before its expiry a root raises an alarm, in seconds.
+    pub root_warning_secs: u64,
+    /// Most statements held.
+    pub statements_max: usize,
+    /// Most statements held that have no effect.
+    pub idle_max: usize,
+    /// Most of one author that have no effect.
+    pub idle_per_author_max: usize,
+}
+
+impl LedgerConfig {
+    /// The usual limits, for `cluster`.
+    pub fn new(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            chosen_roots: BTreeSet::new(),
+            clock_tolerance_secs: 300,
+            root_warning_secs: 30 * 86_400,
+            statements_max: 1_000_000,
+            idle_max: 100_000,
+            idle_per_author_max: 10_000,
+        }
+    }
+}
+
+/// Why a statement is not taken into the set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Form or signature.
+    #[error(transparent)]
+    Statement(#[from] StatementError),
+    /// It belongs to another cluster.
+    #[error("the statement belongs to cluster {}, this is {}; use a ticket of this cluster", .theirs.short(), .ours.short())]
+    OtherCluster {
+        /// The cluster that it names, or that it would found.
+        theirs: ClusterId,
+        /// The ledger's.
+        ours: ClusterId,
+    },
+    /// A limit of [`LedgerConfig`]. The statement is welcome later.
+    #[error("the ledger is full ({limit} = {max}); raise it in the configuration or revoke who floods it")]
+    Full {
+        /// The limit's name.
+        limit: &'static str,
+        /// Its value.
+        max: usize,
+    },
+}
+
+/// A statement of this cluster whose form and signatures are proven.
+#[derive(Debug, Clone)]
+pub struct Checked(Signed<Statement, Verified>);
+
+impl Checked {
+    /// Its id.
+    pub fn id(&self) -> StatementId {
+        self.0.id()
+    }
+
+    /// What it says.
+    pub fn statement(&self) -> &Statement {
+        self.0.body()
+    }
+
+    /// The envelope, to be stored before anything is announced.
+    pub fn envelope(&self) -> &Envelope {
+        self.0.envelope()
+    }
+}
+
+/// What became of a statement that was applied. All but the last two are new and must be stored and passed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Applied {
+    /// It counts.
+    Effective,
+    /// It waits for another statement or signature.
+    Pending {
+        /// For what.
+        why: Why,
+    },
+    /// It does not count, and is kept because later statements may change that.
+    Ignored {
+        /// Why.
+        why: Why,
+    },
+    /// The set had it, with all these signatures.
+    Duplicate,
+    /// It was not kept.
+    Refused(Refusal),
+}
+
+/// How many statements have no effect, by author.
+#[derive(Debug, Clone, Default)]
+struct Idle {
+    by: BTreeMap<KeyId, usize>,
+    all: usize,
+}
+
+/// The set of statements and the state that is a pure function of it: whatever the order, however often.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    pub(super) config: LedgerConfig,
+    pub(super) set: Set,
+    pub(super) authority_ids: BTreeSet<StatementId>,
+    /// Publishes by author, and whether each counts.
+    publishes: BTreeMap<KeyId, BTreeMap<StatementId, bool>>,
+    pub(super) chains: Chains,
+    pub(super) authority: Authority,
+    authority_idle: Idle,
+    /// Publishes and unknown statements without effect.
+    said_idle: Idle,
+    pub(super) tags: Tags,
+    pub(super) summary: Summary,
+}
+
+impl Ledger {
+    /// An empty set.
+    pub fn new(config: LedgerConfig) -> Self {
+        Self {
+            config,
+            set: Set::new(),
+            authority_ids: BTreeSet::new(),
+            publishes: BTreeMap::new(),
+            chains: Chains::default(),
+            authority: Authority::default(),
+            authority_idle: Idle::default(),
+            said_idle: Idle::default(),
+            tags: Tags::default(),
+            summary: Summary::default(),
+        }
+    }
+
+    /// Proves form, cluster and signatures. Says nothing about whether the statement counts.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; nothing that fails here may be stored or passed on.
+    pub fn check(&self, envelope: &Envelope) -> Result<Checked, Refusal> {
+        Ok(Checked(self.of_this_cluster(envelope)?.verify()?))
+    }
+
+    /// As [`check`](Self::check), without proving the signatures again: for envelopes that this host checked
+    /// before it stored them.
+    ///
+    /// # Errors
+    /// Form or cluster, which means that the store is damaged.
+    pub fn check_stored(&self, envelope: &Envelope) -> Result<Checked, Refusal> {
+        Ok(Checked(self.of_this_cluster(envelope)?.trust_own_store()))
+    }
+
+    /// Adds one statement to the set.
+    ///
+    /// A publish costs a look-up; what changes authority folds everything anew, so add many with
+    /// [`apply_all`](Self::apply_all).
+    pub fn apply(&mut self, checked: Checked) -> Applied {
+        self.apply_all([checked]).pop().unwrap_or(Applied::Duplicate)
+    }
+
+    /// Adds statements to the set and folds once. Answers in their order, each as things stand at the end.
+    pub fn apply_all(&mut self, all: impl IntoIterator<Item = Checked>) -> Vec<Applied> {
+        let mut all: Vec<(usize, Checked)> = all.into_iter().enumerate().collect();
+        // Authority first and chains in order, so that nothing waits or is refused that need not be.
+        all.sort_by_key(|(_, c)| {
+            let s = c.statement();
+            (is_said(s), s.chain.map_or(0, |chain| chain.seq))
+        });
+        let mut applied: Vec<(usize, Result<StatementId, Applied>)> = Vec::with_capacity(all.len());
+        let mut stale = false;
+        for (n, checked) in all {
+            let said = is_said(checked.statement());
+            if said && stale {
+                self.refold();
+                stale = false;
+            }
+            let id = checked.id();
+            let outcome = self.insert(checked);
+            stale |= !said && outcome.is_ok();
+            applied.push((n, outcome.map(|()| id)));
+        }
+        if stale {
+            self.refold();
+        }
+        applied.sort_by_key(|(n, _)| *n);
+        applied
+            .into_iter()
+            .map(|(_, outcome)| match outcome {
+                Ok(id) => match self.status(&id) {
+                    Some(Status::Pending(why)) => Applied::Pending { why },
+                    Some(Status::Ignored(why)) => Applied::Ignored { why },
+                    Some(Status::Effective) | None => Applied::Effective,
+                },
+                Err(applied) => applied,
+            })
+            .collect()
+    }
+
+    fn of_this_cluster(&self, envelope: &Envelope) -> Result<Signed<Statement, Unverified>, Refusal> {
+        let signed = Signed::parse(envelope.clone())?;
+        let theirs = signed.body().cluster.unwrap_or(ClusterId(signed.id().0));
+        if theirs != self.config.cluster {
+            return Err(Refusal::OtherCluster { theirs, ours: self.config.cluster });
+        }
+        Ok(signed)
+    }
+
+    /// Puts a statement or its new signatures into the set; what follows from it is the caller's.
+    fn insert(&mut self, checked: Checked) -> Result<(), Applied> {
+        let id = checked.id();
+        let (statement, envelope) = checked.0.into_parts();
+        let theirs = statement.cluster.unwrap_or(ClusterId(id.0));
+        if theirs != self.config.cluster {
+            return Err(Applied::Refused(Refusal::OtherCluster { theirs, ours: self.config.cluster }));
+        }
+        if self.set.contains_key(&id) {
+            return self.insert_signatures(id, &envelope);
+        }
+        let mut signers: Vec<KeyId> = envelope.signatures().iter().map(|s| s.key).collect();
+        signers.sort_unstable();
+        let keep =
+            matches!(statement.kind, Kind::Root(_) | Kind::Invite(_) | Kind::Admit(_) | Kind::Revoke(_));
+        let held = Held { signers, envelope: keep.then_some(envelope), statement };
+        let effective = match &held.statement.kind {
+            Kind::Publish(p) => {
+                self.authority.publish_status(&id, &held, p.artifact.namespace()) == Status::Effective
+            }
+            _ => false,
+        };
+        if !effective {
+            self.check_room(&held.statement).map_err(Applied::Refused)?;
+        }
+        self.full("statements_max", self.set.len(), self.config.statements_max).map_err(Applied::Refused)?;
+
+        for signer in &held.signers {
+            self.summary.insert(&id, signer);
+        }
+        let by = held.statement.by;
+        if let Some(chain) = held.statement.chain {
+            self.chains.insert(id, by, chain);
+        }
+        match &held.statement.kind {
+            Kind::Publish(publish) => {
+                self.publishes.entry(by).or_default().insert(id, effective);
+                if effective {
+                    self.tags.insert(id, by, publish);
+                } else {
+                    self.said_idle.add(by);
+                }
+            }
+            Kind::Unknown { .. } => self.said_idle.add(by),
+            _ => {
+                self.authority_ids.insert(id);
+            }
+        }
+        self.set.insert(id, Box::new(held));
+        Ok(())
+    }
+
+    fn insert_signatures(&mut self, id: StatementId, envelope: &Envelope) -> Result<(), Applied> {
+        let Some(mut held) = self.set.remove(&id) else {
+            return Err(Applied::Duplicate);
+        };
+        let before = held.signers.clone();
+        let new = envelope.signatures().iter().map(|s| s.key);
+        held.signers.extend(new.filter(|key| !before.contains(key)));
+        if held.signers.len() > SIGNATURES_MAX {
+            held.signers.sort_by_key(|key| (!self.prefers(&held.statement, key), *key));
+            held.signers.truncate(SIGNATURES_MAX);
+        }
+        held.signers.sort_unstable();
+        let changed = held.signers != before;
+        if changed {
+            if let Some(mut kept) = held.envelope.take() {
+                kept.merge(envelope, |key| self.prefers(&held.statement, key));
+                held.envelope = Some(kept);
+            }
+            before.iter().for_each(|key| self.summary.remove(&id, key));
+            held.signers.iter().for_each(|key| self.summary.insert(&id, key));
+        }
+        self.set.insert(id, held);
+        if !changed {
+            return Err(Applied::Duplicate);
+        }
+        self.recount(&id);
+        Ok(())
+    }
+
+    /// Which signatures to keep where there are more than may be kept.
+    pub(super) fn prefers(&self, statement: &Statement, key: &KeyId) -> bool {
+        statement.by == *key
+            || matches!(&statement.kind, Kind::Root(root) if root.names(key))
+            || self.authority.names(key)
+    }
+
+    /// Whether there is room for a statement that may have no effect.
+    fn check_room(&self, statement: &Statement) -> Result<(), Refusal> {
+        let by = &statement.by;
+        let author_max = self.config.idle_per_author_max;
+        let author = self.said_idle.of(by) + self.authority_idle.of(by);
+        // What can take effect at once must not be kept out by others' junk.
+        match (&statement.kind, statement.chain) {
+            (_, Some(chain)) => {
+                if self.chains.would_link(by, chain) && self.authority.names(by) {
+                    return Ok(());
+                }
+                self.full("idle_per_author_max", self.chains.waiting(by), author_max)?;
+            }
+            (Kind::Admit(admit), None) => {
+                let invite = admit.invite.filter(|id| self.authority.invite(id, None).is_some());
+                let invite = invite.and_then(|id| self.statement(&id)).map(|s| &s.kind);
+                if matches!(invite, Some(Kind::Invite(invite)) if invite.ticket == *by) {
+                    return self.full("idle_per_author_max", author, author_max);
+                }
+            }
+            _ => {}
+        }
+        self.full("idle_per_author_max", author, author_max)?;
+        self.full("idle_max", self.said_idle.all + self.authority_idle.all, self.config.idle_max)
+    }
+
+    fn full(&self, limit: &'static str, count: usize, max: usize) -> Result<(), Refusal> {
+        if count < max { Ok(()) } else { Err(Refusal::Full { limit, max }) }
+    }
+
+    fn refold(&mut self) {
+        let after = Authority::fold(
+            &self.set,
+            &self.authority_ids,
+            &self.chains,
+            StatementId(self.config.cluster.0),
+            &self.config.chosen_roots,
+        );
+        let before = std::mem::replace(&mut self.authority, after);
+        self.authority_idle = Idle::default();
+        for by in self.authority.idle(&self.set) {
+            self.authority_idle.add(by);
+        }
+        // Publishes are many and one change of authority touches few of their authors.
+        let touched = self.publishes.iter().filter(|(by, _)| self.authority.differs_for(&before, by));
+        let mut ids: Vec<StatementId> = touched.flat_map(|(_, ids)| ids.keys().copied()).collect();
+        ids.extend(self.authority.voided_differently(&before));
+        for id in ids {
+            self.recount(&id);
+        }
+    }
+
+    /// Judges one publish anew.
+    fn recount(&mut self, id: &StatementId) {
+        let Some(held) = self.set.get(id) else { return };
+        let Kind::Publish(publish) = &held.statement.kind else {
+            return;
+        };
+        let by = held.statement.by;
+        let Some(counted) = self.publishes.get_mut(&by).and_then(|ids| ids.get_mut(id)) else {
+            return;
+        };
+        let counts =
+            self.authority.publish_status(id, held, publish.artifact.namespace()) == Status::Effective;
+        if counts == *counted {
+            return;
+        }
+        *counted = counts;
+        if counts {
+            self.said_idle.remove(&by);
+            self.tags.insert(*id, by, publish);
+        } else {
+            self.said_idle.add(by);
+            self.tags.remove(*id, by, publish);
+        }
+    }
+}
+
+/// Whether it grants or takes no authority, and no chain waits for it.
+fn is_said(s: &Statement) -> bool {
+    s.chain.is_none() && matches!(s.kind, Kind::Publish(_) | Kind::Unknown { .. })
+}
+
+impl Idle {
+    fn of(&self, key: &KeyId) -> usize {
+        self.by.get(key).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, key: KeyId) {
+        *self.by.entry(key).or_insert(0) += 1;
+        self.all += 1;
+    }
+
+    fn remove(&mut self, key: &KeyId) {
+        if let Some(n) = self.by.get_mut(key) {
+            *n = n.saturating_sub(1);
+            self.all = self.all.saturating_sub(1);
+        }
+    }
+}
