@@ -37,11 +37,7 @@ pub fn all_groups(size: u64) -> GroupSet {
 /// Number of bytes that `groups` cover in a layer of `size` bytes.
 pub fn bytes_in(groups: &GroupSet, size: u64) -> u64 {
     bounded(groups, size)
-        .map(|range| {
-            (range.end * GROUP_BYTES)
-                .min(size)
-                .saturating_sub(range.start * GROUP_BYTES)
-        })
+        .map(|range| (range.end * GROUP_BYTES).min(size).saturating_sub(range.start * GROUP_BYTES))
         .sum()
 }
 
@@ -56,10 +52,7 @@ pub fn bounded(groups: &GroupSet, size: u64) -> impl Iterator<Item = std::ops::R
 
 /// Groups as the chunk ranges of the iroh-blobs wire protocol.
 pub fn to_chunks(groups: &GroupSet) -> ChunkRanges {
-    let boundaries = groups
-        .boundaries()
-        .iter()
-        .map(|group| ChunkNum(group.saturating_mul(GROUP_CHUNKS)));
+    let boundaries = groups.boundaries().iter().map(|group| ChunkNum(group.saturating_mul(GROUP_CHUNKS)));
     ChunkRanges::new(boundaries.collect()).unwrap_or_else(ChunkRanges::empty)
 }
 
@@ -82,11 +75,7 @@ pub fn from_chunks(chunks: &ChunkRanges, size: u64) -> GroupSet {
     for pair in chunks.boundaries().chunks(2) {
         let start = pair[0].0.div_ceil(GROUP_CHUNKS);
         let end = pair.get(1).map_or(u64::MAX, |end| end.0);
-        let end = if end >= chunk_count {
-            group_count(size)
-        } else {
-            end / GROUP_CHUNKS
-        };
+        let end = if end >= chunk_count { group_count(size) } else { end / GROUP_CHUNKS };
         if start < end {
             groups |= GroupSet::from(start..end);
         }
@@ -99,9 +88,17 @@ pub fn tree(size: u64) -> BaoTree {
     BaoTree::new(size, BLOCK)
 }
 
+/// The layer that an item was proven for: proof for one layer says nothing about another.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    layer: LayerId,
+    size: u64,
+}
+
 /// A hash pair of the tree that BLAKE3 proved. Only [`Decoder`] makes one.
 #[derive(Debug, Clone)]
 pub struct VerifiedParent {
+    origin: Origin,
     node: TreeNode,
     pair: (Hash, Hash),
 }
@@ -109,6 +106,7 @@ pub struct VerifiedParent {
 /// The bytes of one group that BLAKE3 proved. Only [`Decoder`] makes one.
 #[derive(Debug, Clone)]
 pub struct VerifiedLeaf {
+    origin: Origin,
     offset: u64,
     data: Bytes,
 }
@@ -123,6 +121,16 @@ pub enum Verified {
 }
 
 impl VerifiedParent {
+    /// The layer that it was proven for.
+    pub fn layer(&self) -> LayerId {
+        self.origin.layer
+    }
+
+    /// Length of that layer in bytes, as given to the [`Decoder`].
+    pub fn layer_size(&self) -> u64 {
+        self.origin.size
+    }
+
     /// Where in the tree.
     pub fn node(&self) -> TreeNode {
         self.node
@@ -135,6 +143,16 @@ impl VerifiedParent {
 }
 
 impl VerifiedLeaf {
+    /// The layer that it was proven for.
+    pub fn layer(&self) -> LayerId {
+        self.origin.layer
+    }
+
+    /// Length of that layer in bytes, as given to the [`Decoder`].
+    pub fn layer_size(&self) -> u64 {
+        self.origin.size
+    }
+
     /// First byte, from the start of the layer; a multiple of [`GROUP_BYTES`].
     pub fn offset(&self) -> u64 {
         self.offset
@@ -181,7 +199,7 @@ pub struct Decoder {
     next: Option<BaoChunk>,
     /// Hashes that coming items must match, the next one on top.
     expected: Vec<Hash>,
-    size: u64,
+    origin: Origin,
 }
 
 impl Decoder {
@@ -190,12 +208,7 @@ impl Decoder {
         let chunks = canonical_chunks(groups, size);
         let mut items = ResponseIter::new(tree(size), chunks);
         let next = items.next();
-        Self {
-            items,
-            next,
-            expected: vec![Hash::from_bytes(root.0)],
-            size,
-        }
+        Self { items, next, expected: vec![Hash::from_bytes(root.0)], origin: Origin { layer: root, size } }
     }
 
     /// Bytes of the next item: 64 for a hash pair, up to [`GROUP_BYTES`] for a group, `None` at the end. An empty
@@ -211,27 +224,15 @@ impl Decoder {
     pub fn feed(&mut self, bytes: Bytes) -> Result<Verified, DecodeError> {
         let needed = self.need().unwrap_or(0);
         let (Some(item), true) = (self.next.take(), bytes.len() == needed) else {
-            return Err(DecodeError::Length {
-                fed: bytes.len(),
-                needed,
-            });
+            return Err(DecodeError::Length { fed: bytes.len(), needed });
         };
         let verified = match item {
-            BaoChunk::Parent {
-                node,
-                is_root,
-                left,
-                right,
-                ..
-            } => {
+            BaoChunk::Parent { node, is_root, left, right, .. } => {
                 let pair = (hash_at(&bytes, 0), hash_at(&bytes, 32));
                 if self.expected.pop() != Some(parent_hash(&pair, is_root)) {
                     let range = node.chunk_range();
-                    let end = range.end.to_bytes().min(self.size);
-                    return Err(DecodeError::Parent {
-                        start: range.start.to_bytes(),
-                        end,
-                    });
+                    let end = range.end.to_bytes().min(self.origin.size);
+                    return Err(DecodeError::Parent { start: range.start.to_bytes(), end });
                 }
                 if right {
                     self.expected.push(pair.1);
@@ -239,19 +240,14 @@ impl Decoder {
                 if left {
                     self.expected.push(pair.0);
                 }
-                Verified::Parent(VerifiedParent { node, pair })
+                Verified::Parent(VerifiedParent { origin: self.origin, node, pair })
             }
-            BaoChunk::Leaf {
-                start_chunk, is_root, ..
-            } => {
+            BaoChunk::Leaf { start_chunk, is_root, .. } => {
                 let offset = start_chunk.to_bytes();
                 if self.expected.pop() != Some(subtree_hash(offset, &bytes, is_root)) {
-                    return Err(DecodeError::Leaf {
-                        start: offset,
-                        end: offset + bytes.len() as u64,
-                    });
+                    return Err(DecodeError::Leaf { start: offset, end: offset + bytes.len() as u64 });
                 }
-                Verified::Leaf(VerifiedLeaf { offset, data: bytes })
+                Verified::Leaf(VerifiedLeaf { origin: self.origin, offset, data: bytes })
             }
         };
         self.next = self.items.next();
@@ -262,7 +258,7 @@ impl Decoder {
 impl std::fmt::Debug for Decoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Decoder")
-            .field("size", &self.size)
+            .field("origin", &self.origin)
             .field("next", &self.next)
             .finish_non_exhaustive()
     }
@@ -304,23 +300,15 @@ mod tests {
 
     fn data(len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
-        blake3::Hasher::new()
-            .update(b"seed")
-            .finalize_xof()
-            .fill(&mut out);
+        blake3::Hasher::new().update(b"seed").finalize_xof().fill(&mut out);
         out
     }
 
     fn encode(data: &[u8], groups: &GroupSet) -> (LayerId, Vec<u8>) {
         let outboard = PreOrderMemOutboard::create(data, BLOCK);
         let mut out = Vec::new();
-        encode_ranges(
-            data,
-            &outboard,
-            &canonical_chunks(groups, data.len() as u64),
-            &mut out,
-        )
-        .expect("in memory");
+        encode_ranges(data, &outboard, &canonical_chunks(groups, data.len() as u64), &mut out)
+            .expect("in memory");
         (LayerId(*outboard.root.as_bytes()), out)
     }
 
@@ -336,10 +324,7 @@ mod tests {
         let mut leaves = Vec::new();
         while let Some(need) = decoder.need() {
             if rest.len() < need {
-                return Err(DecodeError::Length {
-                    fed: rest.len(),
-                    needed: need,
-                });
+                return Err(DecodeError::Length { fed: rest.len(), needed: need });
             }
             if let Verified::Leaf(leaf) = decoder.feed(rest.split_to(need))? {
                 leaves.push((leaf.offset(), leaf.data().to_vec()));
@@ -351,19 +336,7 @@ mod tests {
 
     #[test]
     fn whole_layers_of_awkward_sizes_decode() {
-        for len in [
-            0,
-            1,
-            1023,
-            1024,
-            16383,
-            16384,
-            16385,
-            32768,
-            100_000,
-            1 << 20,
-            (1 << 20) + 7,
-        ] {
+        for len in [0, 1, 1023, 1024, 16383, 16384, 16385, 32768, 100_000, 1 << 20, (1 << 20) + 7] {
             let data = data(len);
             let (root, wire) = encode(&data, &all_groups(len as u64));
             assert_eq!(root, LayerId::of(&data));
@@ -390,10 +363,7 @@ mod tests {
         // A provider that has everything may say so with an open range.
         assert_eq!(from_chunks(&ChunkRanges::all(), size), all_groups(size));
         // Half a group is not a group.
-        assert_eq!(
-            from_chunks(&ChunkRanges::from(ChunkNum(8)..ChunkNum(40)), size),
-            GroupSet::from(1..2)
-        );
+        assert_eq!(from_chunks(&ChunkRanges::from(ChunkNum(8)..ChunkNum(40)), size), GroupSet::from(1..2));
         // The last chunks complete the short last group.
         assert_eq!(
             from_chunks(&ChunkRanges::from(ChunkNum(160)..ChunkNum(161)), size),

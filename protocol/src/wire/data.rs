@@ -7,10 +7,12 @@ use bao_tree::{ChunkNum, ChunkRanges};
 use serde::{Deserialize, Serialize};
 
 use super::bao::{GroupSet, LAYER_BYTES_MAX, canonical_chunks, from_chunks, to_chunks};
-use crate::id::{ClusterId, LayerId};
+use crate::id::{ClusterId, LayerId, ManifestDigest};
 
 /// Largest request or observe item, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Our own request kind, well away from those of iroh-blobs (0..=9).
+const KIND_INTEREST: u8 = 0x40;
 /// Largest hello, in bytes.
 pub const HELLO_BYTES_MAX: usize = 4096;
 /// Most range boundaries in one message: what fits in [`MESSAGE_BYTES_MAX`] with room to spare.
@@ -57,6 +59,11 @@ pub enum Request {
     Observe {
         /// Which layer.
         layer: LayerId,
+    },
+    /// Our own: tell what is there of all layers of a manifest, now and as they grow ([`HaveItem`]s).
+    Interest {
+        /// Which manifest.
+        manifest: ManifestDigest,
     },
 }
 
@@ -105,10 +112,7 @@ struct ObserveItemWire {
 impl Request {
     /// A get for whole groups of a layer of `size` bytes.
     pub fn get(layer: LayerId, groups: &GroupSet, size: u64) -> Self {
-        Self::Get {
-            layer,
-            chunks: canonical_chunks(groups, size),
-        }
+        Self::Get { layer, chunks: canonical_chunks(groups, size) }
     }
 
     /// The bytes to send; the sending side of the stream is then finished.
@@ -121,13 +125,10 @@ impl Request {
                 }
                 (0, postcard::to_allocvec(&GetWire { hash: *layer, ranges }))
             }
-            Request::Observe { layer } => (
-                1,
-                postcard::to_allocvec(&ObserveWire {
-                    hash: *layer,
-                    ranges: vec![0],
-                }),
-            ),
+            Request::Observe { layer } => {
+                (1, postcard::to_allocvec(&ObserveWire { hash: *layer, ranges: vec![0] }))
+            }
+            Request::Interest { manifest } => (KIND_INTEREST, postcard::to_allocvec(manifest)),
         };
         let mut out = vec![kind];
         out.extend(body.expect("encoding plain data to memory does not fail"));
@@ -145,10 +146,9 @@ impl Request {
                 let get: GetWire =
                     postcard::from_bytes(body).map_err(|_| RequestError::Form("get request is malformed"))?;
                 match get.ranges.as_slice() {
-                    [(0, widths), (1, rest)] if rest.is_empty() => Ok(Request::Get {
-                        layer: get.hash,
-                        chunks: ranges(widths)?,
-                    }),
+                    [(0, widths), (1, rest)] if rest.is_empty() => {
+                        Ok(Request::Get { layer: get.hash, chunks: ranges(widths)? })
+                    }
                     _ => Err(RequestError::Unsupported("more than one blob")),
                 }
             }
@@ -156,6 +156,11 @@ impl Request {
                 let observe: ObserveWire = postcard::from_bytes(body)
                     .map_err(|_| RequestError::Form("observe request is malformed"))?;
                 Ok(Request::Observe { layer: observe.hash })
+            }
+            KIND_INTEREST => {
+                let manifest =
+                    postcard::from_bytes(body).map_err(|_| RequestError::Form("interest is malformed"))?;
+                Ok(Request::Interest { manifest })
             }
             8 => Err(RequestError::Unsupported("push")),
             9 => Err(RequestError::Unsupported("get-many")),
@@ -167,10 +172,7 @@ impl Request {
 impl ObserveItem {
     /// An item about whole groups.
     pub fn of_groups(groups: &GroupSet, size: u64) -> Self {
-        Self {
-            size,
-            chunks: to_chunks(groups) & ChunkRanges::from(..ChunkNum(size.div_ceil(1024).max(1))),
-        }
+        Self { size, chunks: to_chunks(groups) & ChunkRanges::from(..ChunkNum(size.div_ceil(1024).max(1))) }
     }
 
     /// The whole groups in it, for a layer whose true size is `size`.
@@ -184,11 +186,7 @@ impl ObserveItem {
         if boundaries.len() > BOUNDARIES_MAX {
             return None;
         }
-        let body = postcard::to_allocvec(&ObserveItemWire {
-            size: self.size,
-            boundaries,
-        })
-        .ok()?;
+        let body = postcard::to_allocvec(&ObserveItemWire { size: self.size, boundaries }).ok()?;
         let mut out = postcard::to_allocvec(&(body.len() as u64)).ok()?;
         out.extend(body);
         Some(out)
@@ -210,10 +208,60 @@ impl ObserveItem {
         let boundaries = wire.boundaries.into_iter().map(ChunkNum).collect();
         let chunks =
             ChunkRanges::new(boundaries).ok_or(RequestError::Form("range boundaries are out of order"))?;
-        Ok(Self {
-            size: wire.size,
-            chunks,
-        })
+        Ok(Self { size: wire.size, chunks })
+    }
+}
+
+/// What a provider has of some layers of a manifest. The first items on an interest stream cover what it has of every
+/// layer, later ones what grew. Length-prefixed like [`ObserveItem`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HaveItem {
+    /// Layers by their place in `Manifest::layers()`, each with the groups that are there.
+    pub layers: Vec<(u32, GroupSet)>,
+}
+
+impl HaveItem {
+    /// The bytes to send, split into as many items as [`MESSAGE_BYTES_MAX`] asks for, length prefixes included.
+    /// A set with more than [`BOUNDARIES_MAX`] boundaries is cut to its first ranges: less is declared than is there.
+    pub fn encode(&self) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        let mut batch: Vec<(u32, &[u64])> = Vec::new();
+        let mut weight = 0;
+        let mut flush = |batch: &mut Vec<(u32, &[u64])>, weight: &mut usize| {
+            let body = postcard::to_allocvec(&*batch).expect("encoding plain data to memory does not fail");
+            let mut item = postcard::to_allocvec(&(body.len() as u64)).expect("as above");
+            item.extend(body);
+            out.push(item);
+            batch.clear();
+            *weight = 0;
+        };
+        for (layer, groups) in &self.layers {
+            let boundaries = groups.boundaries();
+            let boundaries = &boundaries[..boundaries.len().min(BOUNDARIES_MAX)];
+            // A boundary takes at most 10 bytes, an entry at most 15 more.
+            let cost = boundaries.len() * 10 + 15;
+            if weight + cost > MESSAGE_BYTES_MAX && !batch.is_empty() {
+                flush(&mut batch, &mut weight);
+            }
+            batch.push((*layer, boundaries));
+            weight += cost;
+        }
+        flush(&mut batch, &mut weight);
+        out
+    }
+
+    /// Reads the body of an item, without its length prefix.
+    ///
+    /// # Errors
+    /// Garbage, boundaries out of order.
+    pub fn parse(body: &[u8]) -> Result<Self, RequestError> {
+        let wire: Vec<(u32, Vec<u64>)> =
+            postcard::from_bytes(body).map_err(|_| RequestError::Form("have item is malformed"))?;
+        let groups = |boundaries: Vec<u64>| {
+            GroupSet::new(boundaries.into()).ok_or(RequestError::Form("range boundaries are out of order"))
+        };
+        let layers = wire.into_iter().map(|(layer, boundaries)| Ok((layer, groups(boundaries)?)));
+        Ok(Self { layers: layers.collect::<Result<_, RequestError>>()? })
     }
 }
 
@@ -254,9 +302,7 @@ impl Hello {
 fn widths(chunks: &ChunkRanges) -> Vec<u64> {
     let mut previous = 0;
     let boundaries = chunks.boundaries().iter();
-    boundaries
-        .map(|chunk| chunk.0 - std::mem::replace(&mut previous, chunk.0))
-        .collect()
+    boundaries.map(|chunk| chunk.0 - std::mem::replace(&mut previous, chunk.0)).collect()
 }
 
 fn ranges(widths: &[u64]) -> Result<ChunkRanges, RequestError> {
@@ -269,9 +315,7 @@ fn ranges(widths: &[u64]) -> Result<ChunkRanges, RequestError> {
         if i > 0 && width == 0 {
             return Err(RequestError::Form("range boundaries are out of order"));
         }
-        at = at
-            .checked_add(width)
-            .ok_or(RequestError::Form("a range boundary overflows"))?;
+        at = at.checked_add(width).ok_or(RequestError::Form("a range boundary overflows"))?;
         boundaries.push(ChunkNum(at));
     }
     ChunkRanges::new(boundaries).ok_or(RequestError::Form("range boundaries are out of order"))
@@ -305,20 +349,30 @@ mod tests {
         let mut hash_seq = vec![0];
         hash_seq.extend([7; 32]);
         hash_seq.extend([1, 0, 1, 0]);
-        assert_eq!(
-            Request::parse(&hash_seq),
-            Err(RequestError::Unsupported("more than one blob"))
-        );
+        assert_eq!(Request::parse(&hash_seq), Err(RequestError::Unsupported("more than one blob")));
+    }
+
+    #[test]
+    fn have_items_split_at_the_limit_and_come_back() {
+        let many: GroupSet = GroupSet::new((0..80_000u64).collect()).expect("in order");
+        let layers = vec![(0, GroupSet::from(0..5)), (7, many.clone()), (9, many), (10, GroupSet::empty())];
+        let item = HaveItem { layers };
+        let encoded = item.encode();
+        assert!(encoded.len() > 1);
+        let mut back = HaveItem::default();
+        for bytes in encoded {
+            let (len, body) = postcard::take_from_bytes::<u64>(&bytes).expect("prefix");
+            assert!(body.len() as u64 == len && body.len() <= MESSAGE_BYTES_MAX);
+            back.layers.extend(HaveItem::parse(body).expect("valid").layers);
+        }
+        assert_eq!(back, item);
+        assert_eq!(HaveItem::default().encode().len(), 1, "having nothing is said too");
     }
 
     #[test]
     fn hello_ignores_what_a_newer_version_appends() {
-        let hello = Hello {
-            version: 1,
-            cluster: ClusterId([1; 32]),
-            capabilities: 5,
-            software: "0.1.0".into(),
-        };
+        let hello =
+            Hello { version: 1, cluster: ClusterId([1; 32]), capabilities: 5, software: "0.1.0".into() };
         let mut bytes = hello.encode().split_off(2);
         bytes.extend([1, 2, 3]);
         assert_eq!(Hello::parse(&bytes), Ok(hello));
@@ -330,6 +384,7 @@ mod tests {
             let _ = Request::parse(&bytes);
             let _ = ObserveItem::parse(&bytes);
             let _ = Hello::parse(&bytes);
+            let _ = HaveItem::parse(&bytes);
         }
 
         #[test]
