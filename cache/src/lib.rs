@@ -1,7 +1,31 @@
 //! What one host remembers: verified layer files with their trees, manifests and statements in an embedded store.
 //!
-//! **Architecture invariant:** no byte enters a layer file before BLAKE3 proved it; a reader never sees a layer
-//! file that is not sealed.
+//! **Architecture invariant:** no byte enters a layer file before BLAKE3 proved it; a reader sees proven groups
+//! only, and descriptors are handed out of sealed files only.
+//!
+//! A [`Store`] is one directory and one process. [`Store::import`] and [`Store::commit`] bring local files in;
+//! [`Store::partial`], [`PartialLayer::write`] and [`Store::seal`] bring layers in from peers; [`Store::reader`],
+//! [`Store::open_sealed`], [`Store::materialise`] and [`Store::view`] hand them out.
 
+mod artifacts;
+pub mod config;
+pub mod error;
+mod fs;
 pub mod inspect;
+mod layers;
+pub mod materialise;
+mod meta;
 pub mod plan;
+mod store;
+
+pub use artifacts::Commit;
+pub use config::{StoreConfig, VerifyOnRead};
+pub use error::StoreError;
+pub use fs::network_fs;
+pub use layers::import::{ImportOptions, ImportProgress, Staged, StagedLayer};
+pub use layers::partial::PartialLayer;
+pub use layers::recover::Recovery;
+pub use layers::{LayerReader, SealedLayer};
+pub use materialise::{MaterialiseOptions, MaterialiseReport};
+pub use meta::LayerInfo;
+pub use store::Store;

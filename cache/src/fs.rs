@@ -1,0 +1,233 @@
+//! What the store asks of the operating system: syncs, space, modes, file system type, boot id.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use rustix::fs::FallocateFlags;
+
+use crate::error::{StoreError, at};
+
+/// Most buffers in one vectored write (the kernel's own limit).
+const IOV_MAX: usize = 1024;
+
+/// Names of file systems that a store refuses, by the magic number that `statfs` gives (linux/magic.h and the
+/// file systems' own headers).
+pub fn network_fs(magic: u64) -> Option<&'static str> {
+    Some(match magic & 0xffff_ffff {
+        0x6969 => "NFS",
+        0x517B => "SMB",
+        0xFF53_4D42 => "CIFS",
+        0xFE53_4D42 => "SMB2",
+        0x0102_1997 => "9P",
+        0x00C3_6400 => "Ceph",
+        0x0BD0_0BD0 => "Lustre",
+        0x5346_414F | 0x6B41_4653 => "AFS",
+        0x4750_4653 => "GPFS",
+        0x6573_5546 => "FUSE",
+        0x7375_7245 => "Coda",
+        0x564C => "NCP",
+        0x7461_636F => "OCFS2",
+        0x0116_1970 => "GFS2",
+        0x1983_0326 => "BeeGFS",
+        0xAAD7_AAEA => "PanFS",
+        0x2003_0528 => "OrangeFS",
+        0x786F_4256 => "vboxsf",
+        _ => return None,
+    })
+}
+
+/// Refuses `dir`, or where it will be made, if it lies on a network file system.
+pub(crate) fn refuse_network_fs(dir: &Path) -> Result<(), StoreError> {
+    let existing = dir.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
+    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    let stat = rustix::fs::statfs(existing).map_err(|e| at(existing, "stat file system of")(e.into()))?;
+    #[allow(
+        clippy::cast_sign_loss,
+        clippy::unnecessary_cast,
+        reason = "the type differs by platform; only bits count"
+    )]
+    match network_fs(stat.f_type as u64) {
+        Some(kind) => Err(StoreError::NetworkFs { path: dir.to_owned(), kind }),
+        None => Ok(()),
+    }
+}
+
+/// Bytes that this user may still write on the file system of `path`.
+pub(crate) fn available_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// The kernel's id of this boot: page cache survives a process, not a boot.
+pub(crate) fn boot_id() -> Result<String, StoreError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = std::fs::read_to_string(path).map_err(at(path, "read"))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Makes `dir` and what is missing above it with `mode`; one that exists keeps its mode.
+pub(crate) fn create_dir(dir: &Path, mode: u32) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(at(dir, "create directory"))
+}
+
+/// Syncs a directory, so that names in it survive power loss.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    let file = File::open(dir).map_err(at(dir, "open directory"))?;
+    file.sync_all().map_err(at(dir, "sync directory"))
+}
+
+/// Syncs the whole file system that `path` lies on.
+pub(crate) fn sync_fs(path: &Path) -> Result<(), StoreError> {
+    let file = File::open(path).map_err(at(path, "open"))?;
+    rustix::fs::syncfs(&file).map_err(|e| at(path, "sync file system of")(e.into()))
+}
+
+/// Sets a file's mode.
+pub(crate) fn chmod(path: &Path, mode: u32) -> Result<(), StoreError> {
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(at(path, "set mode of"))
+}
+
+/// A new file, open for reading and writing, `size` bytes long with its space reserved where the file system can.
+pub(crate) fn create_reserved(path: &Path, size: u64) -> Result<File, StoreError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .map_err(at(path, "create"))?;
+    reserve(&file, path, size)?;
+    Ok(file)
+}
+
+/// Reserves `size` bytes of disk for `file` and makes it that long.
+pub(crate) fn reserve(file: &File, path: &Path, size: u64) -> Result<(), StoreError> {
+    if size == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+            file.set_len(size).map_err(at(path, "extend"))
+        }
+        Err(e) if crate::error::is_full(&e.into()) => Err(StoreError::NoSpace {
+            path: path.to_owned(),
+            needed_bytes: size,
+            available_bytes: available_bytes(path).unwrap_or(0),
+        }),
+        Err(e) => Err(at(path, "reserve space for")(e.into())),
+    }
+}
+
+/// Writes `parts` one after another at `offset`, in as few calls as the kernel allows.
+pub(crate) fn write_all_at(file: &File, parts: &[&[u8]], mut offset: u64) -> io::Result<()> {
+    if let [single] = parts {
+        return file.write_all_at(single, offset);
+    }
+    for parts in parts.chunks(IOV_MAX) {
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut rest: &mut [IoSlice<'_>] = &mut slices;
+        while rest.iter().any(|slice| !slice.is_empty()) {
+            match rustix::io::pwritev(file, rest, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    offset += n as u64;
+                    IoSlice::advance_slices(&mut rest, n);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What tells that a file was replaced or written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) size: u64,
+    pub(crate) mtime_ns: i64,
+    pub(crate) inode: u64,
+}
+
+impl Stamp {
+    pub(crate) fn of(meta: &std::fs::Metadata) -> Self {
+        Self {
+            size: meta.len(),
+            mtime_ns: meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec()),
+            inode: meta.ino(),
+        }
+    }
+
+    pub(crate) fn at(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self::of(&std::fs::metadata(path).map_err(at(path, "stat"))?))
+    }
+}
+
+/// Removes a file; one that is not there is as good.
+pub(crate) fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(path, "remove")(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Sets the mode of a directory and of all directories in it.
+pub(crate) fn chmod_dirs(path: &Path, mode: u32) -> Result<(), StoreError> {
+    for entry in std::fs::read_dir(path).map_err(at(path, "list"))? {
+        let entry = entry.map_err(at(path, "list"))?;
+        if entry.file_type().map_err(at(path, "list"))?.is_dir() {
+            chmod_dirs(&entry.path(), mode)?;
+        }
+    }
+    chmod(path, mode)
+}
+
+/// Removes a directory and all in it; one that is not there is as good.
+pub(crate) fn remove_dir(path: &Path) -> Result<(), StoreError> {
+    if path.is_dir() {
+        // A read-only directory gives nothing back to anyone but root.
+        chmod_dirs(path, 0o755)?;
+    }
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(path, "remove")(e)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_file_systems_are_known_by_their_magic() {
+        for (magic, name) in [
+            (0x6969, "NFS"),
+            (0xffff_ffff_ff53_4d42, "CIFS"),
+            (0xfe53_4d42, "SMB2"),
+            (0x0102_1997, "9P"),
+            (0x6573_5546, "FUSE"),
+        ] {
+            assert_eq!(network_fs(magic), Some(name));
+        }
+        // ext4, xfs, btrfs, tmpfs, overlayfs, zfs.
+        for magic in [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630, 0x2fc1_2fc1] {
+            assert_eq!(network_fs(magic), None, "{magic:x}");
+        }
+    }
+
+    #[test]
+    fn vectored_writes_land_in_order_beyond_the_kernel_limit() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("f");
+        let file = create_reserved(&path, 10).expect("create");
+        let parts: Vec<Vec<u8>> = (0..2500u32).map(|i| i.to_le_bytes().to_vec()).collect();
+        let refs: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        write_all_at(&file, &refs, 3).expect("write");
+        let got = std::fs::read(&path).expect("read");
+        assert_eq!(&got[3..], parts.concat());
+        write_all_at(&file, &[b"", b""], 0).expect("empty parts");
+    }
+}

@@ -1,1 +1,0 @@
-//! Reading what model files say about themselves.

@@ -1,0 +1,446 @@
+//! Taking files in: one read gives the copy, the tree, SHA-256 and the tensor hashes; nothing shows until commit.
+
+mod staging;
+mod tensors;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sha2::Digest;
+use weighlock_protocol::manifest::{self, Contract, Layer, LayerKind, Manifest};
+use weighlock_protocol::{LayerId, Sha256};
+
+use super::describe;
+use super::outboard::{TreeBuilder, tree_bytes};
+use crate::error::{StoreError, at};
+use crate::fs::{self, Stamp};
+use crate::plan::{Plan, PlanFile};
+use crate::store::Store;
+use staging::{Out, StagingDir};
+use tensors::TensorHasher;
+
+/// Blocks on their way from the reader to one hasher.
+const CHANNEL_BLOCKS: usize = 2;
+/// Buffers per file: when a block was sent, the hashers are done with the one that many before it.
+const BUFFERS: usize = CHANNEL_BLOCKS + 2;
+
+/// How files are taken in.
+#[derive(Debug, Clone)]
+pub struct ImportOptions {
+    /// Share disk blocks with the source where the file system can, instead of copying.
+    pub reflink: bool,
+}
+
+impl Default for ImportOptions {
+    fn default() -> Self {
+        Self { reflink: true }
+    }
+}
+
+/// How far an import is. Reports come from several threads; each number only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// Bytes read and hashed.
+    pub done_bytes: u64,
+    /// Bytes of all files.
+    pub total_bytes: u64,
+    /// Files done.
+    pub done_files: usize,
+    /// Files in all.
+    pub total_files: usize,
+    /// Everything is hashed, and the disk is being waited for.
+    pub syncing: bool,
+}
+
+/// An import that is on disk but not visible. Dropping it removes it; [`Store::commit`] makes it visible.
+#[derive(Debug)]
+pub struct Staged {
+    layers: Vec<StagedLayer>,
+    manifest: Manifest,
+    contract: Contract,
+    reflinked_files: usize,
+    _dir: StagingDir,
+}
+
+impl Staged {
+    /// The manifest, as it will be committed.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The contract, tensors included.
+    pub fn contract(&self) -> &Contract {
+        &self.contract
+    }
+
+    /// The distinct layers.
+    pub fn layers(&self) -> &[StagedLayer] {
+        &self.layers
+    }
+
+    /// Files that share their disk blocks with the source.
+    pub fn reflinked_files(&self) -> usize {
+        self.reflinked_files
+    }
+}
+
+/// One layer of a [`Staged`] import.
+#[derive(Debug, Clone)]
+pub struct StagedLayer {
+    /// BLAKE3 root.
+    pub id: LayerId,
+    /// SHA-256.
+    pub sha256: Sha256,
+    /// Length in bytes.
+    pub size: u64,
+    pub(crate) data: PathBuf,
+    pub(crate) tree: PathBuf,
+}
+
+impl Store {
+    /// Takes the files of a plan in. Each is read once; what is hashed is what is stored. Equal files are stored
+    /// once. The disk space is checked first; on any error nothing is left.
+    ///
+    /// # Errors
+    /// No space, a file that changed while it was read or since it was inspected, cancelled, too many tensors or
+    /// layers for a manifest, an io error.
+    pub fn import(
+        &self,
+        plan: &Plan,
+        options: &ImportOptions,
+        progress: &(dyn Fn(ImportProgress) + Sync),
+        cancel: &AtomicBool,
+    ) -> Result<Staged, StoreError> {
+        plan.files.iter().try_for_each(describe::check_spans)?;
+        let dir = StagingDir::new(self.temp_path("import"))?;
+        let reflink = options.reflink && reflink_works(plan, &dir.0);
+        let trees: u64 = plan.files.iter().map(|file| tree_bytes(file.size)).sum();
+        self.need_space(if reflink { trees } else { trees.saturating_add(plan.total_bytes()) })?;
+
+        let run = Run {
+            dir: &dir.0,
+            block_bytes: self.config().import_block_bytes.max(64 << 10).next_power_of_two(),
+            reflink: AtomicBool::new(reflink),
+            sync_each: plan.files.len() <= self.config().sync_each_max,
+            cancel,
+            progress,
+            done_bytes: AtomicU64::new(0),
+            total_bytes: plan.total_bytes(),
+            done_files: AtomicUsize::new(0),
+            total_files: plan.files.len(),
+        };
+        let hashed = run.all(&plan.files, self.config().import_files_max.max(1))?;
+        let reflinked_files = hashed.iter().filter(|file| file.reflinked).count();
+        let contract = describe::contract(plan, &hashed)?;
+
+        let mut files = Vec::with_capacity(plan.files.len());
+        let mut layers = BTreeMap::new();
+        for (file, hashed) in plan.files.iter().zip(hashed) {
+            files.push(Layer {
+                path: file.path.clone(),
+                kind: file.kind,
+                size: file.size,
+                id: hashed.layer.id,
+                sha256: hashed.layer.sha256,
+            });
+            keep_one(&mut layers, hashed.layer)?;
+        }
+        let contract_layer = run.bytes(&describe::to_json(&contract)?, LayerKind::Contract, "contract")?;
+        let diff_ids = files.iter().map(|file| file.sha256).chain([contract_layer.0.sha256]);
+        let config = describe::model_config(&contract, diff_ids);
+        let config_layer = run.bytes(&describe::to_json(&config)?, LayerKind::Other, "config")?;
+        let manifest = manifest::build(&files, &contract_layer.0, &config_layer.0)?;
+        keep_one(&mut layers, contract_layer.1)?;
+        keep_one(&mut layers, config_layer.1)?;
+
+        run.report(true);
+        if !run.sync_each {
+            fs::sync_fs(&dir.0)?;
+        }
+        fs::sync_dir(&dir.0)?;
+        Ok(Staged { layers: layers.into_values().collect(), manifest, contract, reflinked_files, _dir: dir })
+    }
+}
+
+/// What one read of a file gave.
+pub(crate) struct Hashed {
+    pub(crate) layer: StagedLayer,
+    /// BLAKE3 of each tensor, in the order of the plan.
+    pub(crate) tensors: Vec<LayerId>,
+    reflinked: bool,
+}
+
+/// One import at work.
+struct Run<'a> {
+    dir: &'a Path,
+    block_bytes: usize,
+    /// Turned off by the first file that cannot.
+    reflink: AtomicBool,
+    sync_each: bool,
+    cancel: &'a AtomicBool,
+    progress: &'a (dyn Fn(ImportProgress) + Sync),
+    done_bytes: AtomicU64,
+    total_bytes: u64,
+    done_files: AtomicUsize,
+    total_files: usize,
+}
+
+impl Run<'_> {
+    /// All files, several at a time, the largest first so that no long one is left for the end.
+    fn all(&self, files: &[PlanFile], workers_max: usize) -> Result<Vec<Hashed>, StoreError> {
+        let mut order: Vec<usize> = (0..files.len()).collect();
+        order.sort_by_key(|index| std::cmp::Reverse(files[*index].size));
+        let next = AtomicUsize::new(0);
+        let failed = AtomicBool::new(false);
+        let results: Mutex<Vec<(usize, Result<Hashed, StoreError>)>> = Mutex::default();
+        std::thread::scope(|scope| {
+            for _ in 0..workers_max.min(files.len()) {
+                scope.spawn(|| {
+                    while !failed.load(Ordering::Relaxed) {
+                        let Some(index) = order.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                            return;
+                        };
+                        let result = self.file(&files[*index], *index);
+                        failed.fetch_or(result.is_err(), Ordering::Relaxed);
+                        results.lock().unwrap_or_else(PoisonError::into_inner).push((*index, result));
+                    }
+                });
+            }
+        });
+        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        results.sort_by_key(|(index, _)| *index);
+        results.into_iter().map(|(_, result)| result).collect()
+    }
+
+    fn file(&self, file: &PlanFile, index: usize) -> Result<Hashed, StoreError> {
+        let changed = |what| StoreError::ChangedWhileRead { path: file.source.clone(), what };
+        let source = open_source(&file.source)?;
+        let before = source.metadata().map_err(at(&file.source, "stat"))?;
+        if !before.is_file() {
+            return Err(changed("it is no regular file any more"));
+        }
+        if before.len() != file.size {
+            return Err(changed("its size differs from when it was inspected"));
+        }
+        let before = Stamp::of(&before);
+        let mut out = Out::new(self.dir, index, file.size)?;
+        let reflinked = self.reflink.load(Ordering::Relaxed)
+            && file.size > 0
+            && reflink_copy::reflink_file(&source, &out.file).is_ok();
+        if !reflinked && file.size > 0 {
+            self.reflink.store(false, Ordering::Relaxed);
+            out.file.set_len(0).map_err(at(&out.data, "truncate"))?;
+            fs::reserve(&out.file, &out.data, file.size)?;
+        }
+        // Of a clone, the clone is what is hashed: it can no longer change.
+        let clone =
+            if reflinked { Some(File::open(&out.data).map_err(at(&out.data, "open"))?) } else { None };
+        let from = clone.as_ref().unwrap_or(&source);
+        let (id, sha256, tensors) = if file.size <= self.block_bytes as u64 {
+            self.small(file, from, &mut out, !reflinked)
+        } else {
+            self.large(file, from, &out, !reflinked)
+        }?;
+        let mut beyond = [0];
+        let grew = source.read_at(&mut beyond, file.size).map_err(at(&file.source, "read"))? > 0;
+        let after = Stamp::of(&source.metadata().map_err(at(&file.source, "stat"))?);
+        if grew || after.size != before.size {
+            return Err(changed("its size changed"));
+        }
+        if after.mtime_ns != before.mtime_ns {
+            return Err(changed("it was written to"));
+        }
+        match std::fs::metadata(&file.source) {
+            Ok(meta) if Stamp::of(&meta) == before => {}
+            Ok(_) => return Err(changed("it was replaced")),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(changed("it was removed")),
+            Err(e) => return Err(at(&file.source, "stat")(e)),
+        }
+        out.finish(self.sync_each)?;
+        self.done_files.fetch_add(1, Ordering::Relaxed);
+        self.report(false);
+        Ok(Hashed {
+            layer: StagedLayer { id, sha256, size: file.size, data: out.data, tree: out.tree },
+            tensors,
+            reflinked,
+        })
+    }
+
+    /// A file of one block, on this thread.
+    fn small(&self, file: &PlanFile, from: &File, out: &mut Out, write: bool) -> Result<Proof, StoreError> {
+        self.check_cancel()?;
+        let mut bytes = vec![0; usize::try_from(file.size).unwrap_or(0)];
+        read_block(from, &mut bytes, 0, &file.source)?;
+        if write {
+            out.file.write_all_at(&bytes, 0).map_err(at(&out.data, "write"))?;
+        }
+        let mut builder = TreeBuilder::new(file.size, self.block_bytes);
+        let sink = |offset: u64, part: &[u8]| out.write_tree(offset, part);
+        builder.block(&bytes, sink).map_err(at(&out.tree, "write"))?;
+        let id = builder.finish(sink).map_err(at(&out.tree, "write"))?;
+        let mut tensors = TensorHasher::new(&file.tensors);
+        tensors.block(&bytes);
+        self.advance(bytes.len());
+        Ok((id, Sha256::of(&bytes), tensors.finish()))
+    }
+
+    /// A file of many blocks: read and written here, SHA-256 on a second thread, BLAKE3 on a third and all cores.
+    fn large(&self, file: &PlanFile, from: &File, out: &Out, write: bool) -> Result<Proof, StoreError> {
+        std::thread::scope(|scope| {
+            let (sha_in, sha_out) = sync_channel::<Arc<Vec<u8>>>(CHANNEL_BLOCKS);
+            let (tree_in, tree_out) = sync_channel::<Arc<Vec<u8>>>(CHANNEL_BLOCKS);
+            let sha = scope.spawn(move || {
+                let mut hasher = sha2::Sha256::new();
+                for block in sha_out {
+                    hasher.update(&block[..]);
+                }
+                Sha256(hasher.finalize().into())
+            });
+            let tree = scope.spawn(move || self.tree_of(file, out, tree_out));
+            let mut buffers: Vec<Arc<Vec<u8>>> = Vec::with_capacity(BUFFERS);
+            let mut offset = 0;
+            let read = loop {
+                if offset == file.size {
+                    break Ok(());
+                }
+                let len = usize::try_from(file.size - offset).unwrap_or(usize::MAX).min(self.block_bytes);
+                let mut block = if buffers.len() < BUFFERS { Arc::default() } else { buffers.remove(0) };
+                if Arc::get_mut(&mut block).is_none() {
+                    // A hasher still has it, which the order of sends rules out; a fresh one is as good.
+                    block = Arc::default();
+                }
+                if let Some(bytes) = Arc::get_mut(&mut block) {
+                    bytes.resize(len, 0);
+                    let done =
+                        self.check_cancel().and_then(|()| read_block(from, bytes, offset, &file.source));
+                    let done = done.and_then(|()| match write {
+                        true => out.file.write_all_at(bytes, offset).map_err(at(&out.data, "write")),
+                        false => Ok(()),
+                    });
+                    if let Err(e) = done {
+                        break Err(e);
+                    }
+                }
+                offset += len as u64;
+                self.advance(len);
+                buffers.push(Arc::clone(&block));
+                // A hasher that stopped says why when it is joined.
+                if sha_in.send(Arc::clone(&block)).is_err() || tree_in.send(block).is_err() {
+                    break Ok(());
+                }
+            };
+            drop((sha_in, tree_in));
+            let sha256 = sha.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let tree = tree.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            read?;
+            let (id, tensors) = tree?;
+            Ok((id, sha256, tensors))
+        })
+    }
+
+    /// Builds the tree and the tensor hashes from blocks as they come.
+    fn tree_of(
+        &self,
+        file: &PlanFile,
+        out: &Out,
+        blocks: Receiver<Arc<Vec<u8>>>,
+    ) -> Result<(LayerId, Vec<LayerId>), StoreError> {
+        let mut builder = TreeBuilder::new(file.size, self.block_bytes);
+        let mut tensors = TensorHasher::new(&file.tensors);
+        let sink = |offset: u64, part: &[u8]| out.write_tree(offset, part);
+        let mut taken = 0;
+        for block in blocks {
+            builder.block(&block, sink).map_err(at(&out.tree, "write"))?;
+            tensors.block(&block);
+            taken += block.len() as u64;
+        }
+        if taken < file.size {
+            // The reader stopped early and says why.
+            return Ok((LayerId([0; 32]), Vec::new()));
+        }
+        Ok((builder.finish(sink).map_err(at(&out.tree, "write"))?, tensors.finish()))
+    }
+
+    /// A layer from bytes that we made ourselves.
+    fn bytes(&self, bytes: &[u8], kind: LayerKind, name: &str) -> Result<(Layer, StagedLayer), StoreError> {
+        let size = bytes.len() as u64;
+        let mut out = Out::named(self.dir, name, size)?;
+        out.file.write_all_at(bytes, 0).map_err(at(&out.data, "write"))?;
+        let mut builder = TreeBuilder::new(size, self.block_bytes);
+        let sink = |offset: u64, part: &[u8]| out.write_tree(offset, part);
+        for block in bytes.chunks(self.block_bytes) {
+            builder.block(block, sink).map_err(at(&out.tree, "write"))?;
+        }
+        let id = builder.finish(sink).map_err(at(&out.tree, "write"))?;
+        out.finish(self.sync_each)?;
+        let sha256 = Sha256::of(bytes);
+        let layer = Layer { path: name.to_owned(), kind, size, id, sha256 };
+        let staged = StagedLayer { id, sha256, size, data: out.data, tree: out.tree };
+        Ok((layer, staged))
+    }
+
+    fn check_cancel(&self) -> Result<(), StoreError> {
+        if self.cancel.load(Ordering::Relaxed) { Err(StoreError::Cancelled) } else { Ok(()) }
+    }
+
+    fn advance(&self, bytes: usize) {
+        self.done_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.report(false);
+    }
+
+    fn report(&self, syncing: bool) {
+        (self.progress)(ImportProgress {
+            done_bytes: self.done_bytes.load(Ordering::Relaxed),
+            total_bytes: self.total_bytes,
+            done_files: self.done_files.load(Ordering::Relaxed),
+            total_files: self.total_files,
+            syncing,
+        });
+    }
+}
+
+type Proof = (LayerId, Sha256, Vec<LayerId>);
+
+/// Keeps the first of equal layers; the files of the others go.
+fn keep_one(layers: &mut BTreeMap<LayerId, StagedLayer>, layer: StagedLayer) -> Result<(), StoreError> {
+    if layers.contains_key(&layer.id) {
+        fs::remove_file(&layer.data)?;
+        return fs::remove_file(&layer.tree);
+    }
+    layers.insert(layer.id, layer);
+    Ok(())
+}
+
+/// Whether the staging directory can share blocks with every directory of the plan, tried with one file of each.
+fn reflink_works(plan: &Plan, dir: &Path) -> bool {
+    let mut parents = BTreeSet::new();
+    let target = dir.join("probe");
+    let works =
+        plan.files.iter().filter(|file| file.size > 0 && parents.insert(file.source.parent())).all(|file| {
+            let _ = std::fs::remove_file(&target);
+            reflink_copy::reflink(&file.source, &target).is_ok()
+        });
+    let _ = std::fs::remove_file(&target);
+    works
+}
+
+/// Opens without waiting: a pipe put in the place of a file must not hang the import.
+fn open_source(path: &Path) -> Result<File, StoreError> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(at(path, "open"))
+}
+
+fn read_block(file: &File, buffer: &mut [u8], offset: u64, source: &Path) -> Result<(), StoreError> {
+    file.read_exact_at(buffer, offset).map_err(|e| match e.kind() {
+        ErrorKind::UnexpectedEof => {
+            StoreError::ChangedWhileRead { path: source.to_owned(), what: "it became shorter" }
+        }
+        _ => at(source, "read")(e),
+    })
+}

@@ -1,0 +1,179 @@
+//! Layer files: where they lie, how they are opened, read and proven.
+
+pub(crate) mod describe;
+pub(crate) mod have;
+pub(crate) mod import;
+pub(crate) mod outboard;
+pub(crate) mod partial;
+pub(crate) mod recover;
+pub(crate) mod seal;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bao_tree::TreeNode;
+use blake3::Hash;
+use weighlock_protocol::LayerId;
+use weighlock_protocol::wire::bao::{GroupSet, all_groups};
+
+use crate::error::{StoreError, at};
+use outboard::{PAIR_BYTES, pair_of, pair_offset};
+use partial::PartialLayer;
+
+/// Paths of one data directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    pub(crate) root: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn meta(&self) -> PathBuf {
+        self.root.join("weighlock.redb")
+    }
+
+    pub(crate) fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    pub(crate) fn partial(&self) -> PathBuf {
+        self.root.join("partial")
+    }
+
+    pub(crate) fn staging(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+
+    pub(crate) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    pub(crate) fn views(&self) -> PathBuf {
+        self.root.join("views")
+    }
+
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.root.join("keys")
+    }
+
+    pub(crate) fn run(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    pub(crate) fn layer_dir(&self, id: &LayerId) -> PathBuf {
+        self.layers().join(&id.hex()[..2])
+    }
+
+    pub(crate) fn layer(&self, id: &LayerId) -> PathBuf {
+        self.layer_dir(id).join(id.hex())
+    }
+
+    pub(crate) fn layer_tree(&self, id: &LayerId) -> PathBuf {
+        self.layer_dir(id).join(format!("{}.obao", id.hex()))
+    }
+}
+
+/// A sealed layer, open for reading. Its size, modification time and inode were as recorded, or its bytes were
+/// proven again.
+#[derive(Debug)]
+pub struct SealedLayer {
+    /// The layer's id.
+    pub id: LayerId,
+    /// The file, read-only.
+    pub file: File,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+/// Reads a layer, sealed or partial, with its tree: what serving needs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct LayerReader {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Sealed { layer: SealedLayer, tree: Option<File>, tree_path: PathBuf },
+    Partial(Arc<PartialLayer>),
+}
+
+impl LayerReader {
+    /// The layer's id.
+    pub fn id(&self) -> LayerId {
+        match &*self.inner {
+            Inner::Sealed { layer, .. } => layer.id,
+            Inner::Partial(layer) => layer.id(),
+        }
+    }
+
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        match &*self.inner {
+            Inner::Sealed { layer, .. } => layer.size,
+            Inner::Partial(layer) => layer.size(),
+        }
+    }
+
+    /// The groups that can be read now.
+    pub fn have(&self) -> GroupSet {
+        match &*self.inner {
+            Inner::Sealed { layer, .. } => all_groups(layer.size),
+            Inner::Partial(layer) => layer.have(),
+        }
+    }
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// A range past the end or not wholly inside [`have`](Self::have); an io error.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StoreError> {
+        match &*self.inner {
+            Inner::Sealed { layer, .. } => {
+                let end = offset.saturating_add(buffer.len() as u64);
+                if end > layer.size {
+                    return Err(StoreError::NotProven { layer: layer.id, start: offset, end });
+                }
+                layer.file.read_exact_at(buffer, offset).map_err(at(&layer.path, "read"))
+            }
+            Inner::Partial(layer) => layer.read_exact_at(buffer, offset),
+        }
+    }
+
+    /// The hash pair of a tree node.
+    ///
+    /// # Errors
+    /// A node that the tree does not have, or that is not proven yet; an io error.
+    pub fn pair(&self, node: TreeNode) -> Result<(Hash, Hash), StoreError> {
+        match &*self.inner {
+            Inner::Sealed { layer, tree, tree_path } => {
+                let (Some(tree), Some(offset)) = (tree, pair_offset(layer.size, node)) else {
+                    let range = node.chunk_range();
+                    return Err(StoreError::NotProven {
+                        layer: layer.id,
+                        start: range.start.to_bytes(),
+                        end: range.end.to_bytes(),
+                    });
+                };
+                let mut bytes = [0; PAIR_BYTES as usize];
+                tree.read_exact_at(&mut bytes, offset).map_err(at(tree_path, "read"))?;
+                Ok(pair_of(&bytes))
+            }
+            Inner::Partial(layer) => layer.pair(node),
+        }
+    }
+
+    pub(crate) fn sealed(layer: SealedLayer, tree_path: &Path) -> Result<Self, StoreError> {
+        let tree = match outboard::tree_bytes(layer.size) {
+            0 => None,
+            _ => Some(File::open(tree_path).map_err(at(tree_path, "open"))?),
+        };
+        Ok(Self { inner: Arc::new(Inner::Sealed { layer, tree, tree_path: tree_path.to_owned() }) })
+    }
+
+    pub(crate) fn partial(layer: Arc<PartialLayer>) -> Self {
+        Self { inner: Arc::new(Inner::Partial(layer)) }
+    }
+}

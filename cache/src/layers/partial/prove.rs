@@ -1,0 +1,80 @@
+//! Proving a partial layer again from the root down, after its have-map lost its credit.
+
+use std::os::unix::fs::FileExt;
+
+use blake3::Hash;
+use weighlock_protocol::wire::bao::{GROUP_BYTES, parent_hash, subtree_hash};
+
+use super::PartialLayer;
+use super::subtree::{Subtree, mark_ancestors};
+use crate::error::{StoreError, at};
+use crate::layers::have::{self, Bitmap, Header};
+use crate::layers::outboard::{PAIR_BYTES, pair_of};
+
+/// Groups below which a subtree is proven again on one thread.
+const PARALLEL_GROUPS_MIN: u64 = 512;
+
+impl PartialLayer {
+    /// Proves every claimed group from the root down, keeps what holds, and takes the layer over into this boot.
+    pub(super) fn prove_again(&self, claimed: &Bitmap, boot_id: &str) -> Result<(), StoreError> {
+        let groups = claimed.len();
+        let root = Hash::from_bytes(self.id.0);
+        let proven = self.prove_below(claimed, Subtree::whole(groups), root, true)?;
+        {
+            let mut state = self.state();
+            let mut have = Bitmap::new(groups);
+            for group in proven {
+                have.set(group);
+            }
+            let dropped = claimed.count() - have.count();
+            if dropped > 0 {
+                tracing::warn!(layer = %self.id.short(), dropped, "groups of a partial layer did not survive; fetching them again");
+            }
+            let mut nodes = Bitmap::new(groups - 1);
+            mark_ancestors(&have, &mut nodes, 0, groups, 0);
+            state.dirty = (0..have::page_count(self.size)).collect();
+            state.have = have;
+            state.nodes = nodes;
+        }
+        self.flush_have()?;
+        // Only now may the new boot's id vouch for the pages.
+        let header = Header { layer: self.id, size: self.size, boot_id: boot_id.to_owned() };
+        have::write_header(&self.have_file, &header).map_err(at(&self.paths.have, "write"))
+    }
+
+    /// The claimed groups of a subtree that hold against `expected`.
+    fn prove_below(
+        &self,
+        claimed: &Bitmap,
+        subtree: Subtree,
+        expected: Hash,
+        is_root: bool,
+    ) -> Result<Vec<u64>, StoreError> {
+        let Subtree { first, groups, node } = subtree;
+        if !claimed.any(first, first + groups) {
+            return Ok(Vec::new());
+        }
+        if groups == 1 {
+            let offset = first * GROUP_BYTES;
+            let mut bytes = vec![0; GROUP_BYTES.min(self.size - offset) as usize];
+            // A bad sector is one more way for a group not to have survived.
+            let read = self.data.read_exact_at(&mut bytes, offset);
+            let holds = read.is_ok() && subtree_hash(offset, &bytes, is_root) == expected;
+            return Ok(if holds { vec![first] } else { Vec::new() });
+        }
+        let mut bytes = [0; PAIR_BYTES as usize];
+        let read = self.tree.as_ref().map(|tree| tree.read_exact_at(&mut bytes, node * PAIR_BYTES));
+        let pair = pair_of(&bytes);
+        if !matches!(read, Some(Ok(()))) || parent_hash(&pair, is_root) != expected {
+            return Ok(Vec::new());
+        }
+        let (left, right) = subtree.children();
+        let left = || self.prove_below(claimed, left, pair.0, false);
+        let right = || self.prove_below(claimed, right, pair.1, false);
+        let (left, right) =
+            if groups >= PARALLEL_GROUPS_MIN { rayon::join(left, right) } else { (left(), right()) };
+        let mut proven = left?;
+        proven.extend(right?);
+        Ok(proven)
+    }
+}

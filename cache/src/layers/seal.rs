@@ -1,0 +1,252 @@
+//! Making a complete layer permanent, opening it again, and setting aside what turned out wrong.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+use weighlock_protocol::LayerId;
+
+use super::outboard::{hash_file, tree_bytes};
+use super::partial::{Fate, PartialLayer};
+use super::{LayerReader, Layout, SealedLayer};
+use crate::config::VerifyOnRead;
+use crate::error::{StoreError, at};
+use crate::fs::{self, Stamp};
+use crate::meta::LayerInfo;
+use crate::store::Store;
+
+/// Mode of a sealed file: nobody writes.
+pub(crate) const SEALED_MODE: u32 = 0o440;
+
+impl Store {
+    /// Makes a complete layer permanent: synced, read-only, under its own name, on record. Doing it twice is fine.
+    ///
+    /// # Errors
+    /// [`StoreError::NotHeld`] while groups are missing; no space; an io error. It can be tried again.
+    pub fn seal(&self, layer: &Arc<PartialLayer>) -> Result<LayerInfo, StoreError> {
+        self.seal_all(std::slice::from_ref(layer))?;
+        self.meta().layer(&layer.id())?.ok_or(StoreError::NotHeld(layer.id()))
+    }
+
+    /// Seals several complete layers with one database transaction and, from
+    /// [`sync_each_max`](crate::StoreConfig::sync_each_max) on, one sync of the file system.
+    ///
+    /// # Errors
+    /// As [`seal`](Self::seal). Layers that were sealed before the error stay so or are put right by trying again.
+    pub fn seal_all(&self, layers: &[Arc<PartialLayer>]) -> Result<(), StoreError> {
+        let sync_each = layers.len() <= self.config().sync_each_max;
+        if !sync_each {
+            fs::sync_fs(&self.layout().layers())?;
+        }
+        let mut rows = Vec::with_capacity(layers.len());
+        // All locks are held to the end: no late write may change a file between its sync and its record.
+        let mut fates = Vec::with_capacity(layers.len());
+        // In one order everywhere: two callers that share layers wait for each other in turn, never in a circle.
+        let mut layers: Vec<&Arc<PartialLayer>> = layers.iter().collect();
+        layers.sort_by_key(|layer| layer.id());
+        layers.dedup_by_key(|layer| layer.id());
+        for layer in layers {
+            let id = layer.id();
+            let mut fate = layer.fate.write().unwrap_or_else(PoisonError::into_inner);
+            if self.meta().layer(&id)?.is_some() {
+                if *fate == Fate::Open {
+                    // An import brought the same bytes first.
+                    layer.paths().remove()?;
+                    *fate = Fate::Sealed;
+                }
+                continue;
+            }
+            if *fate != Fate::Open || !layer.complete() {
+                return Err(StoreError::NotHeld(id));
+            }
+            let paths = layer.paths();
+            if sync_each {
+                layer.sync_content()?;
+            }
+            for path in [&paths.tree, &paths.data] {
+                match fs::chmod(path, SEALED_MODE) {
+                    Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                    other => other?,
+                }
+            }
+            rows.push((id, place(self.layout(), &id, layer.size(), &paths.data, &paths.tree)?));
+            fates.push((layer, fate));
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        sync_places(self.layout(), rows.iter().map(|(id, _)| id))?;
+        self.meta().commit(&rows, &[], &[])?;
+        for (layer, fate) in &mut fates {
+            fs::remove_file(&layer.paths().have)?;
+            **fate = Fate::Sealed;
+            self.forget_partial(&layer.id());
+        }
+        Ok(())
+    }
+
+    /// Opens a sealed layer for reading. If its size, modification time or inode are not as recorded (or always, if
+    /// configured), its bytes are proven first, which reads the whole file.
+    ///
+    /// # Errors
+    /// [`StoreError::NotHeld`]; [`StoreError::Corrupt`] when the bytes are wrong (the layer is then set aside); an
+    /// io error.
+    pub fn open_sealed(&self, id: &LayerId) -> Result<SealedLayer, StoreError> {
+        self.open_proven(id, self.config().verify_on_read)
+    }
+
+    fn open_proven(&self, id: &LayerId, verify: VerifyOnRead) -> Result<SealedLayer, StoreError> {
+        let info = self.meta().layer(id)?.ok_or(StoreError::NotHeld(*id))?;
+        let (layer, stamp) = self.open_recorded(id, &info)?;
+        let changed = stamp != info.stamp();
+        if !changed && verify == VerifyOnRead::Changed {
+            return Ok(layer);
+        }
+        // One at a time: two openers need not hash the same file twice.
+        let slot = self.slot(id);
+        let _one = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let info = self.meta().layer(id)?.ok_or(StoreError::NotHeld(*id))?;
+        let (layer, stamp) = self.open_recorded(id, &info)?;
+        if stamp == info.stamp() && verify == VerifyOnRead::Changed {
+            return Ok(layer);
+        }
+        if changed {
+            tracing::warn!(layer = %id.short(), "a sealed layer changed on disk; proving it again");
+        }
+        let found = self.prove(id, &layer.file, &layer.path, info.size, changed)?;
+        let after = Stamp::of(&layer.file.metadata().map_err(at(&layer.path, "stat"))?);
+        match found {
+            Ok(()) if after == stamp => {
+                self.meta().update_layer(id, |row| {
+                    *row = LayerInfo::new(stamp, row.sha256);
+                })?;
+                Ok(layer)
+            }
+            Ok(()) => Err(self.quarantine(id, "it is being written to".into())?),
+            Err(reason) => Err(self.quarantine(id, reason)?),
+        }
+    }
+
+    /// A reader for serving a layer, sealed or partial; `None` if nothing of it is here. The first reader of a
+    /// partial layer after a reboot proves what the layer claims to hold. As who receives proves what it gets, sealed
+    /// layers are proven here only when they changed, also under [`VerifyOnRead::Always`].
+    ///
+    /// # Errors
+    /// As [`open_sealed`](Self::open_sealed).
+    pub fn reader(&self, id: &LayerId) -> Result<Option<LayerReader>, StoreError> {
+        match self.open_proven(id, VerifyOnRead::Changed) {
+            Ok(layer) => Ok(Some(LayerReader::sealed(layer, &self.layout().layer_tree(id))?)),
+            Err(StoreError::NotHeld(_)) => Ok(self.resume_partial(id)?.map(LayerReader::partial)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Proves a file against a layer id. `Ok(Err(reason))` when the bytes are wrong. With `rebuild_tree` the tree
+    /// file is written anew.
+    pub(crate) fn prove(
+        &self,
+        id: &LayerId,
+        file: &File,
+        path: &Path,
+        size: u64,
+        rebuild_tree: bool,
+    ) -> Result<Result<(), String>, StoreError> {
+        let len = file.metadata().map_err(at(path, "stat"))?.len();
+        if len != size {
+            return Ok(Err(format!("it has {len} bytes instead of {size}")));
+        }
+        let wrong = |root: LayerId| Ok(Err(format!("its bytes hash to {}", root.short())));
+        if !rebuild_tree || tree_bytes(size) == 0 {
+            let root = hash_file(file, path, size, |_, _| Ok(()))?;
+            return if root == *id { Ok(Ok(())) } else { wrong(root) };
+        }
+        let temp = self.temp_path("tree");
+        let tree = fs::create_reserved(&temp, tree_bytes(size))?;
+        let built =
+            hash_file(file, path, size, |offset, bytes| tree.write_all_at(bytes, offset)).and_then(|root| {
+                if root == *id {
+                    tree.sync_data().map_err(at(&temp, "sync"))?;
+                    fs::chmod(&temp, SEALED_MODE)?;
+                    let target = self.layout().layer_tree(id);
+                    std::fs::rename(&temp, &target).map_err(at(&target, "replace"))?;
+                }
+                Ok(root)
+            });
+        if !matches!(&built, Ok(root) if root == id) {
+            fs::remove_file(&temp)?;
+        }
+        match built? {
+            root if root == *id => Ok(Ok(())),
+            root => wrong(root),
+        }
+    }
+
+    /// Sets a layer's files aside and forgets it. Gives the error that says so.
+    pub(crate) fn quarantine(&self, id: &LayerId, reason: String) -> Result<StoreError, StoreError> {
+        let dir = self.layout().quarantine();
+        tracing::error!(layer = %id, reason, "layer set aside");
+        self.meta().drop_layers(&[*id])?;
+        let target = dir.join(id.hex());
+        let data = self.layout().layer(id);
+        std::fs::rename(&data, &target).map_err(at(&data, "set aside"))?;
+        fs::remove_file(&self.layout().layer_tree(id))?;
+        Ok(StoreError::Corrupt { layer: *id, reason, quarantined: target })
+    }
+
+    fn open_recorded(&self, id: &LayerId, info: &LayerInfo) -> Result<(SealedLayer, Stamp), StoreError> {
+        let path = self.layout().layer(id);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                tracing::error!(layer = %id, "the file of a sealed layer is gone; forgetting it");
+                self.meta().drop_layers(&[*id])?;
+                fs::remove_file(&self.layout().layer_tree(id))?;
+                return Err(StoreError::NotHeld(*id));
+            }
+            Err(e) => return Err(at(&path, "open")(e)),
+        };
+        let stamp = Stamp::of(&file.metadata().map_err(at(&path, "stat"))?);
+        let layer = SealedLayer { id: *id, file, path, size: info.size };
+        Ok((layer, stamp))
+    }
+}
+
+/// Moves finished files to a layer's place, the tree first: a layer in place always has its tree. Files already
+/// there stay.
+pub(crate) fn place(
+    layout: &Layout,
+    id: &LayerId,
+    size: u64,
+    data: &Path,
+    tree: &Path,
+) -> Result<LayerInfo, StoreError> {
+    fs::create_dir(&layout.layer_dir(id), 0o750)?;
+    if tree_bytes(size) > 0 {
+        move_to(tree, &layout.layer_tree(id))?;
+    }
+    let target = layout.layer(id);
+    move_to(data, &target)?;
+    Ok(LayerInfo::new(Stamp::at(&target)?, None))
+}
+
+/// Makes the names of placed layers survive power loss.
+pub(crate) fn sync_places<'a>(
+    layout: &Layout,
+    ids: impl IntoIterator<Item = &'a LayerId>,
+) -> Result<(), StoreError> {
+    let dirs: std::collections::BTreeSet<_> = ids.into_iter().map(|id| layout.layer_dir(id)).collect();
+    for dir in dirs {
+        fs::sync_dir(&dir)?;
+    }
+    fs::sync_dir(&layout.layers())
+}
+
+fn move_to(from: &Path, to: &Path) -> Result<(), StoreError> {
+    match std::fs::rename(from, to) {
+        // An attempt that was cut short has moved it before.
+        Err(e) if e.kind() == ErrorKind::NotFound && to.exists() => Ok(()),
+        other => other.map_err(at(from, "move into place")),
+    }
+}

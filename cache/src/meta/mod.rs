@@ -1,0 +1,338 @@
+//! What the store knows about layers, manifests and statements, in one embedded database.
+
+mod tables;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableError,
+    WriteTransaction,
+};
+use weighlock_protocol::{LayerId, ManifestDigest, Sha256, StatementId};
+
+use crate::error::{StoreError, at, is_full};
+use crate::fs::{self, Stamp};
+use tables::{
+    FORMAT, FORMAT_KEY, HELD, LAYERS, LayerRow, MANIFESTS, META, SETTINGS, STATEMENT_INDEX, STATEMENTS,
+};
+
+/// Free space below which nothing is added to the database: a write that meets the end of the disk would make it
+/// refuse all work until it is opened again.
+const RESERVE_BYTES: u64 = 1 << 20;
+
+/// What is on record about a sealed layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Length in bytes.
+    pub size: u64,
+    /// SHA-256, once it was computed on this host.
+    pub sha256: Option<Sha256>,
+    /// Modification time when the layer was sealed, in nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Inode when the layer was sealed.
+    pub inode: u64,
+}
+
+impl LayerInfo {
+    pub(crate) fn new(stamp: Stamp, sha256: Option<Sha256>) -> Self {
+        Self { size: stamp.size, sha256, mtime_ns: stamp.mtime_ns, inode: stamp.inode }
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp { size: self.size, mtime_ns: self.mtime_ns, inode: self.inode }
+    }
+
+    fn row(&self) -> LayerRow {
+        (self.size, self.sha256.map(|sha| sha.0), self.mtime_ns, self.inode)
+    }
+
+    fn from_row((size, sha256, mtime_ns, inode): LayerRow) -> Self {
+        Self { size, sha256: sha256.map(Sha256), mtime_ns, inode }
+    }
+}
+
+/// The embedded database. Every write is one durable transaction.
+#[derive(Debug)]
+pub(crate) struct Meta {
+    db: Database,
+    path: PathBuf,
+}
+
+impl Meta {
+    /// Opens or creates the database at `path`; refuses one of a newer format.
+    pub(crate) fn open(path: PathBuf, store: &Path, cache_bytes_max: usize) -> Result<Self, StoreError> {
+        let db = Database::builder()
+            .set_cache_size(cache_bytes_max)
+            .create(&path)
+            .map_err(|e| meta_error(&path, "open")(e.into()))?;
+        let meta = Self { db, path };
+        let found = meta.write("create tables", |txn| {
+            txn.open_table(LAYERS)?;
+            txn.open_table(MANIFESTS)?;
+            txn.open_table(HELD)?;
+            txn.open_table(STATEMENTS)?;
+            txn.open_table(STATEMENT_INDEX)?;
+            txn.open_table(SETTINGS)?;
+            let mut table = txn.open_table(META)?;
+            let found = table.get(FORMAT_KEY)?.map(|format| format.value());
+            if found.is_none() {
+                table.insert(FORMAT_KEY, FORMAT)?;
+            }
+            Ok(found.unwrap_or(FORMAT))
+        })?;
+        if found > FORMAT {
+            return Err(StoreError::Newer { path: store.to_owned(), found, supported: FORMAT });
+        }
+        Ok(meta)
+    }
+
+    pub(crate) fn layer(&self, id: &LayerId) -> Result<Option<LayerInfo>, StoreError> {
+        self.read("read a layer", |txn| {
+            let row = txn.open_table(LAYERS)?.get(id.0)?;
+            Ok(row.map(|row| LayerInfo::from_row(row.value())))
+        })
+    }
+
+    pub(crate) fn layers(&self) -> Result<Vec<(LayerId, LayerInfo)>, StoreError> {
+        self.read("list layers", |txn| {
+            let table = txn.open_table(LAYERS)?;
+            let rows = table.iter()?.map(|row| {
+                let (id, row) = row?;
+                Ok((LayerId(id.value()), LayerInfo::from_row(row.value())))
+            });
+            rows.collect()
+        })
+    }
+
+    /// Changes the row of a layer if there is one.
+    pub(crate) fn update_layer(
+        &self,
+        id: &LayerId,
+        change: impl Fn(&mut LayerInfo),
+    ) -> Result<bool, StoreError> {
+        self.write("change a layer", |txn| {
+            let mut table = txn.open_table(LAYERS)?;
+            let Some(mut info) = table.get(id.0)?.map(|row| LayerInfo::from_row(row.value())) else {
+                return Ok(false);
+            };
+            change(&mut info);
+            table.insert(id.0, info.row())?;
+            Ok(true)
+        })
+    }
+
+    pub(crate) fn drop_layers(&self, ids: &[LayerId]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.write("forget layers", |txn| {
+            let mut table = txn.open_table(LAYERS)?;
+            for id in ids {
+                table.remove(id.0)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Everything of one commit in one transaction.
+    pub(crate) fn commit(
+        &self,
+        layers: &[(LayerId, LayerInfo)],
+        manifests: &[(ManifestDigest, &[u8], bool)],
+        statements: &[(StatementId, Vec<u8>)],
+    ) -> Result<(), StoreError> {
+        self.add("commit", |txn| {
+            let mut table = txn.open_table(LAYERS)?;
+            for (id, info) in layers {
+                table.insert(id.0, info.row())?;
+            }
+            let mut table = txn.open_table(MANIFESTS)?;
+            let mut held = txn.open_table(HELD)?;
+            for (digest, bytes, hold) in manifests {
+                table.insert(digest.0, *bytes)?;
+                if *hold {
+                    held.insert(digest.0, ())?;
+                }
+            }
+            let mut table = txn.open_table(STATEMENTS)?;
+            let mut index = txn.open_table(STATEMENT_INDEX)?;
+            let mut next = table.last()?.map_or(0, |(number, _)| number.value() + 1);
+            for (id, bytes) in statements {
+                if let Some(number) = index.get(id.0)?.map(|number| number.value()) {
+                    table.insert(number, (id.0, bytes.as_slice()))?;
+                    continue;
+                }
+                index.insert(id.0, next)?;
+                table.insert(next, (id.0, bytes.as_slice()))?;
+                next += 1;
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn remove_statements(&self, ids: &[StatementId]) -> Result<(), StoreError> {
+        self.write("remove statements", |txn| {
+            let mut table = txn.open_table(STATEMENTS)?;
+            let mut index = txn.open_table(STATEMENT_INDEX)?;
+            for id in ids {
+                if let Some(number) = index.remove(id.0)?.map(|number| number.value()) {
+                    table.remove(number)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn manifest(&self, digest: &ManifestDigest) -> Result<Option<Arc<[u8]>>, StoreError> {
+        self.read("read a manifest", |txn| {
+            let row = txn.open_table(MANIFESTS)?.get(digest.0)?;
+            Ok(row.map(|row| row.value().into()))
+        })
+    }
+
+    pub(crate) fn manifests(&self) -> Result<Vec<ManifestDigest>, StoreError> {
+        self.read("list manifests", |txn| {
+            let table = txn.open_table(MANIFESTS)?;
+            table.iter()?.map(|row| Ok(ManifestDigest(row?.0.value()))).collect()
+        })
+    }
+
+    pub(crate) fn remove_manifest(&self, digest: &ManifestDigest) -> Result<bool, StoreError> {
+        self.write("remove a manifest", |txn| {
+            txn.open_table(HELD)?.remove(digest.0)?;
+            let removed = txn.open_table(MANIFESTS)?.remove(digest.0)?.is_some();
+            Ok(removed)
+        })
+    }
+
+    pub(crate) fn set_held(&self, digest: &ManifestDigest, held: bool) -> Result<(), StoreError> {
+        self.add("hold a manifest", |txn| {
+            let mut table = txn.open_table(HELD)?;
+            if held {
+                table.insert(digest.0, ())?;
+            } else {
+                table.remove(digest.0)?;
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn held(&self) -> Result<Vec<ManifestDigest>, StoreError> {
+        self.read("list held manifests", |txn| {
+            let table = txn.open_table(HELD)?;
+            table.iter()?.map(|row| Ok(ManifestDigest(row?.0.value()))).collect()
+        })
+    }
+
+    pub(crate) fn statement(&self, id: &StatementId) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read("read a statement", |txn| {
+            let Some(number) = txn.open_table(STATEMENT_INDEX)?.get(id.0)?.map(|n| n.value()) else {
+                return Ok(None);
+            };
+            let row = txn.open_table(STATEMENTS)?.get(number)?;
+            Ok(row.map(|row| row.value().1.to_vec()))
+        })
+    }
+
+    pub(crate) fn statements(&self) -> Result<Vec<(StatementId, Vec<u8>)>, StoreError> {
+        self.read("list statements", |txn| {
+            let table = txn.open_table(STATEMENTS)?;
+            let mut out = Vec::with_capacity(usize::try_from(table.len()?).unwrap_or(0));
+            for row in table.iter()? {
+                let (_, row) = row?;
+                let (id, bytes) = row.value();
+                out.push((StatementId(id), bytes.to_vec()));
+            }
+            Ok(out)
+        })
+    }
+
+    pub(crate) fn setting(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read("read a setting", |txn| {
+            let row = txn.open_table(SETTINGS)?.get(key)?;
+            Ok(row.map(|row| row.value().to_vec()))
+        })
+    }
+
+    pub(crate) fn set_setting(&self, key: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
+        self.add("write a setting", |txn| {
+            let mut table = txn.open_table(SETTINGS)?;
+            match value {
+                Some(value) => table.insert(key, value)?,
+                None => table.remove(key)?,
+            };
+            Ok(())
+        })
+    }
+
+    fn read<T>(
+        &self,
+        op: &'static str,
+        f: impl FnOnce(&ReadTransaction) -> Result<T, MetaError>,
+    ) -> Result<T, StoreError> {
+        let run = || f(&self.db.begin_read().map_err(redb::Error::from)?);
+        run().map_err(|MetaError(e)| meta_error(&self.path, op)(e))
+    }
+
+    /// A transaction that adds: refused while the disk is as good as full.
+    fn add<T>(
+        &self,
+        op: &'static str,
+        f: impl FnOnce(&WriteTransaction) -> Result<T, MetaError>,
+    ) -> Result<T, StoreError> {
+        let available_bytes =
+            fs::available_bytes(&self.path).map_err(at(&self.path, "ask for free space of"))?;
+        if available_bytes < RESERVE_BYTES {
+            return Err(StoreError::NoSpace {
+                path: self.path.clone(),
+                needed_bytes: RESERVE_BYTES,
+                available_bytes,
+            });
+        }
+        self.write(op, f)
+    }
+
+    /// One durable transaction; an error in `f` rolls it back.
+    fn write<T>(
+        &self,
+        op: &'static str,
+        f: impl FnOnce(&WriteTransaction) -> Result<T, MetaError>,
+    ) -> Result<T, StoreError> {
+        let run = || {
+            let txn = self.db.begin_write().map_err(redb::Error::from)?;
+            let out = f(&txn)?;
+            txn.commit().map_err(redb::Error::from)?;
+            Ok::<_, MetaError>(out)
+        };
+        run().map_err(|MetaError(e)| meta_error(&self.path, op)(e))
+    }
+}
+
+/// Carries redb's two error types of table access through `?`.
+struct MetaError(redb::Error);
+
+impl From<redb::Error> for MetaError {
+    fn from(e: redb::Error) -> Self {
+        Self(e)
+    }
+}
+
+impl From<TableError> for MetaError {
+    fn from(e: TableError) -> Self {
+        Self(e.into())
+    }
+}
+
+impl From<redb::StorageError> for MetaError {
+    fn from(e: redb::StorageError) -> Self {
+        Self(e.into())
+    }
+}
+
+fn meta_error<'a>(path: &'a Path, op: &'static str) -> impl Fn(redb::Error) -> StoreError + 'a {
+    move |source| match source {
+        redb::Error::Io(e) if is_full(&e) => at(path, op)(e),
+        source => StoreError::Meta { path: path.to_owned(), op, source: Box::new(source) },
+    }
+}

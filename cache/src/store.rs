@@ -1,0 +1,400 @@
+//! The store of one host: one directory, one process, every part of it composed here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use weighlock_protocol::manifest::ManifestError;
+use weighlock_protocol::wire::bao::{LAYER_BYTES_MAX, bytes_in};
+use weighlock_protocol::{LayerId, Sha256};
+
+use crate::config::StoreConfig;
+use crate::error::{StoreError, at};
+use crate::fs;
+use crate::layers::outboard::tree_bytes;
+use crate::layers::partial::{PartialLayer, PartialPaths};
+use crate::layers::recover::Recovery;
+use crate::layers::{Layout, have};
+use crate::meta::{LayerInfo, Meta};
+
+/// Where one partial layer is handed out, one opener at a time.
+type Slot = Arc<Mutex<Weak<PartialLayer>>>;
+
+/// Unused slots that are kept before they are swept.
+const SLOTS_MAX: usize = 1024;
+
+/// The store of one host. Clones share it. All methods block on the disk; async callers use a blocking thread.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    config: StoreConfig,
+    boot_id: String,
+    meta: Meta,
+    slots: Mutex<BTreeMap<LayerId, Slot>>,
+    /// Held while layers come and go with their manifests.
+    change: Mutex<()>,
+    /// Held while a view is made.
+    views: Mutex<()>,
+    temp_next: AtomicU64,
+    recovery: Mutex<Recovery>,
+    /// Released by the kernel when the process ends, however it ends.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store in `dir`, creating what is missing, and puts right what a kill or power loss left behind.
+    ///
+    /// # Errors
+    /// Another process has it, it lies on a network file system, it is of a newer format, no space, an io error.
+    pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<Self, StoreError> {
+        let dir = std::path::absolute(dir.as_ref()).map_err(at(dir.as_ref(), "resolve"))?;
+        fs::refuse_network_fs(&dir)?;
+        let layout = Layout { root: dir };
+        fs::create_dir(&layout.root, 0o750)?;
+        fs::create_dir(&layout.run(), 0o750)?;
+        let lock = lock(&layout)?;
+        fs::create_dir(&layout.layers(), 0o750)?;
+        fs::create_dir(&layout.views(), 0o750)?;
+        for private in [layout.partial(), layout.staging(), layout.quarantine(), layout.keys()] {
+            fs::create_dir(&private, 0o700)?;
+        }
+        let boot_id = match &config.boot_id {
+            Some(id) => id.clone(),
+            None => fs::boot_id()?,
+        };
+        let meta = Meta::open(layout.meta(), &layout.root, config.meta_cache_bytes_max)?;
+        let store = Self {
+            inner: Arc::new(Inner {
+                layout,
+                config,
+                boot_id,
+                meta,
+                slots: Mutex::default(),
+                change: Mutex::default(),
+                views: Mutex::default(),
+                temp_next: AtomicU64::new(0),
+                recovery: Mutex::default(),
+                _lock: lock,
+            }),
+        };
+        let report = store.recover()?;
+        *lock_of(&store.inner.recovery) = report;
+        Ok(store)
+    }
+
+    /// What opening found and put right.
+    pub fn recovery(&self) -> Recovery {
+        lock_of(&self.inner.recovery).clone()
+    }
+
+    /// The data directory, absolute.
+    pub fn dir(&self) -> &Path {
+        &self.inner.layout.root
+    }
+
+    /// Where keys of this host lie, mode 0700.
+    pub fn keys_dir(&self) -> PathBuf {
+        self.inner.layout.keys()
+    }
+
+    /// Where sockets of this host lie, mode 0750.
+    pub fn run_dir(&self) -> PathBuf {
+        self.inner.layout.run()
+    }
+
+    /// Bytes that may still be written here above the configured floor.
+    ///
+    /// # Errors
+    /// The file system cannot be asked.
+    pub fn available_bytes(&self) -> Result<u64, StoreError> {
+        let dir = self.dir();
+        let free = fs::available_bytes(dir).map_err(at(dir, "ask for free space of"))?;
+        Ok(free.saturating_sub(self.config().free_floor_bytes))
+    }
+
+    // --- Layers ---
+
+    /// What is on record about a sealed layer; `None` if it is not held completely.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn layer(&self, id: &LayerId) -> Result<Option<LayerInfo>, StoreError> {
+        self.meta().layer(id)
+    }
+
+    /// All sealed layers, by id.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn layers(&self) -> Result<Vec<(LayerId, LayerInfo)>, StoreError> {
+        self.meta().layers()
+    }
+
+    /// Records the SHA-256 of a sealed layer, once somebody computed it from the file.
+    ///
+    /// # Errors
+    /// [`StoreError::NotHeld`]; the database failed.
+    pub fn set_sha256(&self, id: &LayerId, sha256: Sha256) -> Result<(), StoreError> {
+        let known = self.meta().update_layer(id, |row| row.sha256 = Some(sha256))?;
+        if known { Ok(()) } else { Err(StoreError::NotHeld(*id)) }
+    }
+
+    /// Computes the SHA-256 of a sealed layer from its file and records it.
+    ///
+    /// # Errors
+    /// As [`open_sealed`](Self::open_sealed).
+    pub fn prove_sha256(&self, id: &LayerId) -> Result<Sha256, StoreError> {
+        use sha2::Digest;
+        let mut layer = self.open_sealed(id)?;
+        let mut hasher = sha2::Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match layer.file.read(&mut buffer).map_err(at(&layer.path, "read"))? {
+                0 => break,
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+        let sha256 = Sha256(hasher.finalize().into());
+        self.set_sha256(id, sha256)?;
+        Ok(sha256)
+    }
+
+    /// Removes a sealed layer and its tree, whatever refers to it. Files that are open stay readable.
+    /// Returns the bytes freed.
+    ///
+    /// # Errors
+    /// The database failed or an io error.
+    pub fn remove_layer(&self, id: &LayerId) -> Result<u64, StoreError> {
+        let _change = self.change_lock();
+        self.remove_layers(&BTreeSet::from([*id]))
+    }
+
+    /// A partial layer to write to: a new one with its space reserved, or the one that is already here. All callers
+    /// get the same one while it lives.
+    ///
+    /// # Errors
+    /// [`StoreError::AlreadySealed`] if it is complete here; no space; a size other than on record, or over the
+    /// limit; an io error.
+    pub fn partial(&self, id: &LayerId, size: u64) -> Result<Arc<PartialLayer>, StoreError> {
+        if size > LAYER_BYTES_MAX {
+            return Err(StoreError::Manifest(ManifestError::TooBig {
+                what: "bytes in a layer",
+                limit: LAYER_BYTES_MAX,
+            }));
+        }
+        let slot = self.slot(id);
+        let mut live = lock_of(&slot);
+        if self.meta().layer(id)?.is_some() {
+            return Err(StoreError::AlreadySealed(*id));
+        }
+        let paths = PartialPaths::new(&self.layout().partial(), id);
+        let found = match live.upgrade() {
+            Some(layer) => Some(layer),
+            None => PartialLayer::resume(paths.clone(), self.boot_id())?.map(Arc::new),
+        };
+        if let Some(layer) = found {
+            if layer.size() == size {
+                *live = Arc::downgrade(&layer);
+                return Ok(layer);
+            }
+            if layer.have_count() > 0 {
+                return Err(StoreError::SizeMismatch { layer: *id, known: layer.size(), given: size });
+            }
+            layer.remove()?;
+        }
+        paths.remove()?;
+        self.need_space(size.saturating_add(tree_bytes(size)))?;
+        let layer = Arc::new(PartialLayer::create(paths, *id, size, self.boot_id())?);
+        *live = Arc::downgrade(&layer);
+        Ok(layer)
+    }
+
+    /// The partial layers that are here, with their sizes in bytes.
+    ///
+    /// # Errors
+    /// An io error.
+    pub fn partials(&self) -> Result<Vec<(LayerId, u64)>, StoreError> {
+        let dir = self.layout().partial();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&dir).map_err(at(&dir, "list"))? {
+            let path = entry.map_err(at(&dir, "list"))?.path();
+            if path.extension().is_some_and(|ext| ext == "have")
+                && let Some(header) = PartialLayer::peek(&path)?
+            {
+                found.push((header.layer, header.size));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Drops a partial layer and what was fetched of it. Those who still hold it write to nowhere.
+    ///
+    /// # Errors
+    /// An io error.
+    pub fn remove_partial(&self, id: &LayerId) -> Result<(), StoreError> {
+        let slot = self.slot(id);
+        let mut live = lock_of(&slot);
+        let living = live.upgrade();
+        *live = Weak::new();
+        match living {
+            Some(layer) => layer.remove(),
+            None => PartialPaths::new(&self.layout().partial(), id).remove(),
+        }
+    }
+
+    // --- For the other modules of the store ---
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
+    pub(crate) fn config(&self) -> &StoreConfig {
+        &self.inner.config
+    }
+
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.inner.meta
+    }
+
+    pub(crate) fn boot_id(&self) -> &str {
+        &self.inner.boot_id
+    }
+
+    /// Held by who adds or removes layers together with their manifests.
+    pub(crate) fn change_lock(&self) -> MutexGuard<'_, ()> {
+        lock_of(&self.inner.change)
+    }
+
+    pub(crate) fn view_lock(&self) -> MutexGuard<'_, ()> {
+        lock_of(&self.inner.views)
+    }
+
+    /// A path in the staging directory that nobody else uses.
+    pub(crate) fn temp_path(&self, what: &str) -> PathBuf {
+        let n = self.inner.temp_next.fetch_add(1, Ordering::Relaxed);
+        self.layout().staging().join(format!("{what}-{n}"))
+    }
+
+    /// Refuses to start what cannot end: `needed` bytes and the floor must be free.
+    pub(crate) fn need_space(&self, needed: u64) -> Result<(), StoreError> {
+        let dir = self.dir();
+        let available = fs::available_bytes(dir).map_err(at(dir, "ask for free space of"))?;
+        let needed = needed.saturating_add(self.config().free_floor_bytes);
+        if available < needed {
+            return Err(StoreError::NoSpace {
+                path: dir.to_owned(),
+                needed_bytes: needed,
+                available_bytes: available,
+            });
+        }
+        Ok(())
+    }
+
+    /// The slot of a layer; whoever locks it is the only one who opens, creates or removes that partial layer.
+    pub(crate) fn slot(&self, id: &LayerId) -> Slot {
+        let mut slots = lock_of(&self.inner.slots);
+        if slots.len() > SLOTS_MAX {
+            slots.retain(|_, slot| {
+                Arc::strong_count(slot) > 1 || slot.try_lock().map_or(true, |live| live.strong_count() > 0)
+            });
+        }
+        slots.entry(*id).or_default().clone()
+    }
+
+    /// The partial layer that lives, or that can be opened again; `None` if there is none.
+    pub(crate) fn resume_partial(&self, id: &LayerId) -> Result<Option<Arc<PartialLayer>>, StoreError> {
+        let slot = self.slot(id);
+        let mut live = lock_of(&slot);
+        if let Some(layer) = live.upgrade() {
+            return Ok(Some(layer));
+        }
+        let paths = PartialPaths::new(&self.layout().partial(), id);
+        let layer = PartialLayer::resume(paths, self.boot_id())?.map(Arc::new);
+        if let Some(layer) = &layer {
+            *live = Arc::downgrade(layer);
+        }
+        Ok(layer)
+    }
+
+    /// Takes a sealed layer's slot out of the book; those who hold it still read it.
+    pub(crate) fn forget_partial(&self, id: &LayerId) {
+        lock_of(&self.inner.slots).remove(id);
+    }
+
+    pub(crate) fn partial_bytes(&self, id: &LayerId) -> Result<u64, StoreError> {
+        if let Some(layer) = lock_of(&self.slot(id)).upgrade() {
+            return Ok(bytes_in(&layer.have(), layer.size()));
+        }
+        let path = PartialPaths::new(&self.layout().partial(), id).have;
+        let Ok(file) = File::open(&path) else {
+            return Ok(0);
+        };
+        let Some(header) = have::read_header(&file).map_err(at(&path, "read"))? else {
+            return Ok(0);
+        };
+        let (have, _) = have::read_bitmap(&file, id, header.size).map_err(at(&path, "read"))?;
+        Ok(bytes_in(&have.to_set(), header.size))
+    }
+
+    /// Records first: a file without a record is proven or swept at the next open, the reverse would be a loss.
+    pub(crate) fn remove_layers(&self, ids: &BTreeSet<LayerId>) -> Result<u64, StoreError> {
+        let mut freed = 0u64;
+        let mut known = Vec::new();
+        for id in ids {
+            if let Some(info) = self.meta().layer(id)? {
+                freed = freed.saturating_add(info.size).saturating_add(tree_bytes(info.size));
+                known.push(*id);
+            }
+        }
+        self.meta().drop_layers(&known)?;
+        for id in &known {
+            fs::remove_file(&self.layout().layer(id))?;
+            fs::remove_file(&self.layout().layer_tree(id))?;
+        }
+        Ok(freed)
+    }
+}
+
+/// Locks; what the lock guards is whole at every point where its holder could panic.
+fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the lock of a data directory for this process, and writes who has it.
+fn lock(layout: &Layout) -> Result<File, StoreError> {
+    let path = layout.run().join("lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o640)
+        .open(&path)
+        .map_err(at(&path, "open"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let pid = pid.trim();
+            return Err(StoreError::Locked {
+                path: layout.root.clone(),
+                pid: if pid.is_empty() { "unknown" } else { pid }.to_owned(),
+            });
+        }
+        Err(TryLockError::Error(e)) => return Err(at(&path, "lock")(e)),
+    }
+    file.set_len(0).map_err(at(&path, "truncate"))?;
+    writeln!(file, "{}", std::process::id()).map_err(at(&path, "write"))?;
+    Ok(file)
+}

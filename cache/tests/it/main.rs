@@ -1,0 +1,8 @@
+//! The store as its users see it: one binary, one module per concern.
+
+mod commit;
+mod import;
+mod materialise;
+mod partial;
+mod sealed;
+mod support;
