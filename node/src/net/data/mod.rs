@@ -1,0 +1,80 @@
+//! The data plane: layers over QUIC in the iroh-blobs wire protocol, verified group by group.
+
+mod endpoint;
+mod get;
+mod pool;
+mod serve;
+
+use std::sync::Arc;
+
+pub use endpoint::{DataPlane, Doors, JoinDoor};
+pub use get::{Declared, GetError, GetOptions, Got, get, observe, possession};
+pub use serve::{Possession, serve_stream};
+
+/// Limits and tuning of the data plane. Sizes in bytes, times in seconds.
+#[derive(Debug, Clone)]
+pub struct DataConfig {
+    /// Connections from others at once, all peers together.
+    pub connections_max: usize,
+    /// Join attempts in progress at once; strangers share these.
+    pub joins_max: usize,
+    /// Join attempts in progress from one address.
+    pub joins_per_address_max: usize,
+    /// Requests that one connection may have open.
+    pub streams_max: u32,
+    /// Gets served at once, all connections together; each holds two batches of [`DataConfig::batch_bytes`].
+    pub uploads_max: usize,
+    /// Unread bytes of one stream.
+    pub stream_window_bytes: u32,
+    /// Unread or unacknowledged bytes of one connection.
+    pub connection_window_bytes: u32,
+    /// Largest UDP payload that path MTU discovery tries. Above about 6,550 quinn 0.11 stalls with GSO on.
+    pub packet_bytes_max: u16,
+    /// Bytes read from disk at once when serving, and written at once when fetching.
+    pub batch_bytes: usize,
+    /// Socket buffers asked of the kernel.
+    pub socket_buffer_bytes: usize,
+    /// A connection without a sign of life ends after this.
+    pub idle_timeout_s: u64,
+    /// A handshake must be done after this.
+    pub connect_timeout_s: u64,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            connections_max: 512,
+            joins_max: 16,
+            joins_per_address_max: 4,
+            streams_max: 64,
+            uploads_max: 64,
+            stream_window_bytes: 4 << 20,
+            connection_window_bytes: 16 << 20,
+            packet_bytes_max: 6500,
+            batch_bytes: 512 << 10,
+            socket_buffer_bytes: 4 << 20,
+            idle_timeout_s: 20,
+            connect_timeout_s: 10,
+        }
+    }
+}
+
+impl DataConfig {
+    fn transport(&self) -> Arc<quinn::TransportConfig> {
+        let mut discovery = quinn::MtuDiscoveryConfig::default();
+        discovery.upper_bound(self.packet_bytes_max);
+        let mut transport = quinn::TransportConfig::default();
+        transport
+            .mtu_discovery_config(Some(discovery))
+            .stream_receive_window(self.stream_window_bytes.into())
+            .receive_window(self.connection_window_bytes.into())
+            .send_window(u64::from(self.connection_window_bytes))
+            .max_concurrent_bidi_streams(self.streams_max.into())
+            .max_concurrent_uni_streams(4u32.into())
+            .keep_alive_interval(Some(std::time::Duration::from_secs((self.idle_timeout_s / 3).max(1))))
+            .max_idle_timeout(Some(
+                quinn::VarInt::from_u32((self.idle_timeout_s as u32).saturating_mul(1000)).into(),
+            ));
+        Arc::new(transport)
+    }
+}

@@ -1,0 +1,73 @@
+//! Open data connections by peer: one dial at a time per peer, dead ones dropped.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use quinn::Connection;
+use weighlock_protocol::KeyId;
+
+use super::GetError;
+
+/// Both directions share a connection, whoever opened it. When two hosts dial each other at once both connections
+/// live; the newest is used for new requests.
+#[derive(Default)]
+pub(super) struct Pool {
+    peers: Mutex<BTreeMap<KeyId, Slot>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    connections: Vec<Connection>,
+    dialing: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Pool {
+    /// An open connection to `peer`, or the one that `connect` makes and adds. Callers for one peer wait for one dial.
+    pub(super) async fn get_or_connect<F, C>(&self, peer: KeyId, connect: C) -> Result<Connection, GetError>
+    where
+        C: FnOnce() -> F,
+        F: Future<Output = Result<Connection, GetError>>,
+    {
+        if let Some(connection) = self.newest(peer) {
+            return Ok(connection);
+        }
+        let dialing = self.lock().entry(peer).or_default().dialing.clone();
+        let _turn = dialing.lock().await;
+        if let Some(connection) = self.newest(peer) {
+            return Ok(connection);
+        }
+        connect().await
+    }
+
+    pub(super) fn add(&self, peer: KeyId, connection: Connection) {
+        self.lock().entry(peer).or_default().connections.push(connection);
+    }
+
+    pub(super) fn forget(&self, peer: KeyId, connection: &Connection) {
+        let mut peers = self.lock();
+        if let Some(slot) = peers.get_mut(&peer) {
+            slot.connections.retain(|open| open.stable_id() != connection.stable_id());
+            if slot.connections.is_empty() && Arc::strong_count(&slot.dialing) == 1 {
+                peers.remove(&peer);
+            }
+        }
+    }
+
+    /// The newest live connection of each peer.
+    pub(super) fn open(&self) -> Vec<(KeyId, Connection)> {
+        let peers = self.lock();
+        let live =
+            peers.iter().flat_map(|(key, slot)| slot.connections.iter().map(|open| (*key, open.clone())));
+        live.filter(|(_, connection)| connection.close_reason().is_none()).collect()
+    }
+
+    fn newest(&self, peer: KeyId) -> Option<Connection> {
+        let peers = self.lock();
+        peers.get(&peer)?.connections.iter().rev().find(|open| open.close_reason().is_none()).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<KeyId, Slot>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
