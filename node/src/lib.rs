@@ -1,1 +1,24 @@
-//! Daemon.
+//! The daemon and the command line: everything that acts.
+//!
+//! **Architecture invariant:** decisions that more than one host must agree on are taken in `weighlock_protocol`;
+//! this crate moves bytes, reads clocks and talks to people.
+
+mod admin;
+mod backend;
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod daemon;
+pub mod demo;
+pub mod error;
+pub mod facts;
+pub mod fetch;
+pub mod hardware;
+mod http;
+pub mod keys;
+mod loader;
+pub mod local;
+mod membership;
+pub mod net;
+mod proof;
+mod server;

@@ -1,2 +1,5 @@
-//! Binary.
-fn main() {}
+//! The `weighlock` program.
+
+fn main() -> std::process::ExitCode {
+    weighlock::cli::main()
+}

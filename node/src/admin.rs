@@ -1,0 +1,445 @@
+//! The command line's door: answers each request on `weighlock.sock`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tracing::info;
+use weighlock_cache::inspect;
+use weighlock_cache::{ImportOptions, ImportProgress};
+use weighlock_protocol::statement::{Applied, Envelope, Resolution};
+use weighlock_protocol::{ManifestDigest, Reference};
+
+use crate::cluster::{self, now};
+use crate::daemon::Node;
+use crate::error::{Error, Result};
+use crate::fetch::{Step, blocking};
+use crate::local::frame;
+use crate::local::message::*;
+use crate::{facts, loader};
+
+/// Serves one command line until it closes.
+pub(crate) async fn serve(node: Arc<Node>, mut stream: UnixStream) {
+    loop {
+        let request = tokio::select! {
+            () = node.stop.cancelled() => return,
+            request = frame::read::<AdminRequest>(&mut stream) => request,
+        };
+        let done = match request {
+            Ok(Some(request)) => answer(&node, &mut stream, request).await,
+            Ok(None) => return,
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                let error = Error::invalid(format!("request is not understood: {e}"))
+                    .hint("are the daemon and this command of the same version?");
+                let _ = frame::write(&mut stream, &Event::Error(error)).await;
+                return;
+            }
+            Err(_) => return,
+        };
+        let event = match done {
+            Ok(data) => Event::Result { data },
+            Err(error) => Event::Error(error),
+        };
+        if let Err(e) = frame::write(&mut stream, &event).await {
+            if e.kind() == std::io::ErrorKind::InvalidInput {
+                let error = Error::internal(format!("the answer is too long: {e}"));
+                if frame::write(&mut stream, &Event::Error(error)).await.is_ok() {
+                    continue;
+                }
+            }
+            return;
+        }
+    }
+}
+
+async fn answer(
+    node: &Arc<Node>,
+    stream: &mut UnixStream,
+    request: AdminRequest,
+) -> Result<serde_json::Value> {
+    let in_background = node.clone();
+    match request {
+        AdminRequest::Status => json(status(node).await?),
+        AdminRequest::Add { path, reference, include, exclude } => {
+            json(add(node, stream, path, &reference, include, exclude).await?)
+        }
+        AdminRequest::List => {
+            let node = in_background;
+            json(blocking(move || list(&node)).await?)
+        }
+        AdminRequest::Inspect { reference } => json(inspect_reference(node, &reference).await?),
+        AdminRequest::Remove { reference, force } => {
+            if force {
+                let reference: Reference = reference.parse()?;
+                node.fetcher.cancel(&node.facts.resolve(&reference)?).await;
+            }
+            let node = in_background;
+            json(blocking(move || remove(&node, &reference, force)).await?)
+        }
+        AdminRequest::View { reference } => json(view(node, stream, &reference).await?),
+        AdminRequest::Members => json(members(node).await?),
+        AdminRequest::Peers => json(peers(node).await?),
+        AdminRequest::Chain { key } => {
+            let ledger = node.facts.ledger();
+            let next = ledger.next_chain(&key);
+            json(ChainPosition { cluster: node.cluster, seq: next.seq, prev: next.prev })
+        }
+        AdminRequest::Submit { envelope } => {
+            let node = in_background;
+            json(blocking(move || submit(&node, &envelope)).await?)
+        }
+        AdminRequest::Dial { contacts } => {
+            for contact in contacts.iter().filter(|contact| contact.host != node.host) {
+                node.control.dial(contact.host, contact.control.clone()).await.map_err(Error::unavailable)?;
+            }
+            let node = in_background;
+            json(blocking(move || cluster::add_contacts(&node.store, &contacts)).await?)
+        }
+        AdminRequest::Introduction => json(introduction(node)?),
+    }
+}
+
+fn json(value: impl Serialize) -> Result<serde_json::Value> {
+    serde_json::to_value(value).map_err(Error::internal)
+}
+
+async fn status(node: &Arc<Node>) -> Result<Status> {
+    let copy = node.clone();
+    let layers = blocking(move || copy.store.layers().map_err(Error::from)).await?;
+    let peers = node.control.peers().await.map(|peers| peers.len()).unwrap_or_default();
+    let now = now();
+    let ledger = node.facts.ledger();
+    let root = ledger.root(now);
+    let mut ungated: Vec<String> =
+        ledger.artifacts().map(|artifact| artifact.namespace().to_owned()).collect();
+    ungated.dedup();
+    let fetches =
+        node.fetcher.running().into_iter().map(|(digest, progress)| FetchRow { digest, progress }).collect();
+    Ok(Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        uptime_s: node.started.elapsed().as_secs(),
+        host: node.host,
+        name: node.name.clone(),
+        hardware: node.hardware.clone(),
+        cluster: node.cluster,
+        cluster_name: root.map_or_else(String::new, |root| root.root.name.clone()),
+        member: ledger.is_member(&node.host, now),
+        members: ledger.members(now).count(),
+        peers,
+        control: node.control.listen_addrs(),
+        data: node.data.local_addr().map_err(Error::internal)?,
+        http: node.http,
+        data_dir: node.dirs.data.clone(),
+        loader_socket: node.dirs.loader_socket(),
+        mode: if node.dirs.data.starts_with("/var/lib") { "service" } else { "single-user" }.into(),
+        layers: layers.len(),
+        layer_bytes: layers.iter().map(|(_, info)| info.size).sum(),
+        free_bytes: node.store.available_bytes().map_err(Error::from)?,
+        leases: node.leases.open().len(),
+        fetches,
+        ungated,
+        alarms: ledger.alarms(now).iter().map(ToString::to_string).collect(),
+    })
+}
+
+async fn add(
+    node: &Arc<Node>,
+    stream: &mut UnixStream,
+    path: PathBuf,
+    reference: &str,
+    include: Vec<String>,
+    exclude: Vec<String>,
+) -> Result<Added> {
+    let reference: Reference = reference.parse()?;
+    // Asked first: nobody wants to hear it after an hour of hashing.
+    node.facts.may_publish(&reference, None)?;
+    let started = Instant::now();
+    let (steps, mut seen) = watch::channel(Progress { phase: "import".into(), ..Progress::default() });
+    let cancel = Arc::new(AtomicBool::new(false));
+    let (worker, stop) = (node.clone(), cancel.clone());
+    let mut import = tokio::task::spawn_blocking(move || {
+        let step = |p: ImportProgress| {
+            let phase = if p.syncing { "sync" } else { "import" }.to_owned();
+            steps.send_replace(Progress {
+                phase,
+                done_bytes: p.done_bytes,
+                total_bytes: p.total_bytes,
+                sources: 0,
+            });
+        };
+        import(&worker, &path, &reference, include, exclude, &step, &stop)
+    });
+    let stopping = node.stop.clone();
+    let result = loop {
+        tokio::select! {
+            done = &mut import => break done.map_err(|e| Error::internal(format!("the import ended: {e}")))?,
+            () = stopping.cancelled(), if !cancel.load(Ordering::Relaxed) => cancel.store(true, Ordering::Relaxed),
+            () = tokio::time::sleep(Duration::from_millis(100)) => {
+                let step = seen.borrow_and_update().clone();
+                // A command line that went away wants nothing added.
+                if frame::write(stream, &Event::Progress(step)).await.is_err() {
+                    cancel.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    let added = result?;
+    Ok(Added { seconds: started.elapsed().as_secs_f64(), ..added })
+}
+
+/// Blocking: inspects, imports, publishes.
+fn import(
+    node: &Node,
+    path: &std::path::Path,
+    reference: &Reference,
+    include: Vec<String>,
+    exclude: Vec<String>,
+    step: &(dyn Fn(ImportProgress) + Sync),
+    cancel: &AtomicBool,
+) -> Result<Added> {
+    let options = inspect::Options { include, exclude, ..inspect::Options::default() };
+    let plan = inspect::plan(path, &options).map_err(Error::from)?;
+    let known: BTreeSet<_> =
+        node.store.layers().map_err(Error::from)?.into_iter().map(|(id, _)| id).collect();
+    let staged = node.store.import(&plan, &ImportOptions::default(), step, cancel).map_err(Error::from)?;
+    let manifest = staged.manifest().clone();
+    let new_bytes =
+        staged.layers().iter().filter(|layer| !known.contains(&layer.id)).map(|layer| layer.size).sum();
+    let (statement, new) = node.facts.publish(reference, staged)?;
+    node.fetcher.note_change();
+    info!(%reference, digest = %manifest.digest(), new, "added");
+    Ok(Added {
+        reference: reference.to_string(),
+        digest: manifest.digest(),
+        statement,
+        new,
+        files: manifest.files().len(),
+        total_bytes: manifest.total_bytes(),
+        new_bytes,
+        seconds: 0.0,
+        warnings: plan.warnings,
+    })
+}
+
+fn list(node: &Node) -> Result<Vec<ArtifactRow>> {
+    let published = facts::published(&node.facts.ledger());
+    let records = node.control.host_records();
+    let mut rows = Vec::with_capacity(published.len());
+    for (artifact, tag, resolution) in published {
+        let (digest, problem) = match resolution {
+            Resolution::Resolved(digest) => (Some(digest), None),
+            Resolution::Conflict { digests } => {
+                let who = |(digest, keys): (&ManifestDigest, &BTreeSet<_>)| {
+                    let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+                    format!("{} by {}", digest.short(), keys.join(" and "))
+                };
+                let all: Vec<String> = digests.iter().map(who).collect();
+                (None, Some(format!("published twice with different contents: {}", all.join("; "))))
+            }
+            Resolution::Unknown => continue,
+        };
+        let mut row = ArtifactRow {
+            artifact: artifact.to_string(),
+            tag: tag.to_string(),
+            digest,
+            files: None,
+            total_bytes: 0,
+            held_bytes: 0,
+            complete: false,
+            copies_elsewhere: 0,
+            publisher: node.host,
+            published: 0,
+            problem,
+        };
+        if let Some(digest) = digest {
+            if let Some(first) = node.facts.ledger().publishes_of(&digest).next() {
+                (row.publisher, row.published, row.total_bytes) =
+                    (first.by, first.time.0, first.publish.total_bytes);
+            }
+            if let Some(manifest) = facts::manifest(&node.store, &digest)? {
+                row.files = Some(manifest.files().len());
+                row.total_bytes = manifest.total_bytes();
+                row.held_bytes = file_bytes_held(node, &manifest)?;
+                row.complete = node.store.manifest_complete(&manifest).map_err(Error::from)?;
+            }
+            row.copies_elsewhere = copies_elsewhere(node, &records, &digest);
+        }
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Held bytes without those of the contract and configuration blob, so that they compare with the total.
+fn file_bytes_held(node: &Node, manifest: &weighlock_protocol::manifest::Manifest) -> Result<u64> {
+    Ok(node.store.held_bytes(manifest).map_err(Error::from)?.min(manifest.total_bytes()))
+}
+
+fn copies_elsewhere(
+    node: &Node,
+    records: &watch::Receiver<crate::net::control::HostRecords>,
+    digest: &ManifestDigest,
+) -> usize {
+    let holds = |record: &weighlock_protocol::wire::control::HostRecord| {
+        record.held.iter().any(|held| held.digest == *digest && held.complete)
+    };
+    records.borrow().iter().filter(|(host, known)| **host != node.host && holds(&known.record)).count()
+}
+
+async fn inspect_reference(node: &Arc<Node>, text: &str) -> Result<Inspected> {
+    let reference: Reference = text.parse()?;
+    let digest = node.facts.resolve(&reference)?;
+    let manifest = node.fetcher.manifest(digest).await?;
+    let node = node.clone();
+    blocking(move || {
+        let ledger = node.facts.ledger();
+        let published = ledger
+            .publishes_of(&digest)
+            .map(|p| format!("{}:{} by {} at {}", p.publish.artifact, p.publish.tag, p.by, p.time));
+        Ok(Inspected {
+            reference: reference.to_string(),
+            digest,
+            files: manifest.files().iter().map(File::from).collect(),
+            total_bytes: manifest.total_bytes(),
+            held_bytes: file_bytes_held(&node, &manifest)?,
+            contract: loader::contract(&node, &manifest)?,
+            published: published.collect(),
+        })
+    })
+    .await
+}
+
+fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
+    let reference: Reference = text.parse()?;
+    let digest = node.facts.resolve(&reference)?;
+    let Some(manifest) = facts::manifest(&node.store, &digest)? else {
+        return Err(Error::not_found(format!("nothing of {reference} is on this host")));
+    };
+    if node.store.held_bytes(&manifest).map_err(Error::from)? == 0 {
+        return Err(Error::not_found(format!("nothing of {reference} is on this host")));
+    }
+    if !force {
+        if let Some(loaders) = node.leases.open().get(&digest) {
+            return Err(Error::refused(format!("{reference} is open by {loaders} loader(s)"))
+                .hint("close them, or say --force: they keep what they have mapped"));
+        }
+        if node.fetcher.running().iter().any(|(running, _)| *running == digest) {
+            return Err(
+                Error::refused(format!("{reference} is being fetched")).hint("wait for it, or say --force")
+            );
+        }
+        let complete = node.store.manifest_complete(&manifest).map_err(Error::from)?;
+        if complete && copies_elsewhere(node, &node.control.host_records(), &digest) == 0 {
+            return Err(Error::refused(format!("this is the last known copy of {reference}"))
+                .hint("open it on another host first, or say --force to lose it for good"));
+        }
+    }
+    let freed_bytes = node.store.remove_artifact(&digest).map_err(Error::from)?;
+    node.fetcher.note_change();
+    info!(%reference, %digest, freed_bytes, "dropped");
+    Ok(Removed { digest, freed_bytes })
+}
+
+async fn view(node: &Arc<Node>, stream: &mut UnixStream, text: &str) -> Result<Viewed> {
+    let reference: Reference = text.parse()?;
+    let digest = node.facts.resolve(&reference)?;
+    let mut arrival = node.fetcher.begin(digest).await?;
+    let manifest = loop {
+        match arrival.next().await? {
+            Step::Here(manifest) => break manifest,
+            Step::Progress(step) => frame::write(stream, &Event::Progress(step))
+                .await
+                .map_err(|_| Error::unavailable("the command line went away"))?,
+        }
+    };
+    let node = node.clone();
+    let path = blocking(move || {
+        loader::check_quarantine(&node, &manifest)?;
+        node.store.view(&manifest).map_err(Error::from)
+    });
+    Ok(Viewed { digest, path: path.await? })
+}
+
+async fn members(node: &Arc<Node>) -> Result<Vec<MemberRow>> {
+    let connected: BTreeSet<_> =
+        node.control.peers().await.unwrap_or_default().into_iter().map(|peer| peer.key).collect();
+    let ledger = node.facts.ledger();
+    let row = |member: weighlock_protocol::statement::Member| MemberRow {
+        host: member.key,
+        name: member.name,
+        labels: member.labels,
+        since: member.since.0,
+        expires: Some(member.expires.0),
+        this_host: member.key == node.host,
+        connected: connected.contains(&member.key),
+    };
+    Ok(ledger.members(now()).map(row).collect())
+}
+
+async fn peers(node: &Arc<Node>) -> Result<Vec<PeerRow>> {
+    let connected: BTreeMap<_, _> =
+        node.control.peers().await.unwrap_or_default().into_iter().map(|peer| (peer.key, peer)).collect();
+    let data = node.data.connections();
+    let traffic = node.fetcher.traffic();
+    let records = node.control.host_records().borrow().clone();
+    let ledger = node.facts.ledger();
+    let row = |member: weighlock_protocol::statement::Member| {
+        let known = records.get(&member.key);
+        let links: Vec<_> = data.iter().filter(|(key, ..)| *key == member.key).collect();
+        let counts = traffic.get(&member.key).copied().unwrap_or_default();
+        let banned = node.fetcher.banned_until(&member.key);
+        PeerRow {
+            host: member.key,
+            name: member.name.clone(),
+            connected: connected.contains_key(&member.key),
+            rtt_ms: connected.get(&member.key).and_then(|peer| peer.rtt_ms),
+            hardware: known.map_or_else(|| "?".into(), |known| known.record.hardware.clone()),
+            labels: member.labels.clone(),
+            version: known.map_or_else(String::new, |known| known.record.version.clone()),
+            data: known.map(|known| known.record.data_addrs.clone()).unwrap_or_default(),
+            data_connections: links.len(),
+            mtu: links.first().map(|(_, _, _, mtu)| *mtu),
+            held: known.map_or(0, |known| known.record.held.len()),
+            record_age_s: known.map(|known| known.heard.elapsed().as_secs()),
+            banned_s: banned.map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
+            fetched_bytes: counts.fetched_bytes,
+            sent_bytes: counts.sent_bytes,
+        }
+    };
+    Ok(ledger.members(now()).filter(|member| member.key != node.host).map(row).collect())
+}
+
+fn submit(node: &Node, json: &str) -> Result<Submitted> {
+    let envelope = Envelope::parse(json.as_bytes()).map_err(|e| Error::invalid(e.to_string()))?;
+    let id = envelope.id();
+    let ingested = node.facts.submit(&envelope)?;
+    if let Some(refused) = ingested.refused {
+        return Err(Error::refused(refused));
+    }
+    let pending =
+        ingested.accepted.iter().find(|(accepted, _)| *accepted == id).and_then(
+            |(_, applied)| match applied {
+                Applied::Pending { why } | Applied::Ignored { why } => Some(why.to_string()),
+                _ => None,
+            },
+        );
+    Ok(Submitted { id, new: !ingested.accepted.is_empty(), pending })
+}
+
+fn introduction(node: &Node) -> Result<Introduction> {
+    let ledger = node.facts.ledger();
+    let roots = ledger.root_chain().map(|root| String::from_utf8(root.to_json()).map_err(Error::internal));
+    Ok(Introduction {
+        cluster: node.cluster,
+        cluster_name: ledger.root(now()).map_or_else(String::new, |root| root.root.name.clone()),
+        roots: roots.collect::<Result<_>>()?,
+        host: node.host,
+        data: node.data_addrs(node.data.local_addr().map_err(Error::internal)?),
+        control: node.control_addrs(),
+    })
+}

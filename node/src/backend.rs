@@ -1,0 +1,196 @@
+//! What the two planes reach behind them: the control plane's view of statements and manifests, the data plane's of layers.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio::sync::watch;
+use tracing::warn;
+use weighlock_cache::{LayerReader, Store};
+use weighlock_protocol::manifest::Manifest;
+use weighlock_protocol::statement::{Envelope, Kind, Signed, Summary};
+use weighlock_protocol::wire::bao::{GroupSet, all_groups};
+use weighlock_protocol::{KeyId, LayerId, ManifestDigest, StatementId};
+
+use crate::facts::{self, Facts};
+use crate::fetch::Fetcher;
+use crate::net::control::{Acceptance, Backend, IngestReport};
+use crate::net::data::Possession;
+
+/// Bytes of a statement id that an entry id keeps; the rest tells who signed.
+const ENTRY_ID_BYTES: usize = 24;
+
+/// Manifests that came by gossip and wait for the statement beside them to be committed.
+const OFFERED_MAX: usize = 32;
+
+/// Statements and manifests for the control plane.
+pub(crate) struct ControlBackend {
+    facts: Facts,
+    store: Store,
+    offered: Mutex<BTreeMap<ManifestDigest, Vec<u8>>>,
+}
+
+impl ControlBackend {
+    pub(crate) fn new(facts: Facts, store: Store) -> Self {
+        Self { facts, store, offered: Mutex::default() }
+    }
+
+    fn offered(&self) -> MutexGuard<'_, BTreeMap<ManifestDigest, Vec<u8>>> {
+        self.offered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps those offered manifests that an effective statement publishes by now.
+    fn keep_published(&self, from: KeyId) {
+        let taken: Vec<(ManifestDigest, Vec<u8>)> = {
+            let ledger = self.facts.ledger();
+            let published =
+                |digest: &ManifestDigest, _: &mut Vec<u8>| ledger.publishes_of(digest).next().is_some();
+            self.offered().extract_if(.., published).collect()
+        };
+        for (digest, bytes) in taken {
+            if let Err(e) = self.store.put_manifest(&bytes) {
+                warn!(%from, %digest, error = %e, "a published manifest is not usable");
+            }
+        }
+    }
+}
+
+impl Backend for ControlBackend {
+    fn summary(&self) -> Vec<u8> {
+        serde_json::to_vec(self.facts.ledger().summary()).unwrap_or_default()
+    }
+
+    fn differing(&self, summary: &[u8]) -> Result<Vec<u8>, String> {
+        let theirs: Summary = serde_json::from_slice(summary).map_err(|e| e.to_string())?;
+        Ok(self.facts.ledger().summary().differing(&theirs))
+    }
+
+    /// Entry ids: 24 bytes of the statement's id and 8 that stand for its signers, so that a statement that only
+    /// gained a signature travels too.
+    fn ids_in(&self, buckets: &[u8]) -> Vec<StatementId> {
+        let ledger = self.facts.ledger();
+        let entries = buckets.iter().flat_map(|bucket| ledger.ids_in(*bucket));
+        entries.map(|entry| entry_id(&entry.id, entry.signers)).collect()
+    }
+
+    fn statements(&self, ids: &[StatementId]) -> Vec<Vec<u8>> {
+        let full: Vec<StatementId> = {
+            let ledger = self.facts.ledger();
+            let mut buckets: BTreeMap<u8, BTreeMap<[u8; ENTRY_ID_BYTES], StatementId>> = BTreeMap::new();
+            let find = |id: &StatementId| {
+                let bucket = buckets.entry(id.0[0]).or_insert_with(|| {
+                    ledger.ids_in(id.0[0]).map(|entry| (prefix(&entry.id), entry.id)).collect()
+                });
+                bucket.get(&prefix(id)).copied()
+            };
+            ids.iter().filter_map(find).collect()
+        };
+        self.facts.envelopes(&full).unwrap_or_else(|e| {
+            warn!(error = %e, "statements could not be read for a peer");
+            Vec::new()
+        })
+    }
+
+    fn ingest(&self, from: KeyId, statements: Vec<Vec<u8>>) -> IngestReport {
+        let ingested = self.facts.ingest(statements, false);
+        self.keep_published(from);
+        match ingested {
+            Ok(ingested) => IngestReport { accepted: ingested.accepted.len(), refused: ingested.refused },
+            Err(e) => {
+                // Our own disk; the sender is not to blame.
+                warn!(%from, error = %e, "statements could not be committed");
+                IngestReport::default()
+            }
+        }
+    }
+
+    fn validate_gossip(&self, _from: KeyId, statements: &[Vec<u8>], manifest: Option<&[u8]>) -> Acceptance {
+        let mut named = Vec::new();
+        for bytes in statements {
+            let Ok(envelope) = Envelope::parse(bytes) else {
+                return Acceptance::Reject;
+            };
+            let Ok(signed) = Signed::parse(envelope) else {
+                return Acceptance::Reject;
+            };
+            if let Kind::Publish(publish) = &signed.body().kind {
+                named.push(publish.manifest);
+            }
+            if self.facts.ledger().check(signed.envelope()).is_err() {
+                return Acceptance::Reject;
+            }
+        }
+        match manifest {
+            Some(bytes) if !named.contains(&ManifestDigest::of(bytes)) => Acceptance::Reject,
+            _ => Acceptance::Accept,
+        }
+    }
+
+    fn manifest(&self, digest: &ManifestDigest) -> Option<Arc<[u8]>> {
+        // A kept manifest that nobody published is nobody's business.
+        let published = self.facts.ledger().publishes_of(digest).next().is_some();
+        if published { self.store.manifest(digest).ok().flatten() } else { None }
+    }
+
+    /// Comes before the statement that it belongs to, which alone tells whether anyone may publish it: kept in memory
+    /// until then, a few of them.
+    fn put_manifest(&self, _from: KeyId, bytes: Vec<u8>) {
+        let mut offered = self.offered();
+        if offered.len() >= OFFERED_MAX {
+            offered.pop_first();
+        }
+        offered.insert(ManifestDigest::of(&bytes), bytes);
+    }
+}
+
+fn prefix(id: &StatementId) -> [u8; ENTRY_ID_BYTES] {
+    let mut prefix = [0; ENTRY_ID_BYTES];
+    prefix.copy_from_slice(&id.0[..ENTRY_ID_BYTES]);
+    prefix
+}
+
+fn entry_id(id: &StatementId, signers: u64) -> StatementId {
+    let mut entry = id.0;
+    entry[ENTRY_ID_BYTES..].copy_from_slice(&signers.to_le_bytes());
+    StatementId(entry)
+}
+
+/// Layers for the data plane.
+pub(crate) struct DataBackend {
+    pub(crate) store: Store,
+    pub(crate) facts: Facts,
+    pub(crate) grown: watch::Sender<u64>,
+    /// Set once the fetcher stands, which itself needs the data plane.
+    pub(crate) fetcher: OnceLock<Fetcher>,
+}
+
+impl Possession for DataBackend {
+    fn reader(&self, layer: &LayerId) -> Option<LayerReader> {
+        self.store.reader(layer).unwrap_or_else(|e| {
+            warn!(%layer, error = %e, "a layer cannot be served");
+            None
+        })
+    }
+
+    fn have(&self, layer: &LayerId) -> Option<(u64, GroupSet)> {
+        match self.store.layer(layer) {
+            Ok(Some(info)) => Some((info.size, all_groups(info.size))),
+            _ => self.reader(layer).map(|reader| (reader.size(), reader.have())),
+        }
+    }
+
+    fn layers_of(&self, manifest: &ManifestDigest) -> Option<Vec<(LayerId, u64)>> {
+        self.facts.ledger().publishes_of(manifest).next()?;
+        let manifest: Manifest = facts::manifest(&self.store, manifest).ok()??;
+        Some(manifest.layers().map(|layer| (layer.id, layer.size)).collect())
+    }
+
+    fn grown(&self) -> watch::Receiver<u64> {
+        self.grown.subscribe()
+    }
+
+    fn sent(&self, peer: &KeyId, bytes: u64) {
+        if let Some(fetcher) = self.fetcher.get() {
+            fetcher.count_sent(peer, bytes);
+        }
+    }
+}

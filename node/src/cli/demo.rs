@@ -1,0 +1,36 @@
+//! `weighlock demo`: three daemons on this machine share a model.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Context;
+use crate::error::Result;
+
+/// Three daemons on this machine share a model; takes a minute, leaves nothing behind.
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// A checkpoint to share; a small language model is trained when absent
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Only train the small language model and write its checkpoint to this new directory
+    #[arg(long, value_name = "DIR", conflicts_with = "model")]
+    write_model: Option<PathBuf>,
+}
+
+impl Demo {
+    pub(super) fn run(self, context: &Context) -> Result<()> {
+        if let Some(dir) = self.write_model {
+            let summary = crate::demo::write_model(&dir)?;
+            return context.output.print(&summary, |s| {
+                let loss = s["eval_loss"].as_f64().unwrap_or_default();
+                format!(
+                    "wrote {} ({} parameters, validation loss {loss:.4} nats)\n",
+                    dir.display(),
+                    s["parameters"]
+                )
+            });
+        }
+        crate::demo::run(self.model.as_deref(), context.output.is_json())
+    }
+}

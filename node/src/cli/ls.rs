@@ -1,0 +1,57 @@
+//! `weighlock ls`.
+
+use clap::Args;
+
+use super::Context;
+use super::output::{bytes, table};
+use crate::error::Result;
+use crate::local::message::{AdminRequest, ArtifactRow};
+
+/// Artifacts of the cluster and what of them is here.
+#[derive(Debug, Args)]
+pub(super) struct Ls {
+    /// Only artifacts whose ns/name:tag contains this
+    filter: Option<String>,
+}
+
+impl Ls {
+    pub(super) fn run(self, context: &Context) -> Result<()> {
+        let mut rows: Vec<ArtifactRow> = context.ask(&AdminRequest::List)?;
+        if let Some(filter) = &self.filter {
+            rows.retain(|row| format!("{}:{}", row.artifact, row.tag).contains(filter.as_str()));
+        }
+        context.output.print(&rows, |rows| {
+            if rows.is_empty() && self.filter.is_some() {
+                return "nothing matches\n".into();
+            }
+            if rows.is_empty() {
+                return "nothing here yet; `weighlock add PATH ns/name:tag` adds a checkpoint\n".into();
+            }
+            let cells = rows.iter().map(|row| {
+                let here = match (row.complete, row.held_bytes) {
+                    (true, _) => "all".into(),
+                    (false, 0) => "-".into(),
+                    (false, held) => format!("{:.0} %", 100.0 * held as f64 / row.total_bytes.max(1) as f64),
+                };
+                let digest = row.digest.map_or("CONFLICT".into(), |digest| digest.short());
+                let files = row.files.map_or("?".into(), |n| n.to_string());
+                let name = format!("{}:{}", row.artifact, row.tag);
+                vec![name, digest, files, bytes(row.total_bytes), here, row.copies_elsewhere.to_string()]
+            });
+            let mut out = table(
+                &["ARTIFACT", "DIGEST", "FILES", "SIZE", "HERE", "ELSEWHERE"],
+                &[2, 3, 4, 5],
+                &cells.collect::<Vec<_>>(),
+            );
+            for row in rows.iter().filter(|row| row.problem.is_some()) {
+                out += &format!(
+                    "{}:{}: {}\n",
+                    row.artifact,
+                    row.tag,
+                    row.problem.as_deref().unwrap_or_default()
+                );
+            }
+            out
+        })
+    }
+}

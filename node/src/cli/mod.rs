@@ -1,0 +1,236 @@
+//! The command line: one file per command; this one holds what they share.
+
+mod add;
+mod completions;
+mod config;
+mod demo;
+mod init;
+mod inspect;
+mod invite;
+mod join;
+mod ls;
+mod member;
+mod output;
+mod path;
+mod peers;
+mod pull;
+mod rm;
+mod status;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use serde::de::DeserializeOwned;
+
+use crate::config::{Config, Dirs};
+use crate::error::{Error, Kind, Result};
+use crate::local::frame::Client;
+use crate::local::message::{AdminRequest, Event};
+use output::Output;
+
+const AFTER_HELP: &str = "\
+Artifacts are named namespace/name:tag, channels namespace/name:stage.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no evidence (gate), 4 not found, 5 refused,
+6 unavailable (no daemon, no host has it, no space), 7 bytes failed verification.";
+
+/// Shares verified model layers between GPU hosts and hands them to local loaders.
+#[derive(Debug, Parser)]
+#[command(name = "weighlock", version, after_help = AFTER_HELP, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// This host's store [default: /var/lib/weighlock for root, else $XDG_DATA_HOME/weighlock]
+    #[arg(long, global = true, value_name = "DIR", env = "WEIGHLOCK_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Directory of the local sockets [default: run/ in the store]
+    #[arg(long, global = true, value_name = "DIR", env = "WEIGHLOCK_SOCKET_DIR")]
+    socket_dir: Option<PathBuf>,
+    /// Directory of role keys [default: /etc/weighlock/keys for root, else $XDG_CONFIG_HOME/weighlock/keys]
+    #[arg(long, global = true, value_name = "DIR", env = "WEIGHLOCK_KEYS_DIR")]
+    keys_dir: Option<PathBuf>,
+    /// Configuration file [default: /etc/weighlock/config.toml for root, else under $XDG_CONFIG_HOME]
+    #[arg(long, global = true, value_name = "FILE", env = "WEIGHLOCK_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print JSON: one object, or one a line where there is progress
+    #[arg(long, global = true)]
+    json: bool,
+    /// No progress bars
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a cluster on this host and its admin key
+    Init(init::Init),
+    /// Run the daemon in the foreground; alone it makes a cluster of one host
+    Up(up::Up),
+    /// Join the cluster that a ticket names
+    Join(join::Join),
+    /// What the daemon on this host is doing
+    Status(status::Status),
+    /// Make a ticket that lets hosts join
+    Invite(invite::Invite),
+    /// Admitted hosts
+    #[command(subcommand)]
+    Member(member::Member),
+    /// The configuration in force
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Import a checkpoint and publish it under an immutable tag
+    Add(add::Add),
+    /// Artifacts of the cluster and what of them is here
+    #[command(visible_alias = "list")]
+    Ls(ls::Ls),
+    /// What an artifact, or a path that is not added yet, consists of
+    #[command(visible_alias = "show")]
+    Inspect(inspect::Inspect),
+    /// Drop this host's copy of an artifact
+    #[command(visible_alias = "remove")]
+    Rm(rm::Rm),
+    /// Fetch an artifact and write it to a directory
+    Pull(pull::Pull),
+    /// Fetch an artifact and print a read-only directory that holds it
+    Path(path::PathCommand),
+    /// Other hosts of the cluster, as seen from here
+    Peers(peers::Peers),
+    /// Three daemons on this machine share a model; takes a minute, leaves nothing behind
+    Demo(demo::Demo),
+    /// Print a completion script for a shell
+    Completions(completions::Completions),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    let context = match Context::new(cli.global) {
+        Ok(context) => context,
+        Err(error) => return output::fail(&error, json),
+    };
+    let done = match cli.command {
+        Command::Init(command) => command.run(&context),
+        Command::Up(command) => command.run(&context),
+        Command::Join(command) => command.run(&context),
+        Command::Status(command) => command.run(&context),
+        Command::Invite(command) => command.run(&context),
+        Command::Member(command) => command.run(&context),
+        Command::Config(command) => command.run(&context),
+        Command::Add(command) => command.run(&context),
+        Command::Ls(command) => command.run(&context),
+        Command::Inspect(command) => command.run(&context),
+        Command::Rm(command) => command.run(&context),
+        Command::Pull(command) => command.run(&context),
+        Command::Path(command) => command.run(&context),
+        Command::Peers(command) => command.run(&context),
+        Command::Demo(command) => command.run(&context),
+        Command::Completions(command) => command.run(&context, &mut Cli::command()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output::fail(&error, json),
+    }
+}
+
+/// What every command works with.
+pub(crate) struct Context {
+    pub(crate) dirs: Dirs,
+    pub(crate) config: Config,
+    /// The file that the configuration came from, if there is one.
+    pub(crate) config_path: Option<PathBuf>,
+    pub(crate) output: Output,
+}
+
+impl Context {
+    fn new(global: Global) -> Result<Self> {
+        let (config, config_path) = Config::load(global.config.as_deref())?;
+        let dirs = Dirs::new(
+            global.data_dir.map(absolute).transpose()?,
+            global.socket_dir.map(absolute).transpose()?,
+            global.keys_dir.map(absolute).transpose()?,
+            &config,
+        );
+        Ok(Self { dirs, config, config_path, output: Output::new(global.json, global.quiet) })
+    }
+
+    /// Asks the daemon and shows its progress.
+    pub(crate) fn ask<T: DeserializeOwned>(&self, request: &AdminRequest) -> Result<T> {
+        let socket = self.dirs.admin_socket();
+        let mut client = connect(&socket)?;
+        client.send(request).map_err(|e| lost(&e))?;
+        let mut progress = self.output.progress();
+        loop {
+            let (event, _fds) = client.recv::<Event>().map_err(|e| lost(&e))?;
+            match event {
+                Event::Progress(step) => progress.show(&step),
+                Event::Result { data } => {
+                    progress.clear();
+                    return serde_json::from_value(data).map_err(|e| {
+                        Error::internal(format!("the daemon's answer is not understood: {e}"))
+                            .hint("are the daemon and this command of the same version?")
+                    });
+                }
+                Event::Error(error) => {
+                    progress.clear();
+                    return Err(error);
+                }
+                _ => return Err(Error::internal("the daemon sent an answer of the wrong kind")),
+            }
+        }
+    }
+
+    /// Whether a daemon answers on this store's socket.
+    pub(crate) fn daemon_runs(&self) -> bool {
+        Client::connect(&self.dirs.admin_socket()).is_ok()
+    }
+}
+
+/// Connects to a daemon's socket.
+pub(crate) fn connect(socket: &std::path::Path) -> Result<Client> {
+    Client::connect(socket).map_err(|e| {
+        let why = match e.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                return Error::refused(format!("may not use the socket {}", socket.display()))
+                    .hint("join the group that owns it (configuration key sockets.loader_group)");
+            }
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => String::new(),
+            _ => format!(": {e}"),
+        };
+        Error::unavailable(format!("no daemon answers at {}{why}", socket.display()))
+            .hint("start one with `weighlock up`, or name its store with --data-dir or WEIGHLOCK_DATA_DIR")
+    })
+}
+
+fn lost(error: &std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::InvalidData {
+        return Error::internal(format!("the daemon's answer is not understood: {error}"))
+            .hint("are the daemon and this command of the same version?");
+    }
+    Error::new(Kind::Unavailable, format!("lost the daemon in the middle: {error}"))
+        .hint("see its log; what it acknowledged is kept, and the command can be repeated")
+}
+
+/// A path made absolute without touching the disk.
+pub(crate) fn absolute(path: PathBuf) -> Result<PathBuf> {
+    std::path::absolute(&path).map_err(|e| Error::invalid(format!("path {}: {e}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

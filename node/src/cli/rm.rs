@@ -1,0 +1,28 @@
+//! `weighlock rm REF`.
+
+use clap::Args;
+use weighlock_protocol::Reference;
+
+use super::Context;
+use super::output::bytes;
+use crate::error::Result;
+use crate::local::message::{AdminRequest, Removed};
+
+/// Drop this host's copy of an artifact. The cluster keeps the name; other hosts keep their copies.
+#[derive(Debug, Args)]
+pub(super) struct Rm {
+    /// ns/name:tag or ns/name@sha256:...
+    reference: String,
+    /// Also when a loader has it open, or when no other host is known to hold all of it
+    #[arg(long)]
+    force: bool,
+}
+
+impl Rm {
+    pub(super) fn run(self, context: &Context) -> Result<()> {
+        let reference: Reference = self.reference.parse()?;
+        let request = AdminRequest::Remove { reference: reference.to_string(), force: self.force };
+        let removed: Removed = context.ask(&request)?;
+        context.output.print(&removed, |r| format!("dropped {reference}, {} freed\n", bytes(r.freed_bytes)))
+    }
+}

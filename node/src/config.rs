@@ -1,0 +1,365 @@
+//! The configuration file and where things lie: flags beat the environment, which beats the file.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Default port of the control plane (UDP and TCP).
+pub const CONTROL_PORT: u16 = 7400;
+/// Default port of the data plane (UDP).
+pub const DATA_PORT: u16 = 7401;
+/// Default port of the local HTTP server.
+pub const HTTP_PORT: u16 = 7402;
+/// A Unix socket's path must fit in `sockaddr_un` with its final NUL.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// The configuration file, `/etc/weighlock/config.toml` or `$XDG_CONFIG_HOME/weighlock/config.toml`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Name of this host in lists; the system's host name by default.
+    pub name: Option<String>,
+    /// Labels of this host, such as `rack = "r12"` or `zone = "eu-1"`.
+    pub labels: BTreeMap<String, String>,
+    /// Hardware key of this host (`vendor/arch`); detected when absent.
+    pub hardware: Option<String>,
+    /// Where sockets listen.
+    pub listen: Listen,
+    /// How hosts find each other.
+    pub discovery: Discovery,
+    /// Limits.
+    pub limits: Limits,
+    /// Local sockets.
+    pub sockets: Sockets,
+    /// Logs.
+    pub log: Log,
+}
+
+/// Addresses. Port 0 picks a free port, which `weighlock status` tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listen {
+    /// Control plane, UDP and TCP.
+    pub control: SocketAddr,
+    /// Data plane, UDP.
+    pub data: SocketAddr,
+    /// HTTP with `/healthz` and `/metrics`; keep it on loopback.
+    pub http: SocketAddr,
+    /// Addresses that others should use instead of those of this host's interfaces (behind NAT). The first port is
+    /// the data plane's.
+    pub advertise_data: Vec<SocketAddr>,
+    /// The same for the control plane.
+    pub advertise_control: Vec<SocketAddr>,
+}
+
+/// How hosts find each other beside tickets and what they remember.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Discovery {
+    /// Multicast DNS on the local network.
+    pub mdns: bool,
+    /// Provider records in a Kademlia table.
+    pub kademlia: bool,
+}
+
+/// Bounds on what a daemon uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Data connections from others at once.
+    pub connections_max: usize,
+    /// Gets served at once.
+    pub uploads_max: usize,
+    /// Peers fetched from at once, per artifact.
+    pub sources_max: usize,
+    /// Ranges in flight from one peer.
+    pub slots_per_peer_max: usize,
+    /// Loader and admin connections at once.
+    pub local_connections_max: usize,
+    /// Bytes that must stay free on the disk.
+    pub free_bytes_min: u64,
+    /// Seconds that a get may wait for the next bytes.
+    pub stall_timeout_s: u64,
+    /// Seconds that `weighlock up` waits on SIGTERM for what is in flight.
+    pub drain_timeout_s: u64,
+}
+
+/// Local sockets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sockets {
+    /// Directory of `loader.sock` and `weighlock.sock`; `<data>/run` by default.
+    pub dir: Option<PathBuf>,
+    /// Group that may use `loader.sock` (mode 0660); the daemon's own group by default.
+    pub loader_group: Option<String>,
+}
+
+/// Logs go to standard error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,weighlock=debug`.
+    pub level: String,
+    /// One JSON object a line instead of text.
+    pub json: bool,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        Self {
+            control: any(CONTROL_PORT),
+            data: any(DATA_PORT),
+            http: SocketAddr::from(([127, 0, 0, 1], HTTP_PORT)),
+            advertise_data: Vec::new(),
+            advertise_control: Vec::new(),
+        }
+    }
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self { mdns: true, kademlia: true }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 512,
+            uploads_max: 64,
+            sources_max: 16,
+            slots_per_peer_max: 4,
+            local_connections_max: 1024,
+            free_bytes_min: 256 << 20,
+            stall_timeout_s: 15,
+            drain_timeout_s: 10,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), json: false }
+    }
+}
+
+impl Config {
+    /// Reads `path`, or the default file if there is one, or the defaults.
+    ///
+    /// # Errors
+    /// A named file that is missing; TOML that does not parse; unknown keys; values out of range.
+    pub fn load(path: Option<&Path>) -> Result<(Self, Option<PathBuf>)> {
+        let (path, text) = match path {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| {
+                    Error::invalid(format!("cannot read configuration {}: {e}", path.display()))
+                        .hint("check the path given with --config or WEIGHLOCK_CONFIG")
+                })?;
+                (path.to_owned(), text)
+            }
+            None => {
+                let path = default_config_path();
+                match std::fs::read_to_string(&path) {
+                    Ok(text) => (path, text),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((Self::default(), None)),
+                    Err(e) => {
+                        return Err(Error::invalid(format!(
+                            "cannot read configuration {}: {e}",
+                            path.display()
+                        )));
+                    }
+                }
+            }
+        };
+        let config: Self = toml::from_str(&text).map_err(|e| {
+            Error::invalid(format!(
+                "configuration {}{}: {}",
+                path.display(),
+                line_of(&text, e.span()),
+                e.message()
+            ))
+            .hint("`weighlock config show` prints every key with its value")
+        })?;
+        config.check().map_err(|e| Error::invalid(format!("configuration {}: {e}", path.display())))?;
+        Ok((config, Some(path)))
+    }
+
+    /// Checks what types cannot say.
+    ///
+    /// # Errors
+    /// The key and what is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        let positive = [
+            ("limits.connections_max", self.limits.connections_max as u64),
+            ("limits.uploads_max", self.limits.uploads_max as u64),
+            ("limits.sources_max", self.limits.sources_max as u64),
+            ("limits.slots_per_peer_max", self.limits.slots_per_peer_max as u64),
+            ("limits.local_connections_max", self.limits.local_connections_max as u64),
+            ("limits.stall_timeout_s", self.limits.stall_timeout_s),
+        ];
+        if let Some((key, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
+            return Err(format!("{key} must be at least 1"));
+        }
+        let bounded = [
+            ("limits.connections_max", self.limits.connections_max as u64, 65_536),
+            ("limits.uploads_max", self.limits.uploads_max as u64, 65_536),
+            ("limits.sources_max", self.limits.sources_max as u64, 1024),
+            ("limits.slots_per_peer_max", self.limits.slots_per_peer_max as u64, 64),
+            ("limits.local_connections_max", self.limits.local_connections_max as u64, 65_536),
+            ("limits.stall_timeout_s", self.limits.stall_timeout_s, 86_400),
+            ("limits.drain_timeout_s", self.limits.drain_timeout_s, 86_400),
+        ];
+        if let Some((key, _, max)) = bounded.into_iter().find(|(_, value, max)| value > max) {
+            return Err(format!("{key} must be at most {max}"));
+        }
+        if !self.listen.http.ip().is_loopback() {
+            return Err(format!(
+                "listen.http {} is not a loopback address; metrics would be open to strangers",
+                self.listen.http
+            ));
+        }
+        if self.labels.len() > 32 {
+            return Err("labels has more than 32 entries".into());
+        }
+        if self.labels.iter().any(|(key, value)| key.is_empty() || key.len() > 64 || value.len() > 128) {
+            return Err("a label key has 1 to 64 bytes, its value at most 128".into());
+        }
+        if let Some(hardware) = &self.hardware
+            && (hardware.len() > 64 || hardware.split('/').count() != 2)
+        {
+            return Err(format!("hardware `{hardware}` is not vendor/arch such as nvidia/sm_90"));
+        }
+        Ok(())
+    }
+}
+
+/// Where a part of a text begins: ` line 3 (the line itself)`.
+fn line_of(text: &str, span: Option<std::ops::Range<usize>>) -> String {
+    let Some(before) = span.and_then(|span| text.get(..span.start)) else { return String::new() };
+    let number = before.matches('\n').count();
+    let line: String = text.lines().nth(number).unwrap_or_default().trim().chars().take(80).collect();
+    format!(" line {} ({line})", number + 1)
+}
+
+/// Where one daemon keeps things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dirs {
+    /// The store.
+    pub data: PathBuf,
+    /// Its sockets.
+    pub sockets: PathBuf,
+    /// Role keys; outside the store, to be backed up.
+    pub keys: PathBuf,
+}
+
+impl Dirs {
+    /// From flags (or their environment variables), the configuration, and the defaults.
+    pub fn new(
+        data: Option<PathBuf>,
+        sockets: Option<PathBuf>,
+        keys: Option<PathBuf>,
+        config: &Config,
+    ) -> Self {
+        let data = data.unwrap_or_else(default_data_dir);
+        let sockets = sockets.or_else(|| config.sockets.dir.clone()).unwrap_or_else(|| data.join("run"));
+        let keys = keys.unwrap_or_else(default_keys_dir);
+        Self { data, sockets, keys }
+    }
+
+    /// Socket of the command line.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.sockets.join("weighlock.sock")
+    }
+
+    /// Socket of the loaders.
+    pub fn loader_socket(&self) -> PathBuf {
+        self.sockets.join("loader.sock")
+    }
+
+    /// # Errors
+    /// A socket path is longer than the system takes.
+    pub fn check_sockets(&self) -> Result<()> {
+        let path = self.admin_socket();
+        if path.as_os_str().len() > SOCKET_PATH_MAX {
+            return Err(Error::invalid(format!(
+                "socket path {} is longer than {SOCKET_PATH_MAX} bytes, which is all that the system takes",
+                path.display()
+            ))
+            .hint("give a shorter directory with --socket-dir"));
+        }
+        Ok(())
+    }
+}
+
+fn is_service() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn xdg(variable: &str, fallback: &str) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(dir) if Path::new(&dir).is_absolute() => PathBuf::from(dir),
+        _ => PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(fallback),
+    }
+}
+
+/// `/var/lib/weighlock` for root, else `$XDG_DATA_HOME/weighlock`.
+pub fn default_data_dir() -> PathBuf {
+    if is_service() {
+        "/var/lib/weighlock".into()
+    } else {
+        xdg("XDG_DATA_HOME", ".local/share").join("weighlock")
+    }
+}
+
+/// `/etc/weighlock/config.toml` for root, else `$XDG_CONFIG_HOME/weighlock/config.toml`.
+pub fn default_config_path() -> PathBuf {
+    if is_service() {
+        "/etc/weighlock/config.toml".into()
+    } else {
+        xdg("XDG_CONFIG_HOME", ".config").join("weighlock/config.toml")
+    }
+}
+
+/// `/etc/weighlock/keys` for root, else `$XDG_CONFIG_HOME/weighlock/keys`.
+pub fn default_keys_dir() -> PathBuf {
+    if is_service() {
+        "/etc/weighlock/keys".into()
+    } else {
+        xdg("XDG_CONFIG_HOME", ".config").join("weighlock/keys")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_round_trip_and_unknown_keys_are_refused() {
+        let text = toml::to_string(&Config::default()).expect("serialises");
+        assert_eq!(toml::from_str::<Config>(&text).expect("parses"), Config::default());
+        let error = toml::from_str::<Config>("[limits]\nuplods_max = 3\n").expect_err("typo").to_string();
+        assert!(error.contains("uplods_max"), "{error}");
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_key() {
+        let mut config = Config::default();
+        config.limits.uploads_max = 0;
+        assert!(config.check().expect_err("zero").contains("limits.uploads_max"));
+        let config = Config { hardware: Some("h100".into()), ..Config::default() };
+        assert!(config.check().expect_err("no slash").contains("vendor/arch"));
+    }
+
+    #[test]
+    fn long_socket_paths_are_refused_with_a_hint() {
+        let data = PathBuf::from(format!("/{}", "d".repeat(120)));
+        let dirs = Dirs::new(Some(data), None, Some("/k".into()), &Config::default());
+        let error = dirs.check_sockets().expect_err("too long");
+        assert!(error.hint.is_some_and(|hint| hint.contains("--socket-dir")));
+    }
+}

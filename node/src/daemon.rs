@@ -1,0 +1,463 @@
+//! The composition root: what a daemon consists of, in the order it starts and stops.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use weighlock_cache::{Store, StoreConfig};
+use weighlock_protocol::statement::{Keypair, Resolution};
+use weighlock_protocol::wire::host::{ADDRS_MAX, HeldManifest, HostRecord};
+use weighlock_protocol::wire::join::{Contact, JoinAnswer};
+use weighlock_protocol::{ClusterId, KeyId};
+
+use crate::backend::{ControlBackend, DataBackend};
+use crate::config::{Config, Dirs};
+use crate::error::{Error, Result};
+use crate::facts::Facts;
+use crate::fetch::{FetchLimits, Fetcher, blocking};
+use crate::net::control::{self, ControlConfig, ControlHandle};
+use crate::net::data::{DataConfig, DataPlane, Doors};
+use crate::{cluster, hardware, http, loader, membership, proof, server};
+
+/// Bytes of ranges in flight per fetch; two batches of each slot are in memory.
+const IN_FLIGHT_BYTES_MAX: u64 = 128 << 20;
+/// How long those who wait for bytes that nobody has are kept waiting.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Manifests asked for at once as their statements come in; others are asked for when they are needed.
+const MANIFESTS_AT_ONCE_MAX: usize = 64;
+/// How often unfinished artifacts are looked for.
+const RESUME_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A running daemon: everything its doors need. Shared by all tasks.
+pub(crate) struct Node {
+    pub(crate) started: Instant,
+    pub(crate) name: String,
+    pub(crate) hardware: String,
+    pub(crate) config: Config,
+    pub(crate) dirs: Dirs,
+    pub(crate) host: KeyId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) store: Store,
+    pub(crate) facts: Facts,
+    pub(crate) control: ControlHandle,
+    pub(crate) data: DataPlane,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) leases: loader::Leases,
+    pub(crate) http: SocketAddr,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Opens the store of a host.
+///
+/// # Errors
+/// In use, damaged, newer, on a network file system.
+pub fn open_store(dirs: &Dirs, config: &Config) -> Result<Store> {
+    let store = Store::open(
+        &dirs.data,
+        StoreConfig { free_floor_bytes: config.limits.free_bytes_min, ..StoreConfig::default() },
+    )
+    .map_err(Error::from)?;
+    Ok(store)
+}
+
+/// Runs a daemon until `stop` is cancelled. `ready` is called once all doors are open.
+///
+/// # Errors
+/// It could not start. What goes wrong later is logged and answered where it was asked for.
+pub async fn run(
+    dirs: Dirs,
+    config: Config,
+    store: Store,
+    host: Keypair,
+    stop: CancellationToken,
+    ready: impl FnOnce(&Ready),
+) -> Result<()> {
+    dirs.check_sockets()?;
+    let cluster =
+        cluster::of(&store)?.ok_or_else(|| Error::internal("the store belongs to no cluster yet"))?;
+    let facts = Facts::open(store.clone(), host.clone(), cluster)?;
+    let keypair = libp2p::identity::Keypair::ed25519_from_bytes(host.seed()).map_err(Error::internal)?;
+    // What serves stops after what asks: doors first, then fetches, then the planes, the store last.
+    let doors_stop = stop.child_token();
+    let planes_stop = CancellationToken::new();
+
+    // Data plane.
+    let grown = watch::Sender::new(0);
+    let possession = Arc::new(DataBackend {
+        store: store.clone(),
+        facts: facts.clone(),
+        grown: grown.clone(),
+        fetcher: OnceLock::new(),
+    });
+    let contacts = Arc::new(OnceLock::<ControlHandle>::new());
+    let doors = Doors {
+        members: facts.members(),
+        possession: possession.clone(),
+        join: join_door(facts.clone(), contacts.clone()),
+    };
+    let data_config = DataConfig {
+        connections_max: config.limits.connections_max,
+        uploads_max: config.limits.uploads_max,
+        ..DataConfig::default()
+    };
+    let data =
+        DataPlane::bind(config.listen.data, &keypair, cluster, data_config, doors, planes_stop.clone())
+            .map_err(|e| listen_error("data plane", config.listen.data, "--data-listen", &e))?;
+    let data_addr = data.local_addr().map_err(Error::internal)?;
+
+    // Control plane.
+    let mut control_config = ControlConfig::new(keypair, cluster, vec![config.listen.control]);
+    control_config.mdns = config.discovery.mdns;
+    control_config.kad = config.discovery.kademlia;
+    let backend = Arc::new(ControlBackend::new(facts.clone(), store.clone()));
+    let (control, control_driver) =
+        control::start(control_config, backend, planes_stop.clone()).await.map_err(|e| {
+            Error::unavailable(e).hint("is another daemon running? `--control-listen` takes another port")
+        })?;
+    let mut control_task = tokio::spawn(control_driver.run());
+    let _ = contacts.set(control.clone());
+
+    // Fetching.
+    let limits = FetchLimits {
+        sources_max: config.limits.sources_max,
+        slots_per_peer_max: config.limits.slots_per_peer_max,
+        stall: Duration::from_secs(config.limits.stall_timeout_s),
+        patience: PATIENCE,
+        in_flight_bytes_max: IN_FLIGHT_BYTES_MAX,
+    };
+    let fetcher =
+        Fetcher::new(store.clone(), control.clone(), data.clone(), limits, grown, stop.child_token());
+    let _ = possession.fetcher.set(fetcher.clone());
+
+    // Doors on this host.
+    let http_listener = tokio::net::TcpListener::bind(config.listen.http)
+        .await
+        .map_err(|e| listen_error("HTTP", config.listen.http, "--http-listen", &e))?;
+    let http = http_listener.local_addr().map_err(Error::internal)?;
+    let sockets = server::Sockets::bind(&dirs, &config)?;
+    let node = Arc::new(Node {
+        started: Instant::now(),
+        name: cluster::host_name(config.name.as_deref()),
+        hardware: config.hardware.clone().unwrap_or_else(hardware::detect),
+        config,
+        dirs,
+        host: host.key_id(),
+        cluster,
+        store,
+        facts,
+        control,
+        data,
+        fetcher,
+        leases: loader::Leases::default(),
+        http,
+        stop: doors_stop.clone(),
+    });
+    let mut tasks: JoinSet<&'static str> = JoinSet::new();
+    spawn(&mut tasks, "membership", membership::run(node.clone(), data_addr));
+    spawn(&mut tasks, "announcements", announce(node.clone(), data_addr));
+    spawn(&mut tasks, "statements", spread(node.clone()));
+    spawn(&mut tasks, "proofs", proof::run(node.clone()));
+    spawn(&mut tasks, "resumption", resume(node.clone()));
+    spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));
+    spawn(&mut tasks, "sockets", sockets.serve(node.clone()));
+    ready(&Ready {
+        host: node.host,
+        cluster,
+        control: node.control.listen_addrs(),
+        data: data_addr,
+        http,
+        admin_socket: node.dirs.admin_socket(),
+        loader_socket: node.dirs.loader_socket(),
+    });
+
+    let failed = tokio::select! {
+        () = stop.cancelled() => None,
+        ended = tasks.join_next() => Some(match ended {
+            Some(Ok(name)) => format!("{name} ended by itself"),
+            other => format!("a part of the daemon failed: {other:?}"),
+        }),
+        ended = &mut control_task => Some(format!("the control plane ended by itself: {ended:?}")),
+    };
+    let failed = failed.filter(|_| !stop.is_cancelled());
+    if let Some(failed) = &failed {
+        tracing::error!(failed, "stopping");
+    }
+    info!("stopping: no new requests, finishing what is in flight");
+    stop.cancel();
+    doors_stop.cancel();
+    let drain = Duration::from_secs(node.config.limits.drain_timeout_s);
+    let finish = async {
+        while tasks.join_next().await.is_some() {}
+        node.fetcher.stopped().await;
+        node.data.drained().await;
+    };
+    if tokio::time::timeout(drain, finish).await.is_err() {
+        warn!(seconds = drain.as_secs(), "some requests did not finish in time");
+        tasks.abort_all();
+    }
+    planes_stop.cancel();
+    let planes = async {
+        node.data.stopped().await;
+        if !control_task.is_finished() {
+            let _ = control_task.await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(5), planes).await.is_err() {
+        warn!("the network did not close in time");
+    }
+    info!("stopped");
+    failed.map_or(Ok(()), |failed| Err(Error::internal(failed).hint("see the log; restart it")))
+}
+
+/// Where a daemon that has started can be reached.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Ready {
+    /// Host key.
+    pub host: KeyId,
+    /// Cluster.
+    pub cluster: ClusterId,
+    /// Control plane.
+    pub control: Vec<SocketAddr>,
+    /// Data plane.
+    pub data: SocketAddr,
+    /// HTTP.
+    pub http: SocketAddr,
+    /// Socket of the command line.
+    pub admin_socket: PathBuf,
+    /// Socket of loaders.
+    pub loader_socket: PathBuf,
+}
+
+impl Node {
+    /// Whether this daemon serves other users from the system's directories, rather than one user from theirs.
+    pub(crate) fn is_service(&self) -> bool {
+        self.dirs.data.starts_with("/var/lib") || self.dirs.sockets.starts_with("/run/weighlock")
+    }
+
+    /// Data plane addresses that others may use, as many as a host record takes.
+    pub(crate) fn data_addrs(&self, bound: SocketAddr) -> Vec<SocketAddr> {
+        let configured = &self.config.listen.advertise_data;
+        let mut all = if configured.is_empty() { reachable(bound) } else { configured.clone() };
+        all.truncate(ADDRS_MAX);
+        all
+    }
+
+    /// Control plane addresses that others may use, as many as a host record takes.
+    pub(crate) fn control_addrs(&self) -> Vec<SocketAddr> {
+        let configured = &self.config.listen.advertise_control;
+        let mut all = if configured.is_empty() { self.control.listen_addrs() } else { configured.clone() };
+        all.truncate(ADDRS_MAX);
+        all
+    }
+
+    /// Artifacts that this host keeps, and whether they are whole. Blocks on the disk.
+    fn held(&self) -> Result<Vec<HeldManifest>> {
+        let mut held = Vec::new();
+        for digest in self.store.held().map_err(Error::from)? {
+            if let Some(manifest) = crate::facts::manifest(&self.store, &digest)? {
+                let complete = self.store.manifest_complete(&manifest).map_err(Error::from)?;
+                held.push(HeldManifest { digest, complete });
+            }
+        }
+        Ok(held)
+    }
+}
+
+/// Admits strangers with a ticket and tells them where members are.
+fn join_door(facts: Facts, contacts: Arc<OnceLock<ControlHandle>>) -> crate::net::data::JoinDoor {
+    Arc::new(move |key, request| {
+        let (facts, contacts) = (facts.clone(), contacts.clone());
+        Box::pin(async move {
+            let judged = blocking(move || Ok(facts.join(key, &request))).await;
+            let mut answer =
+                judged.unwrap_or_else(|e| JoinAnswer::Refused { reason: format!("this member failed: {e}") });
+            if let (JoinAnswer::Welcome { hosts, .. }, Some(control)) = (&mut answer, contacts.get()) {
+                *hosts = membership::contacts(control);
+            }
+            answer.encode()
+        })
+    })
+}
+
+/// Tells other hosts about this one: on change, and what it holds in the provider table.
+async fn announce(node: Arc<Node>, data_addr: SocketAddr) {
+    let mut changed = node.fetcher.changed();
+    let mut provided = BTreeSet::new();
+    loop {
+        let gather = node.clone();
+        match blocking(move || gather.held()).await {
+            Ok(held) => {
+                let now: BTreeSet<_> = held.iter().map(|one| one.digest).collect();
+                for digest in provided.difference(&now) {
+                    let _ = node.control.stop_providing(*digest).await;
+                }
+                for digest in now.difference(&provided) {
+                    if let Err(e) = node.control.provide(*digest).await {
+                        tracing::debug!(%digest, error = %e, "not in the provider table");
+                    }
+                }
+                provided = now;
+                let mut record = HostRecord::new(node.cluster, node.host);
+                record.data_addrs = node.data_addrs(data_addr);
+                record.control_addrs = node.control_addrs();
+                record.hardware.clone_from(&node.hardware);
+                record.labels.clone_from(&node.config.labels);
+                record.version = env!("CARGO_PKG_VERSION").into();
+                record.hold(held);
+                if let Err(e) = node.control.announce(record).await {
+                    warn!(error = %e, "this host's record was not announced");
+                }
+            }
+            Err(e) => warn!(error = %e, "cannot tell what is held here"),
+        }
+        // The control plane repeats the record by itself.
+        tokio::select! {
+            () = node.stop.cancelled() => return,
+            woken = changed.changed() => if woken.is_err() { return },
+        }
+        // Many changes at once are one announcement.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Goes on with artifacts that this host wants and does not have whole: begun before a kill, or damaged since.
+async fn resume(node: Arc<Node>) {
+    loop {
+        let gather = node.clone();
+        let unfinished = blocking(move || {
+            let mut unfinished = Vec::new();
+            for digest in gather.store.held().map_err(Error::from)? {
+                if let Some(manifest) = crate::facts::manifest(&gather.store, &digest)?
+                    && !gather.store.manifest_complete(&manifest).map_err(Error::from)?
+                {
+                    unfinished.push(digest);
+                }
+            }
+            Ok(unfinished)
+        });
+        match unfinished.await {
+            Ok(all) => {
+                for digest in all {
+                    // Runs in the background; whoever opens it meanwhile shares it.
+                    if let Err(e) = node.fetcher.begin(digest).await {
+                        tracing::debug!(%digest, error = %e, "cannot go on with a fetch");
+                    }
+                }
+            }
+            Err(e) => warn!(error = %e, "cannot tell what is unfinished here"),
+        }
+        ask_for_manifests(&node).await;
+        tokio::select! {
+            () = node.stop.cancelled() => return,
+            () = tokio::time::sleep(RESUME_INTERVAL) => {}
+        }
+    }
+}
+
+/// Manifests that were published while nobody who has them could be asked.
+async fn ask_for_manifests(node: &Arc<Node>) {
+    let gather = node.clone();
+    let missing = blocking(move || {
+        let published = crate::facts::published(&gather.facts.ledger());
+        let mut missing = Vec::new();
+        for (_, _, resolution) in published {
+            if let Resolution::Resolved(digest) = resolution
+                && gather.store.manifest(&digest).map_err(Error::from)?.is_none()
+            {
+                missing.push(digest);
+            }
+        }
+        Ok(missing)
+    });
+    for digest in missing.await.unwrap_or_default().into_iter().take(MANIFESTS_AT_ONCE_MAX) {
+        if node.stop.is_cancelled() || node.fetcher.manifest(digest).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Pushes what this host said, after it is committed, and fetches manifests that were published elsewhere.
+async fn spread(node: Arc<Node>) {
+    let mut changes = node.facts.changes();
+    // Beside the loop: a manifest that nobody has now must not hold up what this host says.
+    let mut fetching = JoinSet::new();
+    loop {
+        let change = tokio::select! {
+            () = node.stop.cancelled() => return,
+            change = changes.recv() => change,
+        };
+        match change {
+            Ok(change) if change.ours => {
+                let manifest = change.manifest.and_then(|digest| node.store.manifest(&digest).ok().flatten());
+                let manifest = manifest.map(|bytes| bytes.to_vec());
+                if let Err(e) = node.control.publish_statements(vec![change.bytes.to_vec()], manifest).await {
+                    warn!(error = %e, "a statement was not pushed; others get it when they reconcile");
+                }
+            }
+            Ok(change) => {
+                if let Some(digest) = change.manifest {
+                    while fetching.try_join_next().is_some() {}
+                    if fetching.len() < MANIFESTS_AT_ONCE_MAX {
+                        let node = node.clone();
+                        fetching.spawn(async move {
+                            if let Err(e) = node.fetcher.manifest(digest).await {
+                                tracing::debug!(%digest, error = %e, "manifest not here yet");
+                            }
+                        });
+                    }
+                }
+            }
+            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+                let _ = node.control.reconcile_now().await;
+            }
+            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+fn spawn(
+    tasks: &mut JoinSet<&'static str>,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    tasks.spawn(async move {
+        task.await;
+        name
+    });
+}
+
+/// The addresses behind a bound one: those of all interfaces where it is unspecified, loopback only if that is all.
+fn reachable(bound: SocketAddr) -> Vec<SocketAddr> {
+    if !bound.ip().is_unspecified() {
+        return vec![bound];
+    }
+    let all: Vec<IpAddr> = if_addrs::get_if_addrs().unwrap_or_default().iter().map(|i| i.addr.ip()).collect();
+    let same_family = |ip: &&IpAddr| ip.is_ipv4() == bound.is_ipv4() || bound.is_ipv6();
+    let link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let outside: Vec<_> =
+        all.iter().filter(same_family).filter(|ip| !ip.is_loopback() && !link_local(ip)).collect();
+    let chosen = if outside.is_empty() { all.iter().filter(same_family).collect() } else { outside };
+    chosen.into_iter().map(|ip| SocketAddr::new(*ip, bound.port())).collect()
+}
+
+fn listen_error(what: &str, address: SocketAddr, flag: &str, error: &std::io::Error) -> Error {
+    let error_kind = error.kind();
+    let error = Error::unavailable(format!("{what} cannot listen on {address}: {error}"));
+    match error_kind {
+        std::io::ErrorKind::AddrInUse => {
+            error.hint(format!("choose another port with {flag}; port 0 picks a free one"))
+        }
+        _ => error.hint(format!("choose another address with {flag}")),
+    }
+}
+
+/// Where members are, as a new one should know.
+pub(crate) fn own_contact(node: &Node, data_addr: SocketAddr) -> Contact {
+    Contact { host: node.host, control: node.control_addrs(), data: node.data_addrs(data_addr) }
+}

@@ -1,0 +1,322 @@
+//! Bringing an artifact here: one fetch per manifest, whoever asks, with progress for all who wait.
+
+mod driver;
+mod sources;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use weighlock_cache::Store;
+use weighlock_protocol::manifest::Manifest;
+use weighlock_protocol::{KeyId, ManifestDigest};
+
+use crate::error::{Error, Kind, Result};
+use crate::facts;
+use crate::local::message::Progress;
+use crate::net::control::ControlHandle;
+use crate::net::data::DataPlane;
+
+/// Limits of fetching.
+#[derive(Debug, Clone)]
+pub struct FetchLimits {
+    /// Peers fetched from at once, per manifest.
+    pub sources_max: usize,
+    /// Ranges in flight from one peer.
+    pub slots_per_peer_max: usize,
+    /// Longest wait for the next bytes of a range.
+    pub stall: Duration,
+    /// A fetch that moves nothing for this long, because nobody has what is missing, fails for those who wait.
+    pub patience: Duration,
+    /// Memory for ranges in flight is bounded by this many bytes of them, per manifest.
+    pub in_flight_bytes_max: u64,
+}
+
+/// Counters of one peer since the daemon started.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PeerTraffic {
+    /// Proven bytes fetched from it.
+    pub fetched_bytes: u64,
+    /// Bytes sent to it, proofs included.
+    pub sent_bytes: u64,
+    /// Times that it sent bytes that fail verification.
+    pub lies: u64,
+}
+
+/// Everything that fetches. Cheap to clone.
+#[derive(Clone)]
+pub struct Fetcher {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    control: ControlHandle,
+    data: DataPlane,
+    limits: FetchLimits,
+    running: Mutex<BTreeMap<ManifestDigest, Running>>,
+    bans: Mutex<BTreeMap<KeyId, Instant>>,
+    traffic: Mutex<BTreeMap<KeyId, PeerTraffic>>,
+    /// Bumped whenever a layer of this host grew; observers wait on it.
+    grown: watch::Sender<u64>,
+    /// Bumped when an artifact was begun, completed, added or removed.
+    changed: watch::Sender<u64>,
+    fetched_bytes: AtomicU64,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// An artifact on its way here.
+pub struct Arrival {
+    manifest: Manifest,
+    running: Option<Running>,
+}
+
+/// What [`Arrival::next`] tells.
+pub enum Step {
+    /// Not yet.
+    Progress(Progress),
+    /// All of it is here.
+    Here(Manifest),
+}
+
+impl Arrival {
+    /// Tells how far it is, ten times a second, until it is here.
+    ///
+    /// # Errors
+    /// Nobody has what is missing, this host's disk, or the daemon stops.
+    pub async fn next(&mut self) -> Result<Step> {
+        let Some(running) = &mut self.running else {
+            return Ok(Step::Here(self.manifest.clone()));
+        };
+        let wait = tokio::time::timeout(Duration::from_millis(100), running.done.wait_for(Option::is_some));
+        let done = match wait.await {
+            Err(_) => return Ok(Step::Progress(running.progress.borrow().clone())),
+            Ok(Ok(done)) => done.clone(),
+            Ok(Err(_)) => None,
+        };
+        let stopping =
+            || Err(Error::unavailable("the daemon is stopping").hint("open it again when it runs"));
+        done.unwrap_or_else(stopping).map(|()| Step::Here(self.manifest.clone()))
+    }
+}
+
+#[derive(Clone)]
+struct Running {
+    progress: watch::Receiver<Progress>,
+    done: watch::Receiver<Option<Result<()>>>,
+    cancel: CancellationToken,
+}
+
+impl Fetcher {
+    /// Nothing runs yet.
+    pub fn new(
+        store: Store,
+        control: ControlHandle,
+        data: DataPlane,
+        limits: FetchLimits,
+        grown: watch::Sender<u64>,
+        stop: CancellationToken,
+    ) -> Self {
+        let inner = Inner {
+            store,
+            control,
+            data,
+            limits,
+            running: Mutex::default(),
+            bans: Mutex::default(),
+            traffic: Mutex::default(),
+            grown,
+            changed: watch::Sender::new(0),
+            fetched_bytes: AtomicU64::new(0),
+            tasks: TaskTracker::new(),
+            stop,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Starts to bring all of `digest` here, fetching what is missing. Several callers share one fetch; dropping the
+    /// answer does not end it.
+    ///
+    /// # Errors
+    /// Nobody has the manifest, or the store failed.
+    pub async fn begin(&self, digest: ManifestDigest) -> Result<Arrival> {
+        let manifest = self.manifest(digest).await?;
+        let (store, copy) = (self.inner.store.clone(), manifest.clone());
+        let complete = blocking(move || {
+            let kept = store.held().map_err(Error::from)?.contains(&copy.digest());
+            if !kept {
+                // From here on this host keeps the artifact, also over a restart in the middle.
+                store.hold(&copy.digest()).map_err(Error::from)?;
+            }
+            Ok((store.manifest_complete(&copy).map_err(Error::from)?, kept))
+        })
+        .await?;
+        let (complete, kept) = complete;
+        if complete && !kept {
+            // All its layers came with other artifacts.
+            self.note_change();
+        }
+        let running = if complete { None } else { Some(self.start(&manifest)) };
+        Ok(Arrival { manifest, running })
+    }
+
+    /// The manifest, asked of peers if it is not here.
+    ///
+    /// # Errors
+    /// No connected peer has it.
+    pub async fn manifest(&self, digest: ManifestDigest) -> Result<Manifest> {
+        let store = self.inner.store.clone();
+        if let Some(manifest) = blocking(move || facts::manifest(&store, &digest)).await? {
+            return Ok(manifest);
+        }
+        let connected = self.inner.control.peers().await.map_err(Error::unavailable)?;
+        let mut peers: Vec<KeyId> = connected.into_iter().map(|peer| peer.key).collect();
+        for provider in self.inner.control.providers(digest).await.unwrap_or_default() {
+            if !peers.contains(&provider) && provider != self.inner.control.key() {
+                peers.push(provider);
+            }
+        }
+        for peer in peers {
+            let Ok(bytes) = self.inner.control.request_manifest(peer, digest).await else { continue };
+            let store = self.inner.store.clone();
+            match blocking(move || store.put_manifest(&bytes).map_err(Error::from)).await {
+                Ok(_) => break,
+                // The bytes have the digest that was published, so the publisher made them.
+                Err(e) => warn!(%digest, error = %e, "a published manifest is not usable"),
+            }
+        }
+        let store = self.inner.store.clone();
+        blocking(move || facts::manifest(&store, &digest)).await?.ok_or_else(|| {
+            Error::unavailable(format!("no connected host has the manifest {digest}"))
+                .hint("see `weighlock peers`; it comes as soon as a host that has it is reachable")
+        })
+    }
+
+    /// Ends the fetch of `digest`, if one runs, and waits for its end. What it stored stays.
+    pub async fn cancel(&self, digest: &ManifestDigest) {
+        let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
+        if let Some(mut running) = running {
+            running.cancel.cancel();
+            let _ = running.done.wait_for(Option::is_some).await;
+        }
+    }
+
+    /// Fetches in progress.
+    pub fn running(&self) -> Vec<(ManifestDigest, Progress)> {
+        let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.iter().map(|(digest, one)| (*digest, one.progress.borrow().clone())).collect()
+    }
+
+    /// Counters by peer.
+    pub fn traffic(&self) -> BTreeMap<KeyId, PeerTraffic> {
+        self.inner.traffic.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Proven bytes fetched since the start.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.inner.fetched_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts bytes sent to a peer.
+    pub fn count_sent(&self, peer: &KeyId, bytes: u64) {
+        self.inner.count(peer, |traffic| traffic.sent_bytes += bytes);
+    }
+
+    /// Until when a peer is banned here.
+    pub fn banned_until(&self, peer: &KeyId) -> Option<Instant> {
+        self.inner.banned_until(peer)
+    }
+
+    /// Changes when an artifact was begun, completed, added or removed here.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+
+    /// Says that what is held here changed by an import or a removal.
+    pub fn note_change(&self) {
+        self.inner.grown.send_modify(|n| *n += 1);
+        self.inner.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Waits for the fetches to end; the cancellation token must have been cancelled.
+    pub async fn stopped(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    fn start(&self, manifest: &Manifest) -> Running {
+        let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let digest = manifest.digest();
+        if let Some(one) = running.get(&digest) {
+            return one.clone();
+        }
+        let (progress, progress_seen) =
+            watch::channel(Progress { phase: "fetch".into(), ..Progress::default() });
+        let (done, done_seen) = watch::channel(None);
+        let cancel = self.inner.stop.child_token();
+        let one = Running { progress: progress_seen, done: done_seen, cancel: cancel.clone() };
+        running.insert(digest, one.clone());
+        self.inner.changed.send_modify(|n| *n += 1);
+        let (inner, manifest) = (self.inner.clone(), manifest.clone());
+        self.inner.tasks.spawn(async move {
+            let started = Instant::now();
+            let ended = Ended { inner: inner.clone(), digest };
+            let result = driver::run(&inner, &manifest, &progress, &cancel).await;
+            drop(ended);
+            match &result {
+                Ok(()) => {
+                    let seconds = started.elapsed().as_secs_f64();
+                    info!(%digest, bytes = manifest.total_bytes(), seconds, "artifact is complete");
+                    inner.changed.send_modify(|n| *n += 1);
+                }
+                Err(e) if e.kind == Kind::Unavailable => info!(%digest, error = %e, "fetch paused"),
+                Err(e) => warn!(%digest, error = %e, "fetch failed"),
+            }
+            let _ = done.send(Some(result));
+        });
+        one
+    }
+}
+
+/// Takes a fetch off the list, also when it panics.
+struct Ended {
+    inner: Arc<Inner>,
+    digest: ManifestDigest,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.digest);
+    }
+}
+
+impl Inner {
+    fn count(&self, peer: &KeyId, change: impl FnOnce(&mut PeerTraffic)) {
+        change(self.traffic.lock().unwrap_or_else(PoisonError::into_inner).entry(*peer).or_default());
+    }
+
+    fn banned_until(&self, peer: &KeyId) -> Option<Instant> {
+        let mut bans = self.bans.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        bans.retain(|_, until| *until > now);
+        bans.get(peer).copied()
+    }
+
+    fn ban(&self, peer: KeyId, duration: Duration) {
+        self.bans.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Instant::now() + duration);
+        self.count(&peer, |traffic| traffic.lies += 1);
+    }
+}
+
+/// Runs `work` where it may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::internal(format!("a worker ended: {e}")))?
+}

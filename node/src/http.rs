@@ -1,0 +1,130 @@
+//! HTTP on loopback: health and metrics. The Hub and OCI dialects will be served here.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tracing::warn;
+
+use crate::cluster::now;
+use crate::daemon::Node;
+use crate::error::{Error, Result};
+use crate::fetch::blocking;
+
+/// Serves until the daemon stops.
+pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) {
+    let stop = node.stop.clone();
+    let app = Router::new()
+        .route("/healthz", get(health))
+        .route("/metrics", get(metrics))
+        .layer(middleware::from_fn_with_state(node.http, check_host))
+        .with_state(node);
+    if let Err(e) = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await {
+        warn!(error = %e, "HTTP ended");
+    }
+}
+
+/// A page in a browser may be made to call loopback under a name of its own (DNS rebinding); only addresses and
+/// `localhost` are answered.
+async fn check_host(State(own): State<SocketAddr>, request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let name = host
+        .rsplit_once(':')
+        .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
+        .map_or(host, |(name, _)| name);
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    if name == "localhost"
+        || address.is_ok_and(|ip| ip == own.ip() || ip.is_loopback() || own.ip().is_unspecified())
+    {
+        return next.run(request).await;
+    }
+    (StatusCode::FORBIDDEN, "this server answers to its address and to localhost only\n").into_response()
+}
+
+async fn health(State(node): State<Arc<Node>>) -> Response {
+    let store = node.store.clone();
+    match blocking(move || store.available_bytes().map_err(Error::from)).await {
+        Ok(_) if !node.stop.is_cancelled() => (StatusCode::OK, "ok\n").into_response(),
+        Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response(),
+        Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")).into_response(),
+    }
+}
+
+async fn metrics(State(node): State<Arc<Node>>) -> Response {
+    match gather(&node).await {
+        Ok(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response(),
+    }
+}
+
+/// Read at the moment of asking, so that nothing has to be counted twice.
+async fn gather(node: &Arc<Node>) -> Result<String> {
+    let copy = node.clone();
+    let (layers, free) = blocking(move || {
+        let layers = copy.store.layers().map_err(Error::from)?;
+        Ok((layers, copy.store.available_bytes().map_err(Error::from)?))
+    })
+    .await?;
+    let peers = node.control.peers().await.unwrap_or_default().len();
+    let control = node.control.stats();
+    let traffic = node.fetcher.traffic();
+    let (members, alarms, statements) = {
+        let ledger = node.facts.ledger();
+        (ledger.members(now()).count(), ledger.alarms(now()).len(), ledger.len())
+    };
+    let mut registry = Registry::with_prefix("weighlock");
+    let gauges: [(&str, &str, u64); 11] = [
+        ("uptime_seconds", "Seconds since the daemon started", node.started.elapsed().as_secs()),
+        ("layers", "Sealed layers in the store", layers.len() as u64),
+        ("layer_bytes", "Bytes of sealed layers", layers.iter().map(|(_, info)| info.size).sum()),
+        ("free_bytes", "Bytes that the store may still use on its disk", free),
+        ("members", "Admitted hosts", members as u64),
+        ("peers", "Members connected on the control plane", peers as u64),
+        ("data_connections", "Open connections on the data plane", node.data.connections().len() as u64),
+        ("fetches", "Artifacts being fetched", node.fetcher.running().len() as u64),
+        ("leases", "Artifacts open by loaders", node.leases.open().len() as u64),
+        ("statements", "Statements in the store", statements as u64),
+        ("alarms", "Things in `weighlock status` that a person should look at", alarms as u64),
+    ];
+    for (name, help, value) in gauges {
+        registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
+    }
+    let counters: [(&str, &str, u64); 9] = [
+        ("fetched_bytes", "Proven bytes fetched from peers", node.fetcher.fetched_bytes()),
+        ("sent_bytes", "Bytes sent to peers, proofs included", traffic.values().map(|t| t.sent_bytes).sum()),
+        (
+            "lies",
+            "Times that a peer sent bytes that fail verification",
+            traffic.values().map(|t| t.lies).sum(),
+        ),
+        (
+            "strangers_refused",
+            "Connections of strangers refused on the control plane",
+            control.strangers_refused,
+        ),
+        ("offences", "Times that a member sent rubbish and was disconnected for a while", control.offences),
+        ("gossip_received", "Gossip messages received", control.gossip_received),
+        ("statements_ingested", "New statements committed from peers", control.statements_ingested),
+        ("reconciled", "Reconciliations completed that this host began", control.reconciled),
+        ("reconcile_failed", "Reconciliations that broke off", control.reconcile_failed),
+    ];
+    for (name, help, value) in counters {
+        registry.register(name, help, ConstCounter::new(value));
+    }
+    let mut text = String::new();
+    encode(&mut text, &registry).map_err(Error::internal)?;
+    Ok(text)
+}

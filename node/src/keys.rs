@@ -1,0 +1,111 @@
+//! Key files: the host key in the store, role keys outside it; each readable by its owner alone.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use data_encoding::BASE64;
+use weighlock_protocol::ClusterId;
+use weighlock_protocol::statement::Keypair;
+
+use crate::error::{Error, Result};
+
+/// First word of a key file; the seed follows in base64.
+const MAGIC: &str = "weighlock-ed25519-v1";
+
+/// The host key of a store, made at the first use.
+///
+/// # Errors
+/// The file cannot be written, is damaged, or is readable by others.
+pub fn host_key(data_dir: &Path) -> Result<Keypair> {
+    let path = data_dir.join("keys/host.key");
+    match load(&path) {
+        Err(error) if error.kind == crate::error::Kind::NotFound => {
+            let key = generate()?;
+            save(&path, &key)?;
+            Ok(key)
+        }
+        loaded => loaded,
+    }
+}
+
+/// Where the admin key of a cluster lies by default.
+pub fn admin_key_path(keys_dir: &Path, cluster: &ClusterId) -> PathBuf {
+    keys_dir.join(cluster.short()).join("admin.key")
+}
+
+/// A fresh key from the system's randomness.
+///
+/// # Errors
+/// The system has none to give.
+pub fn generate() -> Result<Keypair> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|e| Error::internal(format!("no randomness from the system: {e}")))?;
+    Ok(Keypair::from_seed(seed))
+}
+
+/// Reads a key file.
+///
+/// # Errors
+/// Not there, damaged, or readable by others than its owner.
+pub fn load(path: &Path) -> Result<Keypair> {
+    let shown = path.display();
+    let text = fs::read_to_string(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::not_found(format!("no key at {shown}")),
+        _ => Error::refused(format!("cannot read key {shown}: {e}")),
+    })?;
+    let mode = fs::metadata(path).map_err(|e| Error::internal(format!("key {shown}: {e}")))?.mode();
+    if mode & 0o077 != 0 {
+        return Err(Error::refused(format!(
+            "key {shown} can be read by others (mode {:04o})",
+            mode & 0o7777
+        ))
+        .hint(format!("chmod 600 {shown}")));
+    }
+    let damaged = || {
+        Error::invalid(format!("key file {shown} is damaged"))
+            .hint("restore it from a backup; it cannot be made again")
+    };
+    let seed = text.trim().strip_prefix(MAGIC).ok_or_else(damaged)?;
+    let seed = BASE64.decode(seed.trim().as_bytes()).map_err(|_| damaged())?;
+    Ok(Keypair::from_seed(seed.try_into().map_err(|_| damaged())?))
+}
+
+/// Writes a new key file, mode 0600, durably; never over an old one.
+///
+/// # Errors
+/// There is one already, or the disk says no.
+pub fn save(path: &Path, key: &Keypair) -> Result<()> {
+    let fail = |e: std::io::Error| Error::internal(format!("cannot write key {}: {e}", path.display()));
+    let dir = path.parent().unwrap_or(Path::new("."));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
+    let fresh = path.with_extension("new");
+    let _ = fs::remove_file(&fresh);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh).map_err(fail)?;
+    writeln!(file, "{MAGIC} {}", BASE64.encode(&key.seed())).and_then(|()| file.sync_all()).map_err(fail)?;
+    // A link, unlike a rename, does not replace a key that somebody else wrote meanwhile.
+    fs::hard_link(&fresh, path).map_err(fail)?;
+    fs::remove_file(&fresh).map_err(fail)?;
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn keys_are_made_once_and_guarded() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let key = host_key(dir.path()).expect("made");
+        assert_eq!(host_key(dir.path()).expect("loaded").key_id(), key.key_id());
+        let path = dir.path().join("keys/host.key");
+        assert!(save(&path, &generate().expect("key")).is_err(), "an old key was overwritten");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
+        assert!(load(&path).expect_err("readable by all").hint.is_some());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+        fs::write(&path, "weighlock-ed25519-v1 AAAA").expect("write");
+        assert!(load(&path).expect_err("short").message.contains("damaged"));
+    }
+}

@@ -1,0 +1,314 @@
+//! The loader door: resolves, fetches what is missing, hands out read-only descriptors, keeps leases.
+
+use std::collections::BTreeMap;
+use std::fs::File as StdFile;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::net::UnixStream;
+use tracing::{debug, info};
+use weighlock_protocol::manifest::{Contract, Layer, Manifest};
+use weighlock_protocol::{ManifestDigest, Reference};
+
+use crate::daemon::Node;
+use crate::error::{Error, Result};
+use crate::fetch::{Step, blocking};
+use crate::local::frame::{self, FRAME_FDS_MAX};
+use crate::local::message::{Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened};
+use crate::proof;
+
+/// Contracts larger than this leave out their tensor index in an answer; a loader reads it from the files.
+const CONTRACT_INLINE_BYTES_MAX: u64 = 4 << 20;
+/// Artifacts that one socket may hold open.
+const OPEN_MAX: usize = 256;
+
+/// What loaders have open: nothing of it may be removed.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    counts: Mutex<BTreeMap<ManifestDigest, usize>>,
+}
+
+impl Leases {
+    /// Artifacts open now, with how often.
+    pub(crate) fn open(&self) -> BTreeMap<ManifestDigest, usize> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn take(self: &Leases, digest: ManifestDigest) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(digest).or_default() += 1;
+    }
+
+    fn give_back(&self, digest: &ManifestDigest) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(digest) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(digest);
+            }
+        }
+    }
+}
+
+/// Serves one loader until its socket closes, which gives its leases back.
+pub(crate) async fn serve(node: Arc<Node>, mut stream: UnixStream) {
+    let uid = stream.peer_cred().ok().map(|cred| cred.uid());
+    // Whoever shares the daemon's uid could reopen a descriptor for writing. In a user's own directories that is the
+    // user's own affair; a service refuses it. Root may do anything anyway.
+    let own = rustix::process::geteuid();
+    if node.is_service() && uid == Some(own.as_raw()) && !own.is_root() {
+        let error =
+            Error::refused("loaders must not run as the daemon's own user, who could change sealed layers")
+                .hint("run the loader as another user in the socket's group");
+        let _ = frame::write(&mut stream, &Event::Error(error)).await;
+        return;
+    }
+    let mut session = Session { node: node.clone(), uid, open: BTreeMap::new() };
+    loop {
+        let request = tokio::select! {
+            () = node.stop.cancelled() => break,
+            request = frame::read::<LoaderRequest>(&mut stream) => request,
+        };
+        let answered = match request {
+            Ok(Some(request)) => session.answer(&mut stream, request).await,
+            Ok(None) => break,
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                // The frame's end is known unless its length is absurd; either way the sender is lost.
+                let error = Error::invalid(format!("request is not understood: {e}"));
+                let _ = frame::write(&mut stream, &Event::Error(error)).await;
+                break;
+            }
+            Err(_) => break,
+        };
+        if answered.is_err() {
+            break;
+        }
+    }
+}
+
+struct Session {
+    node: Arc<Node>,
+    uid: Option<u32>,
+    open: BTreeMap<ManifestDigest, Manifest>,
+}
+
+impl Session {
+    /// An `Err` means that the socket is gone; failures of the request are answers.
+    async fn answer(&mut self, stream: &mut UnixStream, request: LoaderRequest) -> std::io::Result<()> {
+        let done = match request {
+            LoaderRequest::Hello => {
+                let version = env!("CARGO_PKG_VERSION").to_owned();
+                return frame::write(stream, &Event::Hello { protocol: LOADER_PROTOCOL, version }).await;
+            }
+            LoaderRequest::Open { reference, fds } => self.open(stream, &reference, fds).await,
+            LoaderRequest::Fds { digest, paths } => self.fds(stream, &digest, paths).await,
+            LoaderRequest::Close { digest } => {
+                if self.open.remove(&digest).is_some() {
+                    self.node.leases.give_back(&digest);
+                    info!(%digest, uid = self.uid, "closed");
+                }
+                frame::write(stream, &Event::Closed).await.map_err(Failed::Socket)
+            }
+        };
+        match done {
+            Ok(()) => Ok(()),
+            // Nothing of it was sent.
+            Err(Failed::Socket(e)) if e.kind() == std::io::ErrorKind::InvalidInput => {
+                let error = Error::refused(format!("the answer does not fit a frame: {e}"));
+                frame::write(stream, &Event::Error(error)).await
+            }
+            Err(Failed::Socket(e)) => Err(e),
+            Err(Failed::Request(error)) => {
+                debug!(uid = self.uid, %error, "request failed");
+                frame::write(stream, &Event::Error(error)).await
+            }
+        }
+    }
+
+    async fn open(
+        &mut self,
+        stream: &mut UnixStream,
+        text: &str,
+        fds: FdsWanted,
+    ) -> std::result::Result<(), Failed> {
+        let reference: Reference = text.parse().map_err(Error::from)?;
+        let digest = self.node.facts.resolve(&reference)?;
+        if self.open.len() >= OPEN_MAX && !self.open.contains_key(&digest) {
+            return Err(Error::refused(format!("this socket has {OPEN_MAX} artifacts open"))
+                .hint("close some, or open another socket")
+                .into());
+        }
+        // Leased before it is complete: nothing may be removed under a fetch that a loader waits for.
+        let lease = Lease::take(&self.node, digest);
+        let mut arrival = self.node.fetcher.begin(digest).await?;
+        let manifest = loop {
+            match arrival.next().await? {
+                Step::Here(manifest) => break manifest,
+                Step::Progress(step) => {
+                    frame::write(stream, &Event::Progress(step)).await.map_err(Failed::Socket)?;
+                }
+            }
+        };
+        let (node, copy) = (self.node.clone(), manifest.clone());
+        let contract = blocking(move || {
+            check_quarantine(&node, &copy)?;
+            contract(&node, &copy)
+        })
+        .await?;
+        let files: Vec<File> = manifest.files().iter().map(File::from).collect();
+        let paths: Vec<String> = match fds {
+            FdsWanted::All => files.iter().map(|file| file.path.clone()).collect(),
+            FdsWanted::None => Vec::new(),
+        };
+        // All descriptors are opened before the answer promises them.
+        let opened = self.descriptors(&manifest, &paths).await?;
+        let answer = Opened {
+            reference: reference.to_string(),
+            digest,
+            manifest_bytes: manifest.bytes().len() as u64,
+            files,
+            contract,
+            fds: paths.len(),
+        };
+        info!(%digest, reference = %reference, uid = self.uid, "opened");
+        if self.open.insert(digest, manifest).is_none() {
+            lease.keep();
+        }
+        frame::write(stream, &Event::Opened(Box::new(answer))).await.map_err(Failed::Socket)?;
+        send(stream, &paths, &opened).await
+    }
+
+    async fn fds(
+        &mut self,
+        stream: &mut UnixStream,
+        digest: &ManifestDigest,
+        paths: Vec<String>,
+    ) -> std::result::Result<(), Failed> {
+        let manifest = self.open.get(digest).cloned().ok_or_else(|| {
+            Error::refused(format!("{digest} is not open on this socket"))
+                .hint("open it first; the lease is per socket")
+        })?;
+        if paths.is_empty() || paths.len() > manifest.files().len() {
+            return Err(Error::invalid("paths must name 1 or more files, each once").into());
+        }
+        let opened = self.descriptors(&manifest, &paths).await?;
+        send(stream, &paths, &opened).await
+    }
+
+    /// Opens sealed files, read-only, at most as many as one process can hold.
+    async fn descriptors(&self, manifest: &Manifest, paths: &[String]) -> Result<Vec<StdFile>> {
+        if paths.len() > FDS_MAX {
+            return Err(Error::refused(format!(
+                "{} descriptors at once are too many (limit {FDS_MAX})",
+                paths.len()
+            ))
+            .hint("ask for descriptors by path, some at a time"));
+        }
+        let by_path: BTreeMap<&str, &Layer> =
+            manifest.files().iter().map(|layer| (layer.path.as_str(), layer)).collect();
+        let layers = paths.iter().map(|path| {
+            by_path.get(path.as_str()).map(|layer| layer.id).ok_or_else(|| {
+                Error::refused(format!("{path:?} is not a file of {}", manifest.digest()))
+                    .hint("`weighlock inspect` lists its files")
+            })
+        });
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        let store = self.node.store.clone();
+        blocking(move || {
+            let open = |id| store.open_sealed(id).map(|sealed| sealed.file).map_err(Error::from);
+            layers.iter().map(open).collect::<Result<Vec<_>>>()
+        })
+        .await
+    }
+}
+
+/// Descriptors that the daemon opens for one request.
+const FDS_MAX: usize = 512;
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        for digest in self.open.keys() {
+            self.node.leases.give_back(digest);
+            info!(%digest, uid = self.uid, "closed");
+        }
+    }
+}
+
+/// A lease that is given back unless kept.
+struct Lease {
+    node: Option<Arc<Node>>,
+    digest: ManifestDigest,
+}
+
+impl Lease {
+    fn take(node: &Arc<Node>, digest: ManifestDigest) -> Self {
+        node.leases.take(digest);
+        Self { node: Some(node.clone()), digest }
+    }
+
+    fn keep(mut self) {
+        self.node = None;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(node) = &self.node {
+            node.leases.give_back(&self.digest);
+        }
+    }
+}
+
+enum Failed {
+    /// The loader is gone.
+    Socket(std::io::Error),
+    /// The answer is an error.
+    Request(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Failed::Request(error)
+    }
+}
+
+async fn send(
+    stream: &mut UnixStream,
+    paths: &[String],
+    files: &[StdFile],
+) -> std::result::Result<(), Failed> {
+    for (paths, files) in paths.chunks(FRAME_FDS_MAX).zip(files.chunks(FRAME_FDS_MAX)) {
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        let event = Event::Fds { paths: paths.to_vec() };
+        frame::write_with_fds(stream, &event, &fds).await.map_err(Failed::Socket)?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// The manifest was found to lie about a SHA-256.
+pub(crate) fn check_quarantine(node: &Node, manifest: &Manifest) -> Result<()> {
+    if proof::quarantined(&node.store)?.contains(&manifest.digest()) {
+        return Err(Error::integrity(format!(
+            "{} is quarantined: it names SHA-256 digests that its files do not have",
+            manifest.digest()
+        ))
+        .hint("its publisher must publish it again under a new tag"));
+    }
+    Ok(())
+}
+
+/// The contract, if it is here; without its tensor index when that is large. Blocks on the disk.
+pub(crate) fn contract(node: &Node, manifest: &Manifest) -> Result<Option<Contract>> {
+    let layer = manifest.contract();
+    if node.store.layer(&layer.id).map_err(Error::from)?.is_none() {
+        return Ok(None);
+    }
+    let file = node.store.open_sealed(&layer.id).map_err(Error::from)?.file;
+    let mut contract: Contract = serde_json::from_reader(std::io::BufReader::new(file)).map_err(|e| {
+        Error::integrity(format!("the contract of {} does not parse: {e}", manifest.digest()))
+    })?;
+    if layer.size > CONTRACT_INLINE_BYTES_MAX {
+        contract.tensors.clear();
+    }
+    Ok(Some(contract))
+}

@@ -1,0 +1,206 @@
+//! Frames on local sockets: a u32 length, big-endian, and a JSON object; file descriptors ride on the length.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+
+/// Largest frame, in bytes.
+pub const FRAME_BYTES_MAX: usize = 16 << 20;
+/// Most file descriptors on one frame; well under the kernel's 253.
+pub const FRAME_FDS_MAX: usize = 64;
+
+/// Reads one frame; `None` when the other side closed between frames.
+///
+/// # Errors
+/// Cut short, over [`FRAME_BYTES_MAX`], or not JSON of the expected form (`InvalidData`).
+pub async fn read<T: DeserializeOwned>(stream: &mut tokio::net::UnixStream) -> io::Result<Option<T>> {
+    let mut len = [0; 4];
+    match stream.read(&mut len[..1]).await? {
+        0 => return Ok(None),
+        _ => stream.read_exact(&mut len[1..]).await?,
+    };
+    let mut body = vec![0; checked_len(len)?];
+    stream.read_exact(&mut body).await?;
+    Ok(Some(parse(&body)?))
+}
+
+/// Writes one frame.
+///
+/// # Errors
+/// The other side is gone, or the value is over [`FRAME_BYTES_MAX`].
+pub async fn write(stream: &mut tokio::net::UnixStream, value: &impl Serialize) -> io::Result<()> {
+    stream.write_all(&encode(value)?).await
+}
+
+/// Writes one frame with file descriptors attached to its first bytes.
+///
+/// # Errors
+/// As [`write`], or more than [`FRAME_FDS_MAX`] descriptors.
+pub async fn write_with_fds(
+    stream: &mut tokio::net::UnixStream,
+    value: &impl Serialize,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    if fds.is_empty() {
+        return write(stream, value).await;
+    }
+    if fds.len() > FRAME_FDS_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one frame"));
+    }
+    let bytes = encode(value)?;
+    let sent = loop {
+        stream.writable().await?;
+        let attempt = stream.try_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FRAME_FDS_MAX))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(fds));
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            Ok(rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(&bytes)], &mut ancillary, flags)?)
+        });
+        match attempt {
+            Ok(sent) => break sent,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    };
+    stream.write_all(&bytes[sent..]).await
+}
+
+/// The blocking side, for the command line.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+}
+
+impl Client {
+    /// Connects to a socket.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        Ok(Self { stream: UnixStream::connect(path)? })
+    }
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// The daemon is gone.
+    pub fn send(&mut self, value: &impl Serialize) -> io::Result<()> {
+        self.stream.write_all(&encode(value)?)
+    }
+
+    /// Receives one frame with the descriptors that came on it.
+    ///
+    /// # Errors
+    /// The daemon is gone (`UnexpectedEof`), or sent something else.
+    pub fn recv<T: DeserializeOwned>(&mut self) -> io::Result<(T, Vec<OwnedFd>)> {
+        let mut len = [0; 4];
+        let mut fds = Vec::new();
+        let mut filled = 0;
+        while filled < 4 {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FRAME_FDS_MAX))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let message = rustix::net::recvmsg(
+                self.stream.as_fd(),
+                &mut [IoSliceMut::new(&mut len[filled..])],
+                &mut ancillary,
+                RecvFlags::CMSG_CLOEXEC,
+            )?;
+            for message in ancillary.drain() {
+                if let RecvAncillaryMessage::ScmRights(received) = message {
+                    fds.extend(received);
+                }
+            }
+            if message.bytes == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon closed the connection"));
+            }
+            filled += message.bytes;
+        }
+        let mut body = vec![0; checked_len(len)?];
+        self.stream.read_exact(&mut body)?;
+        Ok((parse(&body)?, fds))
+    }
+}
+
+fn checked_len(len: [u8; 4]) -> io::Result<usize> {
+    let len = u32::from_be_bytes(len) as usize;
+    if len > FRAME_BYTES_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a frame of {len} bytes is over the limit of {FRAME_BYTES_MAX}"),
+        ));
+    }
+    Ok(len)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(body).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
+}
+
+fn encode(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 4];
+    serde_json::to_writer(&mut bytes, value)?;
+    let len = bytes.len() - 4;
+    if len > FRAME_BYTES_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("an answer of {len} bytes is over the limit"),
+        ));
+    }
+    bytes[..4].copy_from_slice(&(len as u32).to_be_bytes());
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[tokio::test]
+    async fn frames_and_descriptors_cross() {
+        let (ours, theirs) = UnixStream::pair().expect("pair");
+        ours.set_nonblocking(true).expect("nonblocking");
+        let mut ours = tokio::net::UnixStream::from_std(ours).expect("tokio");
+        let reader = std::thread::spawn(move || {
+            let mut client = Client { stream: theirs };
+            let (one, fds): (serde_json::Value, _) = client.recv().expect("first");
+            assert_eq!((one["n"].as_u64(), fds.len()), (Some(1), 0));
+            let (two, fds): (serde_json::Value, _) = client.recv().expect("second");
+            assert_eq!(two["pad"].as_str().map(str::len), Some(300_000));
+            assert_eq!(fds.len(), FRAME_FDS_MAX);
+            assert!(fds.iter().all(|fd| fd.as_raw_fd() >= 0));
+            client.send(&serde_json::json!({"back": true})).expect("send");
+        });
+        write(&mut ours, &serde_json::json!({"n": 1})).await.expect("write");
+        let file = std::fs::File::open("/dev/null").expect("open");
+        let fds = vec![file.as_fd(); FRAME_FDS_MAX];
+        let value = serde_json::json!({"pad": "x".repeat(300_000)});
+        write_with_fds(&mut ours, &value, &fds).await.expect("write");
+        let back: Option<serde_json::Value> = read(&mut ours).await.expect("read");
+        assert_eq!(back.map(|v| v["back"] == true), Some(true));
+        tokio::task::spawn_blocking(|| reader.join()).await.expect("join").expect("reader");
+        assert!(read::<serde_json::Value>(&mut ours).await.expect("end").is_none());
+    }
+
+    #[tokio::test]
+    async fn oversize_and_garbage_frames_are_errors() {
+        for bytes in [&[0xff, 0xff, 0xff, 0xff][..], &[0, 0, 0, 2, b'{', b'x']] {
+            let (ours, mut theirs) = UnixStream::pair().expect("pair");
+            ours.set_nonblocking(true).expect("nonblocking");
+            let mut ours = tokio::net::UnixStream::from_std(ours).expect("tokio");
+            theirs.write_all(bytes).expect("write");
+            let error = read::<serde_json::Value>(&mut ours).await.expect_err("refused");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+    }
+}

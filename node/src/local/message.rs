@@ -1,0 +1,449 @@
+//! Messages on the local sockets: what the command line asks of the daemon, what loaders ask, and the answers.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use weighlock_protocol::manifest::{Contract, Layer};
+use weighlock_protocol::wire::join::Contact;
+use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
+
+use crate::error::Error;
+
+/// Version of the loader protocol.
+pub const LOADER_PROTOCOL: u32 = 1;
+/// `schema_version` of everything that `--json` prints.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// What the command line asks of the daemon over `weighlock.sock`. Answered by any number of
+/// [`Event::Progress`] and one [`Event::Result`] or [`Event::Error`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum AdminRequest {
+    /// [`Status`].
+    Status,
+    /// Imports a path and publishes it. Answers [`Added`].
+    Add {
+        /// Absolute path, as the daemon sees it.
+        path: PathBuf,
+        /// `ns/name:tag`.
+        reference: String,
+        /// Globs of files to take; all when empty.
+        include: Vec<String>,
+        /// Globs of files to leave out.
+        exclude: Vec<String>,
+    },
+    /// Answers a list of [`ArtifactRow`].
+    List,
+    /// Answers [`Inspected`].
+    Inspect {
+        /// A reference.
+        reference: String,
+    },
+    /// Drops this host's copy. Answers [`Removed`].
+    Remove {
+        /// A reference.
+        reference: String,
+        /// Also when a loader has it open or no other host is known to hold it.
+        force: bool,
+    },
+    /// Makes sure that it is here and answers [`Viewed`]: a read-only directory.
+    View {
+        /// A reference.
+        reference: String,
+    },
+    /// Answers a list of [`MemberRow`].
+    Members,
+    /// Answers a list of [`PeerRow`].
+    Peers,
+    /// Answers [`ChainPosition`]: what the next chained statement of a key must carry.
+    Chain {
+        /// The signer.
+        key: KeyId,
+    },
+    /// Commits a signed statement (DSSE JSON as text) and spreads it. Answers [`Submitted`].
+    Submit {
+        /// The envelope.
+        envelope: String,
+    },
+    /// Remembers and dials hosts, as a ticket names them. Answers nothing.
+    Dial {
+        /// Where members are.
+        contacts: Vec<Contact>,
+    },
+    /// Answers [`Introduction`]: what a ticket must carry beside its key.
+    Introduction,
+}
+
+/// What loaders ask over `loader.sock`. A lease on what was opened lasts as long as the socket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum LoaderRequest {
+    /// Answered by [`Event::Hello`].
+    Hello,
+    /// Resolves, fetches what is missing, answers [`Event::Opened`], then [`Event::Fds`] if asked for.
+    Open {
+        /// A reference.
+        #[serde(rename = "ref")]
+        reference: String,
+        /// Whether descriptors of all files follow.
+        #[serde(default)]
+        fds: FdsWanted,
+    },
+    /// Descriptors of single files of something opened on this socket.
+    Fds {
+        /// What was opened.
+        digest: ManifestDigest,
+        /// Paths in its manifest.
+        paths: Vec<String>,
+    },
+    /// Gives the lease back before the socket closes. Answered by [`Event::Closed`].
+    Close {
+        /// What was opened.
+        digest: ManifestDigest,
+    },
+}
+
+/// Whether an open sends descriptors at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FdsWanted {
+    /// All of them.
+    All,
+    /// None; they are asked for by path.
+    #[default]
+    None,
+}
+
+/// What a daemon sends on either socket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event {
+    /// How far something long is.
+    Progress(Progress),
+    /// The answer of an admin request.
+    Result {
+        /// Its own type.
+        data: serde_json::Value,
+    },
+    /// The request failed; the socket stays usable.
+    Error(Error),
+    /// Answer to [`LoaderRequest::Hello`].
+    Hello {
+        /// [`LOADER_PROTOCOL`].
+        protocol: u32,
+        /// Software version.
+        version: String,
+    },
+    /// Answer to [`LoaderRequest::Open`].
+    Opened(Box<Opened>),
+    /// Descriptors ride on this frame, one per path.
+    Fds {
+        /// In the order of the descriptors.
+        paths: Vec<String>,
+    },
+    /// Answer to [`LoaderRequest::Close`].
+    Closed,
+}
+
+/// How far something long is. Bytes count what was read or proven.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// `import`, `fetch`, `seal`, `view`.
+    pub phase: String,
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Hosts that sent something.
+    pub sources: usize,
+}
+
+/// What was opened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Opened {
+    /// As asked.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// What it resolved to.
+    pub digest: ManifestDigest,
+    /// Length of the manifest in bytes.
+    pub manifest_bytes: u64,
+    /// The files.
+    pub files: Vec<File>,
+    /// The contract, when it is not too large for a frame (its tensor index is left out).
+    pub contract: Option<Contract>,
+    /// Descriptors that follow.
+    pub fds: usize,
+}
+
+/// One file of an artifact.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct File {
+    /// Path in the artifact.
+    pub path: String,
+    /// What it is for.
+    pub kind: weighlock_protocol::manifest::LayerKind,
+    /// Bytes.
+    pub size: u64,
+    /// Hex.
+    pub blake3: String,
+    /// Hex.
+    pub sha256: String,
+}
+
+impl From<&Layer> for File {
+    fn from(layer: &Layer) -> Self {
+        Self {
+            path: layer.path.clone(),
+            kind: layer.kind,
+            size: layer.size,
+            blake3: layer.id.hex(),
+            sha256: layer.sha256.hex(),
+        }
+    }
+}
+
+/// `weighlock status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Software version.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// This host's key.
+    pub host: KeyId,
+    /// This host's name.
+    pub name: String,
+    /// Hardware key.
+    pub hardware: String,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its name.
+    pub cluster_name: String,
+    /// Whether this host is an admitted member, as far as it knows.
+    pub member: bool,
+    /// Admitted hosts.
+    pub members: usize,
+    /// Members connected now.
+    pub peers: usize,
+    /// Control plane addresses in use.
+    pub control: Vec<SocketAddr>,
+    /// Data plane address in use.
+    pub data: SocketAddr,
+    /// HTTP address in use.
+    pub http: SocketAddr,
+    /// The store.
+    pub data_dir: PathBuf,
+    /// Socket for loaders.
+    pub loader_socket: PathBuf,
+    /// `single-user` when the daemon runs as the user who loads: such a user could reopen a descriptor for writing.
+    pub mode: String,
+    /// Sealed layers here.
+    pub layers: usize,
+    /// Their bytes.
+    pub layer_bytes: u64,
+    /// Bytes free on the store's disk.
+    pub free_bytes: u64,
+    /// Artifacts open by loaders.
+    pub leases: usize,
+    /// Fetches in progress.
+    pub fetches: Vec<FetchRow>,
+    /// Namespaces with artifacts but no policy: nothing gates them.
+    pub ungated: Vec<String>,
+    /// Things that a person should look at.
+    pub alarms: Vec<String>,
+}
+
+/// A fetch in progress.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FetchRow {
+    /// What.
+    pub digest: ManifestDigest,
+    /// How far.
+    pub progress: Progress,
+}
+
+/// Answer to [`AdminRequest::Add`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Added {
+    /// `ns/name:tag`.
+    pub reference: String,
+    /// The manifest's digest.
+    pub digest: ManifestDigest,
+    /// The publish statement.
+    pub statement: StatementId,
+    /// False when exactly this was there before.
+    pub new: bool,
+    /// Files.
+    pub files: usize,
+    /// Their bytes.
+    pub total_bytes: u64,
+    /// Bytes that were not in the store before.
+    pub new_bytes: u64,
+    /// Wall time in seconds.
+    pub seconds: f64,
+    /// Things worth knowing that are not errors.
+    pub warnings: Vec<String>,
+}
+
+/// One line of `weighlock ls`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ArtifactRow {
+    /// `ns/name`.
+    pub artifact: String,
+    /// Tag.
+    pub tag: String,
+    /// `None` when two publishers disagree.
+    pub digest: Option<ManifestDigest>,
+    /// Files, once the manifest is here.
+    pub files: Option<usize>,
+    /// Bytes.
+    pub total_bytes: u64,
+    /// Bytes here.
+    pub held_bytes: u64,
+    /// All of it is here.
+    pub complete: bool,
+    /// Other hosts known to hold all of it.
+    pub copies_elsewhere: usize,
+    /// Who published it.
+    pub publisher: KeyId,
+    /// When, by the publisher's clock, in seconds since 1970.
+    pub published: u64,
+    /// What is wrong with it.
+    pub problem: Option<String>,
+}
+
+/// Answer to [`AdminRequest::Inspect`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Inspected {
+    /// As asked.
+    pub reference: String,
+    /// The manifest's digest.
+    pub digest: ManifestDigest,
+    /// Files in loading order.
+    pub files: Vec<File>,
+    /// Sum of their sizes.
+    pub total_bytes: u64,
+    /// Bytes here.
+    pub held_bytes: u64,
+    /// The contract, once it is here.
+    pub contract: Option<Contract>,
+    /// Who published it under which name.
+    pub published: Vec<String>,
+}
+
+/// Answer to [`AdminRequest::Remove`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Removed {
+    /// What was dropped.
+    pub digest: ManifestDigest,
+    /// Bytes that this freed.
+    pub freed_bytes: u64,
+}
+
+/// Answer to [`AdminRequest::View`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Viewed {
+    /// What it resolved to.
+    pub digest: ManifestDigest,
+    /// The directory.
+    pub path: PathBuf,
+}
+
+/// One line of `weighlock member list`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MemberRow {
+    /// Host key.
+    pub host: KeyId,
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// When it was admitted, in seconds since 1970.
+    pub since: u64,
+    /// When the admission expires.
+    pub expires: Option<u64>,
+    /// Whether it is this host.
+    pub this_host: bool,
+    /// Whether it is connected on the control plane now.
+    pub connected: bool,
+}
+
+/// One line of `weighlock peers`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerRow {
+    /// Host key.
+    pub host: KeyId,
+    /// Name, as its host record or admission says.
+    pub name: String,
+    /// Connected on the control plane.
+    pub connected: bool,
+    /// Round-trip time on the control plane.
+    pub rtt_ms: Option<f64>,
+    /// Hardware key.
+    pub hardware: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Software version.
+    pub version: String,
+    /// Data plane addresses.
+    pub data: Vec<SocketAddr>,
+    /// Data connections open now.
+    pub data_connections: usize,
+    /// Path MTU of one of them.
+    pub mtu: Option<u16>,
+    /// Artifacts it declares.
+    pub held: usize,
+    /// Seconds since its record was heard.
+    pub record_age_s: Option<u64>,
+    /// Until when it is banned for bytes that failed verification, in seconds from now.
+    pub banned_s: Option<u64>,
+    /// Bytes fetched from it since the daemon started.
+    pub fetched_bytes: u64,
+    /// Bytes sent to it since the daemon started.
+    pub sent_bytes: u64,
+}
+
+/// Answer to [`AdminRequest::Chain`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChainPosition {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Sequence number of the next statement.
+    pub seq: u64,
+    /// The statement before it.
+    pub prev: Option<StatementId>,
+}
+
+/// Answer to [`AdminRequest::Submit`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Submitted {
+    /// The statement.
+    pub id: StatementId,
+    /// False when it was known before.
+    pub new: bool,
+    /// Why it has no effect yet, if it has none.
+    pub pending: Option<String>,
+}
+
+/// Answer to [`AdminRequest::Introduction`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Introduction {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its name.
+    pub cluster_name: String,
+    /// The root chain, each envelope as DSSE JSON text, oldest first.
+    pub roots: Vec<String>,
+    /// This host.
+    pub host: KeyId,
+    /// Its data plane addresses.
+    pub data: Vec<SocketAddr>,
+    /// Its control plane addresses.
+    pub control: Vec<SocketAddr>,
+}

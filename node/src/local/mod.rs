@@ -1,0 +1,4 @@
+//! What crosses the local sockets: frames, and the messages in them.
+
+pub mod frame;
+pub mod message;

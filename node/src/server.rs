@@ -1,0 +1,139 @@
+//! The local sockets: bound with the right modes, one task per connection.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::config::{Config, Dirs};
+use crate::daemon::Node;
+use crate::error::{Error, Result};
+use crate::{admin, loader};
+
+/// Both sockets, removed again on drop.
+pub(crate) struct Sockets {
+    admin: Bound,
+    loader: Bound,
+    connections: Arc<Semaphore>,
+}
+
+struct Bound {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Sockets {
+    /// # Errors
+    /// Another daemon listens there, or the directory cannot be used.
+    pub(crate) fn bind(dirs: &Dirs, config: &Config) -> Result<Self> {
+        std::fs::create_dir_all(&dirs.sockets).map_err(|e| {
+            Error::invalid(format!("cannot make the socket directory {}: {e}", dirs.sockets.display()))
+        })?;
+        let group = config.sockets.loader_group.as_deref().map(group_id).transpose()?;
+        let admin = Bound::new(dirs.admin_socket(), 0o600)?;
+        let loader = Bound::new(dirs.loader_socket(), 0o660)?;
+        if let Some(group) = group {
+            if dirs.sockets.starts_with(&dirs.data) {
+                return Err(Error::invalid("sockets.loader_group has no effect while the sockets lie in the store, which its group may not enter")
+                    .hint("give --socket-dir, for example /run/weighlock"));
+            }
+            for path in [&dirs.sockets, &loader.path] {
+                std::os::unix::fs::chown(path, None, Some(group)).map_err(|e| {
+                    Error::refused(format!("cannot give {} to the configured group: {e}", path.display()))
+                        .hint("the daemon's user must be in that group (sockets.loader_group)")
+                })?;
+            }
+        }
+        Ok(Self { admin, loader, connections: Arc::new(Semaphore::new(config.limits.local_connections_max)) })
+    }
+
+    /// Accepts until the daemon stops, then waits for the connections.
+    pub(crate) async fn serve(self, node: Arc<Node>) {
+        let tasks = TaskTracker::new();
+        loop {
+            let (stream, is_admin) = tokio::select! {
+                () = node.stop.cancelled() => break,
+                accepted = self.admin.listener.accept() => (accepted, true),
+                accepted = self.loader.listener.accept() => (accepted, false),
+            };
+            let stream: UnixStream = match stream {
+                Ok((stream, _)) => stream,
+                Err(e) => {
+                    // Out of descriptors, most likely: wait for some to come back.
+                    warn!(error = %e, "a local connection could not be accepted");
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = self.connections.clone().try_acquire_owned() else {
+                warn!("too many local connections (limits.local_connections_max); refused one");
+                continue;
+            };
+            let node = node.clone();
+            tasks.spawn(async move {
+                let _permit = permit;
+                if is_admin { admin::serve(node, stream).await } else { loader::serve(node, stream).await }
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+}
+
+impl Bound {
+    fn new(path: PathBuf, mode: u32) -> Result<Self> {
+        let shown = path.display().to_string();
+        if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+            return Err(Error::unavailable(format!("another daemon listens on {shown}"))
+                .hint("stop it, or give this one its own --data-dir or --socket-dir"));
+        }
+        remove_stale(&path)?;
+        // Bound under another name, so that nobody connects before the mode is right.
+        let fresh = path.with_extension("new");
+        remove_stale(&fresh)?;
+        let fail = |e: std::io::Error| Error::unavailable(format!("cannot make the socket {shown}: {e}"));
+        let listener = UnixListener::bind(&fresh).map_err(fail)?;
+        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode)).map_err(fail)?;
+        std::fs::rename(&fresh, &path).map_err(fail)?;
+        Ok(Self { listener, path })
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A socket that a killed daemon left behind; anything else is not ours to remove.
+fn remove_stale(path: &Path) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path).map_err(|e| {
+            Error::unavailable(format!("cannot replace the stale socket {}: {e}", path.display()))
+        }),
+        Ok(_) => Err(Error::invalid(format!("{} exists and is not a socket", path.display()))
+            .hint("move it away, or give another --socket-dir")),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The number of a group, by name (from `/etc/group`) or number.
+fn group_id(name: &str) -> Result<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let find = |line: &str| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1).and_then(|number| number.parse().ok())).flatten()
+    };
+    groups.lines().find_map(find).ok_or_else(|| {
+        Error::invalid(format!("no group is named `{name}` (sockets.loader_group)"))
+            .hint("groupadd it, or give its number")
+    })
+}
