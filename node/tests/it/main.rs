@@ -1,1 +1,8 @@
-//! it
+//! Tests of the daemon as a library, over real sockets.
+
+mod control;
+mod data;
+mod facts;
+mod interop;
+mod liar;
+mod plane;

@@ -1,0 +1,175 @@
+//! The owner of statements on a real store: founding, joining by ticket, publishing, refusing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use weighlock::cluster;
+use weighlock::error::Kind as Failure;
+use weighlock::facts::Facts;
+use weighlock::keys;
+use weighlock_cache::{ImportOptions, Staged, Store, StoreConfig, inspect};
+use weighlock_protocol::statement::{Chain, Envelope, Invite, Keypair, Kind, Statement};
+use weighlock_protocol::ticket::Ticket;
+use weighlock_protocol::wire::join::{JoinAnswer, JoinRequest};
+use weighlock_protocol::{ClusterId, Reference};
+
+struct Founder {
+    _dir: tempfile::TempDir,
+    store: Store,
+    facts: Facts,
+    host: Keypair,
+    admin: Keypair,
+    cluster: ClusterId,
+}
+
+fn found() -> Founder {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = Store::open(dir.path().join("data"), StoreConfig::default()).expect("store");
+    let host = keys::host_key(&dir.path().join("data")).expect("host key");
+    let founded = cluster::found(&store, &dir.path().join("keys"), &host, "alpha", &BTreeMap::new(), "test")
+        .expect("founded");
+    let admin = keys::load(&founded.admin_key).expect("admin key");
+    let facts = Facts::open(store.clone(), host.clone(), founded.cluster).expect("facts");
+    Founder { _dir: dir, store, facts, host, admin, cluster: founded.cluster }
+}
+
+impl Founder {
+    fn statements(&self) -> usize {
+        self.store.statements().expect("statements").len()
+    }
+
+    /// A ticket whose invite `signer` signs, submitted if `submit`.
+    fn ticket(&self, signer: &Keypair, expires_in: u64, submit: bool) -> Ticket {
+        let key = Keypair::from_seed([9; 32]);
+        let next = self.facts.ledger().next_chain(&signer.key_id());
+        let now = cluster::now();
+        let invite = Statement {
+            cluster: Some(self.cluster),
+            by: signer.key_id(),
+            time: now,
+            chain: Some(Chain { seq: next.seq, prev: next.prev }),
+            kind: Kind::Invite(Invite {
+                ticket: key.key_id(),
+                expires: now.plus(expires_in),
+                uses: 1,
+                admit_secs_max: 1000,
+                labels: BTreeMap::new(),
+                note: String::new(),
+            }),
+        }
+        .sign(&[signer]);
+        if submit {
+            let taken = self.facts.ingest(vec![invite.to_json()], true).expect("ingest");
+            assert_eq!(taken.accepted.len(), 1);
+        }
+        let roots: Vec<Envelope> = self.facts.ledger().root_chain().cloned().collect();
+        Ticket::new(key, roots, invite, Vec::new()).expect("ticket")
+    }
+
+    fn join(&self, ticket: &Ticket, admitted: &Keypair, connected_as: &Keypair) -> JoinAnswer {
+        let now = cluster::now();
+        let admit =
+            ticket.admit(admitted.key_id(), "beta", BTreeMap::new(), now, now.plus(500)).expect("admission");
+        let mut statements = ticket.roots().to_vec();
+        statements.extend([ticket.invite_envelope().clone(), admit]);
+        self.facts.join(connected_as.key_id(), &JoinRequest { statements }.encode())
+    }
+}
+
+#[test]
+fn a_founder_is_a_member_and_stays_one() {
+    let f = found();
+    assert!(f.facts.ledger().is_member(&f.host.key_id(), cluster::now()));
+    let again = Facts::open(f.store.clone(), f.host.clone(), f.cluster).expect("reopened");
+    assert!(again.ledger().is_member(&f.host.key_id(), cluster::now()));
+    let dir = tempfile::tempdir().expect("tempdir");
+    let twice = cluster::found(&f.store, dir.path(), &f.host, "alpha", &BTreeMap::new(), "other");
+    assert_eq!(twice.expect_err("founded twice").kind, Failure::Refused);
+}
+
+#[test]
+fn a_ticket_admits_its_holder_and_nobody_else() {
+    let f = found();
+    let ticket = f.ticket(&f.admin, 600, true);
+    let (beta, thief) = (Keypair::from_seed([2; 32]), Keypair::from_seed([3; 32]));
+    let before = f.statements();
+    // An admission of beta, brought by a connection that proved another key.
+    assert!(matches!(f.join(&ticket, &beta, &thief), JoinAnswer::Refused { .. }));
+    assert_eq!(f.statements(), before);
+    let JoinAnswer::Welcome { statements, .. } = f.join(&ticket, &beta, &beta) else {
+        panic!("not admitted")
+    };
+    assert!(f.facts.ledger().is_member(&beta.key_id(), cluster::now()));
+    assert!(f.facts.members().borrow().contains(&beta.key_id()));
+    assert!(statements.len() >= 4, "root, admission of the founder, invite, admission");
+    // One use: the next host is refused, and leaves nothing behind.
+    let before = f.statements();
+    assert!(matches!(f.join(&ticket, &thief, &thief), JoinAnswer::Refused { .. }));
+    assert_eq!(f.statements(), before);
+    assert!(matches!(f.facts.join(thief.key_id(), b"garbage"), JoinAnswer::Refused { .. }));
+}
+
+#[test]
+fn a_forged_invite_admits_nobody_and_is_not_stored() {
+    let f = found();
+    let nobody = Keypair::from_seed([5; 32]);
+    let before = f.statements();
+    let ticket = f.ticket(&nobody, 600, false);
+    assert!(matches!(f.join(&ticket, &nobody, &nobody), JoinAnswer::Refused { .. }));
+    assert_eq!(f.statements(), before);
+    assert!(!f.facts.ledger().is_member(&nobody.key_id(), cluster::now()));
+}
+
+#[test]
+fn a_ticket_that_the_member_has_not_heard_of_proves_itself() {
+    let f = found();
+    let ticket = f.ticket(&f.admin, 600, false);
+    let beta = Keypair::from_seed([2; 32]);
+    assert!(matches!(f.join(&ticket, &beta, &beta), JoinAnswer::Welcome { .. }));
+    assert!(f.facts.ledger().is_member(&beta.key_id(), cluster::now()));
+}
+
+fn stage(store: &Store, dir: &Path, text: &str) -> Staged {
+    std::fs::create_dir_all(dir).expect("dir");
+    std::fs::write(dir.join("notes.txt"), text).expect("write");
+    let plan = inspect::plan(dir, &inspect::Options::default()).expect("plan");
+    store.import(&plan, &ImportOptions::default(), &|_| {}, &AtomicBool::new(false)).expect("import")
+}
+
+#[test]
+fn tags_are_immutable_and_publishing_twice_is_publishing_once() {
+    let f = found();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let reference: Reference = "acme/bot:1.0.0".parse().expect("reference");
+    let (first, new) =
+        f.facts.publish(&reference, stage(&f.store, &dir.path().join("a"), "one")).expect("published");
+    assert!(new);
+    let digest = f.facts.resolve(&reference).expect("resolves");
+    let (again, new) =
+        f.facts.publish(&reference, stage(&f.store, &dir.path().join("a"), "one")).expect("again");
+    assert_eq!((again, new), (first, false));
+    let before = (f.statements(), f.store.layers().expect("layers").len());
+    let other =
+        f.facts.publish(&reference, stage(&f.store, &dir.path().join("b"), "two")).expect_err("other bytes");
+    assert_eq!(other.kind, Failure::Refused);
+    assert_eq!((f.statements(), f.store.layers().expect("layers").len()), before);
+    let reopened = Facts::open(f.store.clone(), f.host.clone(), f.cluster).expect("reopened");
+    assert_eq!(reopened.resolve(&reference), Ok(digest));
+    let unknown = reopened.resolve(&"acme/bot:2.0.0".parse().expect("reference")).expect_err("unknown");
+    assert_eq!(unknown.kind, Failure::NotFound);
+    assert!(unknown.hint.is_some_and(|hint| hint.contains("1.0.0")), "the hint lists what there is");
+}
+
+#[test]
+fn garbage_and_other_clusters_change_nothing() {
+    let (f, other) = (found(), found());
+    let before = f.statements();
+    let theirs: Vec<Vec<u8>> =
+        other.store.statements().expect("statements").into_iter().map(|(_, bytes)| bytes).collect();
+    for all in [vec![b"{}".to_vec()], vec![b"\xff".to_vec()], theirs] {
+        let taken = f.facts.ingest(all, false).expect("ingest");
+        assert!(taken.refused.is_some() && taken.accepted.is_empty());
+    }
+    assert_eq!(f.statements(), before);
+}
