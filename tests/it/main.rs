@@ -1,1 +1,11 @@
-//! it
+//! Weighlock from outside: the real program, and the workspace's own rules.
+
+mod bad_files;
+mod bad_input;
+mod garbage;
+mod http;
+mod resume;
+mod share;
+mod stranger;
+mod tidy;
+mod unshare;

@@ -1,0 +1,149 @@
+//! The way back: dropping copies, stopping with loaders connected, shutting a member out.
+
+use std::fs;
+
+use serde_json::Value;
+use weighlock_tests::host::{number, string};
+use weighlock_tests::{Lab, checkpoint, until};
+
+const MODEL: &str = "acme/model:1.0.0";
+
+#[test]
+fn rm_refuses_what_is_open_and_the_last_copy() {
+    let lab = Lab::new();
+    let source = lab.path("source");
+    checkpoint::hugging_face(&source, 3, 2);
+    let alpha = lab.founder("alpha");
+    let digest = string(&alpha.add(&source, MODEL)["digest"]);
+
+    // The last copy.
+    let before = alpha.contents();
+    let last = alpha.run(&["rm", MODEL]);
+    assert_eq!(last.complaints(5), [""; 0]);
+    assert!(last.stderr.contains("last known copy"), "{}", last.stderr);
+    assert_eq!(alpha.contents(), before);
+
+    // Open, although another host has it.
+    let beta = lab.joined("beta", &alpha);
+    beta.hears_of(MODEL);
+    beta.loader().open(MODEL).expect("opened");
+    until("alpha knows of beta's copy", || alpha.listed(MODEL).filter(|row| row["copies_elsewhere"] == 1));
+    let mut loader = alpha.loader();
+    let opened = loader.open(MODEL).expect("opened");
+    let before = alpha.contents();
+    let open = alpha.run(&["rm", MODEL]);
+    assert_eq!(open.complaints(5), [""; 0]);
+    assert!(open.stderr.contains("open"), "{}", open.stderr);
+    assert_eq!(alpha.contents(), before);
+
+    // Given back: it goes, since beta has it, and comes again when it is opened.
+    loader.close(&digest);
+    let removed = alpha.ok(&["rm", MODEL]);
+    assert!(number(&removed["freed_bytes"]) > 0, "{removed}");
+    let row = alpha.listed(MODEL).expect("the name stays");
+    assert_eq!((&row["complete"], &row["held_bytes"]), (&false.into(), &0.into()), "{row}");
+    assert_eq!(alpha.ok(&["status"])["layers"], 0);
+    let gone = alpha.run(&["rm", MODEL]);
+    assert_eq!(gone.code, Some(4), "{}", gone.stderr);
+    let back = alpha.loader().open(MODEL).expect("fetched from beta");
+    assert!(!back.progress.is_empty() || !back.files.is_empty());
+    // What was mapped before the removal is whole still.
+    for (path, file) in opened.files {
+        assert_eq!(checkpoint::sha256(file), checkpoint::digests(&source)[&path], "{path}");
+    }
+
+    // By force, even the last one while it is open.
+    let mut loader = beta.loader();
+    let held = loader.open(MODEL).expect("opened");
+    beta.ok(&["rm", MODEL, "--force"]);
+    alpha.ok(&["rm", MODEL, "--force"]);
+    assert_eq!(beta.ok(&["status"])["layers"], 0);
+    for (path, file) in held.files {
+        assert_eq!(checkpoint::sha256(file), checkpoint::digests(&source)[&path], "{path}");
+    }
+    // The same can be added again under its name.
+    let again = alpha.add(&source, MODEL);
+    assert_eq!((string(&again["digest"]), &again["new"]), (digest, &Value::from(false)));
+    assert_eq!(alpha.listed(MODEL).expect("listed")["complete"], true);
+}
+
+#[test]
+fn files_that_two_artifacts_share_outlive_one_of_them() {
+    let lab = Lab::new();
+    let (one, two) = (lab.path("one"), lab.path("two"));
+    checkpoint::hugging_face(&one, 3, 2);
+    checkpoint::hugging_face(&two, 3, 2);
+    fs::write(two.join("README.md"), "# another\n").expect("written");
+    let alpha = lab.founder("alpha");
+    alpha.add(&one, MODEL);
+    alpha.add(&two, "acme/model:2.0.0");
+    alpha.ok(&["rm", MODEL, "--force"]);
+    let opened = alpha.loader().open("acme/model:2.0.0").expect("opened");
+    for (path, file) in opened.files {
+        assert_eq!(checkpoint::sha256(file), checkpoint::digests(&two)[&path], "{path}");
+    }
+}
+
+#[test]
+fn sigterm_ends_a_daemon_that_loaders_are_connected_to() {
+    let lab = Lab::new();
+    let source = lab.path("source");
+    checkpoint::hugging_face(&source, 3, 2);
+    let mut alpha = lab.founder("alpha");
+    alpha.add(&source, MODEL);
+    let mut holding = alpha.loader();
+    let opened = holding.open(MODEL).expect("opened");
+    let _idle = alpha.loader();
+    let (admin, loader) = (alpha.admin_socket(), alpha.loader_socket());
+    let ended = alpha.term();
+    assert_eq!(ended.code(), Some(0), "{ended}\n{}", alpha.log());
+    assert!(!admin.exists() && !loader.exists(), "its sockets are gone");
+    assert!(holding.recv().is_err(), "the loader hears of it");
+    for (path, file) in opened.files {
+        assert_eq!(checkpoint::sha256(file), checkpoint::digests(&source)[&path], "{path}");
+    }
+}
+
+#[test]
+fn a_revoked_member_is_cut_off_and_gets_nothing_more() {
+    let lab = Lab::new();
+    let alpha = lab.founder("alpha");
+    let beta = lab.joined("beta", &alpha);
+    let (first, second) = (lab.path("first"), lab.path("second"));
+    checkpoint::hugging_face(&first, 4, 2);
+    checkpoint::hugging_face(&second, 5, 2);
+    alpha.add(&first, MODEL);
+    alpha.add(&second, "acme/model:2.0.0");
+    beta.hears_of(MODEL);
+    beta.hears_of("acme/model:2.0.0");
+    // A data connection is open.
+    beta.loader().open(MODEL).expect("opened while a member");
+    until("alpha has a data connection to beta", || {
+        alpha.peer(&beta).filter(|row| number(&row["data_connections"]) > 0)
+    });
+
+    alpha.ok(&["member", "revoke", "beta", "--reason", "test"]);
+    let gone = |host: &weighlock_tests::Host| number(&host.ok(&["status"])["peers"]) == 0;
+    until("alpha lets beta go", || gone(&alpha).then_some(()));
+    until("beta is cut off", || gone(&beta).then_some(()));
+    assert!(alpha.peer(&beta).is_none(), "it is no member any more");
+    let metric = |host: &weighlock_tests::Host, name: &str| weighlock_tests::http::metrics(host.http())[name];
+    until("both data connections are closed", || {
+        let open = metric(&alpha, "weighlock_data_connections") + metric(&beta, "weighlock_data_connections");
+        (open == 0.0).then_some(())
+    });
+
+    // What it knows by name it cannot have.
+    let before = metric(&beta, "weighlock_fetched_bytes_total");
+    let error = beta.loader().open("acme/model:2.0.0").expect_err("nobody gives it anything");
+    assert!(error["code"] == "unavailable" || error["code"] == "refused", "{error}");
+    assert_eq!(metric(&beta, "weighlock_fetched_bytes_total"), before, "not one byte");
+    // What is published after it was revoked it does not hear of.
+    let third = lab.path("third");
+    checkpoint::hugging_face(&third, 6, 1);
+    alpha.add(&third, "acme/secret:1.0.0");
+    assert!(alpha.listed("acme/secret:1.0.0").is_some());
+    assert!(beta.listed("acme/secret:1.0.0").is_none());
+    // What it has it keeps.
+    beta.loader().open(MODEL).expect("its own copy");
+}
