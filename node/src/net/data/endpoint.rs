@@ -94,6 +94,8 @@ impl DataPlane {
         let secret = keypair.derive_secret(b"weighlock data plane stateless reset").unwrap_or_default();
         let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &secret);
         let mut endpoint_config = EndpointConfig::new(Arc::new(reset_key));
+        // Random ids rather than ids under a key of this process: those of its earlier life would be dropped unanswered.
+        endpoint_config.cid_generator(|| Box::new(quinn_proto::RandomConnectionIdGenerator::default()));
         endpoint_config
             .max_udp_payload_size(config.packet_bytes_max)
             .map_err(|e| std::io::Error::other(format!("packet_bytes_max: {e}")))?;

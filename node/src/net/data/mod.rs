@@ -53,7 +53,7 @@ impl Default for DataConfig {
             packet_bytes_max: 6500,
             batch_bytes: 512 << 10,
             socket_buffer_bytes: 4 << 20,
-            idle_timeout_s: 20,
+            idle_timeout_s: 10,
             connect_timeout_s: 10,
         }
     }
