@@ -1,28 +1,58 @@
-//! Every limit of the scheduler in one place.
+//! Every limit of the swarm in one place.
 
-/// Limits and measures of one fetch. Times are milliseconds, sizes bytes.
+/// Limits and measures of one host's swarm. Times are milliseconds, sizes bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FetchConfig {
-    /// Shortest piece; a power of two and a multiple of 16 KiB.
+pub struct SwarmConfig {
+    /// Shortest piece; a power of two and a multiple of 16 KiB. The same on all hosts.
     pub piece_bytes_min: u64,
-    /// Longest piece; a power of two and a multiple of 16 KiB.
+    /// Longest piece; a power of two and a multiple of 16 KiB. The same on all hosts.
     pub piece_bytes_max: u64,
-    /// Pieces grow until a manifest has no more than this many (the ceiling on their length goes first).
+    /// Pieces grow until a manifest has no more than this many (the ceiling on their length goes first). The same on
+    /// all hosts.
     pub piece_count_max: u64,
-    /// The leading layers that together fit in this are fetched first and in order: contract, configuration
-    /// and tokenizer of an ordinary model.
-    pub head_bytes_max: u64,
-    /// Fetches in flight from one peer. A peer with more connections than this gets one per connection.
-    pub slots_per_peer_max: u32,
-    /// Most connections of one peer that count for the line above.
-    pub connections_per_peer_max: u32,
-    /// Fetches in flight from all peers.
-    pub slots_max: usize,
-    /// Bytes in flight from all peers. One piece is always allowed.
+    /// Links that a host opens by itself until it has this many.
+    pub neighbours_target: usize,
+    /// Links that it accepts.
+    pub neighbours_max: usize,
+    /// Hosts that are remembered as candidates, per manifest.
+    pub candidates_max: usize,
+    /// Pause before a host that refused a link is tried again; doubles each time.
+    pub reconnect_ms: u64,
+    /// Uploads that run at a time.
+    pub uploads_max: usize,
+    /// Pieces that are promised beyond those, so that no upload slot waits for a round trip.
+    pub grants_ahead_max: usize,
+    /// Requests of one peer that wait here; further ones are refused.
+    pub requests_per_peer_max: usize,
+    /// Requests that wait in all.
+    pub requests_max: usize,
+    /// Pieces that one peer may have asked for by name.
+    pub asks_per_peer_max: usize,
+    /// A promise that is not used for this long is taken back.
+    pub grant_ms: u64,
+    /// A neighbour that declined is offered nothing for this long, unless it has news.
+    pub declined_ms: u64,
+    /// Fetches in flight, all manifests together.
+    pub downloads_max: usize,
+    /// Pieces asked for by name and not yet granted, per manifest.
+    pub asks_max: usize,
+    /// An ask that is not answered for this long is made elsewhere.
+    pub ask_ms: u64,
+    /// Without any fetch in flight for this long, a host asks for pieces by name.
+    pub starve_ms: u64,
+    /// Bytes in flight. One piece is always allowed.
     pub in_flight_bytes_max: u64,
-    /// Peers known at a time; declarations of further ones are ignored until one is gone.
-    pub peers_max: usize,
-    /// Rate assumed of one fetch from a peer that was not yet measured.
+    /// Payload bytes per second to all peers. None: as fast as it goes.
+    pub upload_bytes_per_s: Option<u64>,
+    /// Payload bytes per second to one peer.
+    pub upload_per_peer_bytes_per_s: Option<u64>,
+    /// Payload bytes per second from all peers.
+    pub download_bytes_per_s: Option<u64>,
+    /// News is gathered for at most this long, and for at most half of what a piece takes.
+    pub news_ms_max: u64,
+    /// A piece that other racks have and this one lacks is fetched by the next host in its order after this long.
+    pub rack_turn_ms: u64,
+    /// Rate assumed of a peer that was not yet measured.
     pub rate_initial_bytes_per_s: u64,
     /// A fetch may take this many times what the peer's measured rate promises ...
     pub deadline_factor: u32,
@@ -30,7 +60,7 @@ pub struct FetchConfig {
     pub deadline_ms_min: u64,
     /// ... or more than this.
     pub deadline_ms_max: u64,
-    /// Duplicates are asked for only once this many pieces or fewer are unfinished.
+    /// A piece may be asked for twice only once this many pieces or fewer are unfinished.
     pub endgame_pieces_max: usize,
     /// A piece is asked for twice once it takes this many times what the second peer would need ...
     pub hedge_factor: u32,
@@ -40,35 +70,62 @@ pub struct FetchConfig {
     pub backoff_ms: u64,
     /// Longest pause after failures.
     pub backoff_ms_max: u64,
-    /// Ban for the first bytes that failed their proof; doubles each time.
+    /// Failures in a row of one kind before a peer is banned for it.
+    pub strikes_max: u32,
+    /// Ban for the first offence; doubles each time.
     pub ban_ms: u64,
     /// Longest ban.
     pub ban_ms_max: u64,
+    /// Peers whose conduct is remembered.
+    pub peers_max: usize,
+    /// Frames per second that a link may send on average.
+    pub frames_per_s_max: u32,
+    /// Frames that it may send at once.
+    pub frames_burst_max: u32,
 }
 
-impl Default for FetchConfig {
+impl Default for SwarmConfig {
     fn default() -> Self {
         Self {
             piece_bytes_min: 1 << 20,
             piece_bytes_max: 64 << 20,
             piece_count_max: 4_500,
-            head_bytes_max: 8 << 20,
-            slots_per_peer_max: 4,
-            connections_per_peer_max: 16,
-            slots_max: 128,
+            neighbours_target: 20,
+            neighbours_max: 30,
+            candidates_max: 20_000,
+            reconnect_ms: 1_000,
+            uploads_max: 4,
+            grants_ahead_max: 2,
+            requests_per_peer_max: 64,
+            requests_max: 1_024,
+            asks_per_peer_max: 16,
+            grant_ms: 5_000,
+            declined_ms: 500,
+            downloads_max: 10,
+            asks_max: 4,
+            ask_ms: 5_000,
+            starve_ms: 200,
             in_flight_bytes_max: 512 << 20,
-            peers_max: 1_024,
+            upload_bytes_per_s: None,
+            upload_per_peer_bytes_per_s: None,
+            download_bytes_per_s: None,
+            news_ms_max: 250,
+            rack_turn_ms: 3_000,
             rate_initial_bytes_per_s: 2 << 20,
             deadline_factor: 4,
             deadline_ms_min: 10_000,
             deadline_ms_max: 600_000,
-            endgame_pieces_max: 32,
+            endgame_pieces_max: 64,
             hedge_factor: 2,
             hedge_ms_min: 500,
             backoff_ms: 250,
             backoff_ms_max: 30_000,
+            strikes_max: 8,
             ban_ms: 600_000,
             ban_ms_max: 24 * 3_600_000,
+            peers_max: 4_096,
+            frames_per_s_max: 1_000,
+            frames_burst_max: 10_000,
         }
     }
 }

@@ -1,347 +1,356 @@
-//! The pieces of one manifest: how layers are cut, what of each piece is missing, who works on it.
+//! What of a manifest is here, what is missing, and who works on it.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-use super::config::FetchConfig;
-use super::io::SlotId;
-use crate::id::LayerId;
-use crate::wire::bao::{GROUP_BYTES, GroupSet, all_groups, bounded, bytes_in, group_count};
-
-/// A layer that a fetch is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayerWant {
-    /// Which layer.
-    pub layer: LayerId,
-    /// Its length in bytes.
-    pub size: u64,
-    /// Its groups that are not stored yet.
-    pub missing: GroupSet,
-}
-
-/// Piece length in bytes for a manifest of `total_bytes`: the shortest power of two between the floor and the
-/// ceiling that gives no more than `piece_count_max` pieces.
-pub fn piece_bytes(config: &FetchConfig, total_bytes: u64) -> u64 {
-    let floor = config.piece_bytes_min.max(GROUP_BYTES).next_power_of_two();
-    let ceiling = config.piece_bytes_max.max(floor);
-    let mut length = floor;
-    while length < ceiling && total_bytes.div_ceil(length) > config.piece_count_max {
-        length *= 2;
-    }
-    length
-}
-
-/// Number of a piece in loading order.
-pub(super) type PieceNo = u32;
-
-/// A set of pieces, one bit each.
-#[derive(Debug, Clone, Default)]
-pub(super) struct PieceSet {
-    words: Vec<u64>,
-}
-
-impl PieceSet {
-    pub(super) fn new(count: usize) -> Self {
-        Self { words: vec![0; count.div_ceil(64)] }
-    }
-
-    pub(super) fn insert(&mut self, piece: PieceNo) {
-        self.words[piece as usize / 64] |= 1 << (piece % 64);
-    }
-
-    pub(super) fn remove(&mut self, piece: PieceNo) {
-        self.words[piece as usize / 64] &= !(1 << (piece % 64));
-    }
-
-    pub(super) fn contains(&self, piece: PieceNo) -> bool {
-        self.words[piece as usize / 64] & (1 << (piece % 64)) != 0
-    }
-
-    /// How many pieces are in both sets.
-    pub(super) fn common_count(&self, other: &Self) -> u64 {
-        let words = self.words.iter().zip(&other.words);
-        words.map(|(a, b)| u64::from((a & b).count_ones())).sum()
-    }
-
-    /// The `n`-th piece, counted from 0, that is in both sets.
-    pub(super) fn common_nth(&self, other: &Self, mut n: u64) -> Option<PieceNo> {
-        for (at, (a, b)) in self.words.iter().zip(&other.words).enumerate() {
-            let mut both = a & b;
-            let count = u64::from(both.count_ones());
-            if n >= count {
-                n -= count;
-                continue;
-            }
-            for _ in 0..n {
-                both &= both - 1;
-            }
-            return PieceNo::try_from(at * 64 + both.trailing_zeros() as usize).ok();
-        }
-        None
-    }
-}
-
-/// One piece: a range of one layer, moved by one fetch when all goes well.
-#[derive(Debug)]
-pub(super) struct Piece {
-    pub(super) layer: usize,
-    pub(super) range: Range<u64>,
-    pub(super) missing: GroupSet,
-    /// Fetches in flight for it: one, or a few in the end-game.
-    pub(super) slots: Vec<SlotId>,
-}
-
-#[derive(Debug)]
-pub(super) struct LayerState {
-    pub(super) id: LayerId,
-    pub(super) size: u64,
-    pub(super) missing_bytes: u64,
-    pieces: Range<PieceNo>,
-    piece_groups: u64,
-}
+use super::config::SwarmConfig;
+use super::io::{LayerWant, PieceNo, SlotId};
+use super::set::PieceSet;
+use super::space::Space;
+use crate::wire::bao::{GroupSet, all_groups};
 
 /// What storing some groups led to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
-    pub(super) layer_complete: bool,
+    /// The piece is whole now and was not before.
+    pub(super) piece_complete: bool,
+    /// Layers, by place among the distinct ones, that are whole now and were not before.
+    pub(super) layers_complete: Vec<usize>,
+    /// Nothing is missing any more.
     pub(super) all_complete: bool,
 }
 
-/// Owns what is missing and which pieces are idle.
+/// Owns possession of one manifest.
 #[derive(Debug)]
 pub(super) struct Pieces {
-    layers: Vec<LayerState>,
-    by_id: BTreeMap<LayerId, usize>,
-    pieces: Vec<Piece>,
-    /// Pieces with something missing and nobody working on it.
+    pub(super) space: Space,
+    held: PieceSet,
+    /// Not whole, and nobody works on it.
     idle: PieceSet,
-    /// Pieces below this come first, in order.
-    head_end: PieceNo,
-    unfinished: usize,
+    /// What is missing of pieces that are neither whole nor wholly missing, by part.
+    partial: BTreeMap<PieceNo, Vec<GroupSet>>,
+    busy: BTreeMap<PieceNo, Vec<SlotId>>,
+    /// Parts of each layer that are not whole.
+    layer_left: Vec<usize>,
     missing_bytes: u64,
 }
 
 impl Pieces {
-    /// Cuts the layers, which stand in loading order. A layer that is named twice counts once.
-    pub(super) fn new(config: &FetchConfig, wants: Vec<LayerWant>) -> Self {
-        let total = wants.iter().fold(0u64, |sum, want| sum.saturating_add(want.size));
-        let piece_groups = piece_bytes(config, total) / GROUP_BYTES;
+    pub(super) fn new(config: &SwarmConfig, wants: &[LayerWant]) -> Self {
+        let space = Space::new(config, wants.iter().map(|want| (want.layer, want.size)));
+        let count = space.count();
         let mut this = Self {
-            layers: Vec::new(),
-            by_id: BTreeMap::new(),
-            pieces: Vec::new(),
-            idle: PieceSet::default(),
-            head_end: 0,
-            unfinished: 0,
+            held: PieceSet::new(count),
+            idle: PieceSet::new(count),
+            partial: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            layer_left: vec![0; space.layer_count()],
             missing_bytes: 0,
+            space,
         };
-        let mut head_left = Some(config.head_bytes_max);
+        let mut missing: Vec<Option<&GroupSet>> = vec![None; this.space.layer_count()];
         for want in wants {
-            if this.by_id.contains_key(&want.layer) {
-                continue;
-            }
-            this.push(want, piece_groups, &mut head_left);
-        }
-        this.idle = PieceSet::new(this.pieces.len());
-        for (at, piece) in (0..).zip(&this.pieces) {
-            if !piece.missing.is_empty() {
-                this.idle.insert(at);
-                this.unfinished += 1;
+            if let Some(layer) = this.space.layer_index(&want.layer) {
+                missing[layer].get_or_insert(&want.missing);
             }
         }
-        this.missing_bytes = this.layers.iter().map(|layer| layer.missing_bytes).sum();
+        for piece in this.numbers() {
+            let mut lacks: Vec<GroupSet> = Vec::new();
+            let (mut whole, mut none) = (true, true);
+            for part in this.space.parts(piece) {
+                let all = GroupSet::from(part.groups.clone());
+                let lack = missing[part.layer].map_or_else(GroupSet::empty, |missing| missing & &all);
+                whole &= lack.is_empty();
+                none &= lack == all;
+                if !lack.is_empty() {
+                    this.layer_left[part.layer] += 1;
+                    this.missing_bytes += this.space.bytes_in(part.layer, &lack);
+                }
+                lacks.push(lack);
+            }
+            if whole {
+                this.held.insert(piece);
+            } else {
+                this.idle.insert(piece);
+                if !none {
+                    this.partial.insert(piece, lacks);
+                }
+            }
+        }
         this
     }
 
-    fn push(&mut self, want: LayerWant, piece_groups: u64, head_left: &mut Option<u64>) {
-        let missing = &want.missing & &all_groups(want.size);
-        let first = self.next_no();
-        let groups = group_count(want.size);
-        let mut start = 0;
-        while start < groups {
-            let range = start..(start + piece_groups).min(groups);
-            start = range.end;
-            self.pieces.push(Piece {
-                layer: self.layers.len(),
-                missing: &missing & &GroupSet::from(range.clone()),
-                range,
-                slots: Vec::new(),
-            });
-        }
-        *head_left = head_left.and_then(|left| left.checked_sub(want.size));
-        if head_left.is_some() {
-            self.head_end = self.next_no();
-        }
-        self.by_id.insert(want.layer, self.layers.len());
-        self.layers.push(LayerState {
-            id: want.layer,
-            size: want.size,
-            missing_bytes: bytes_in(&missing, want.size),
-            pieces: first..self.next_no(),
-            piece_groups,
-        });
-    }
-
-    fn next_no(&self) -> PieceNo {
-        // A layer has at most 2^46 bytes and a piece at least 2^20 unless a test says otherwise; a manifest of
-        // more than 2^32 pieces does not fit in memory.
-        PieceNo::try_from(self.pieces.len()).unwrap_or(PieceNo::MAX)
+    fn numbers(&self) -> std::ops::Range<PieceNo> {
+        0..PieceNo::try_from(self.space.count()).unwrap_or(PieceNo::MAX)
     }
 
     pub(super) fn count(&self) -> usize {
-        self.pieces.len()
+        self.space.count()
     }
 
-    pub(super) fn layer_index(&self, id: &LayerId) -> Option<usize> {
-        self.by_id.get(id).copied()
-    }
-
-    pub(super) fn layer(&self, index: usize) -> &LayerState {
-        &self.layers[index]
-    }
-
-    pub(super) fn piece(&self, piece: PieceNo) -> &Piece {
-        &self.pieces[piece as usize]
+    pub(super) fn held(&self) -> &PieceSet {
+        &self.held
     }
 
     pub(super) fn idle(&self) -> &PieceSet {
         &self.idle
     }
 
-    pub(super) fn head_end(&self) -> PieceNo {
-        self.head_end
+    pub(super) fn is_complete(&self) -> bool {
+        self.held.len() == self.space.count()
     }
 
-    /// Pieces of which something is missing.
     pub(super) fn unfinished(&self) -> usize {
-        self.unfinished
+        self.space.count() - self.held.len()
     }
 
     pub(super) fn missing_bytes(&self) -> u64 {
         self.missing_bytes
     }
 
-    /// Numbers of the pieces of a layer.
-    pub(super) fn of_layer(&self, layer: usize) -> Range<PieceNo> {
-        self.layers[layer].pieces.clone()
+    /// True if the piece is here whole or in part.
+    pub(super) fn has_some(&self, piece: PieceNo) -> bool {
+        self.held.contains(piece) || self.partial.contains_key(&piece)
     }
 
-    /// Splits groups of a layer by piece.
-    pub(super) fn split(&self, layer: usize, groups: &GroupSet) -> Vec<(PieceNo, Range<u64>)> {
-        let state = &self.layers[layer];
-        let mut parts = Vec::new();
-        for run in bounded(groups, state.size) {
-            let mut start = run.start;
-            while start < run.end {
-                let nth = start / state.piece_groups;
-                let end = run.end.min((nth + 1) * state.piece_groups);
-                // The run ends inside the layer, so the piece exists and its number fits.
-                let piece = state.pieces.start + PieceNo::try_from(nth).unwrap_or(0);
-                parts.push((piece, start..end));
-                start = end;
+    /// Fetches in flight for a piece.
+    pub(super) fn slots(&self, piece: PieceNo) -> &[SlotId] {
+        self.busy.get(&piece).map_or(&[], Vec::as_slice)
+    }
+
+    /// What is missing of a piece, by part; nothing of a whole one.
+    pub(super) fn missing(&self, piece: PieceNo) -> Vec<(usize, GroupSet)> {
+        if self.held.contains(piece) {
+            return Vec::new();
+        }
+        if let Some(lacks) = self.partial.get(&piece) {
+            return lacks.iter().cloned().enumerate().filter(|(_, lack)| !lack.is_empty()).collect();
+        }
+        let parts = self.space.parts(piece).iter().enumerate();
+        parts.map(|(at, part)| (at, GroupSet::from(part.groups.clone()))).collect()
+    }
+
+    /// What is here of each layer, by place in the manifest, in chunks of at most `weight_max` layers and boundaries.
+    pub(super) fn have(&self, weight_max: usize) -> Vec<Vec<(u32, GroupSet)>> {
+        let mut chunks: Vec<Vec<(u32, GroupSet)>> = Vec::new();
+        let mut weight = usize::MAX;
+        for (layer, place) in self.space.places().into_iter().enumerate() {
+            let have = self.layer_have(layer);
+            if have.is_empty() {
+                continue;
+            }
+            let more = 1 + have.boundaries().len();
+            if weight.saturating_add(more) > weight_max {
+                chunks.push(Vec::new());
+                weight = 0;
+            }
+            weight += more;
+            if let Some(chunk) = chunks.last_mut() {
+                chunk.push((place, have));
             }
         }
-        parts
+        chunks
     }
 
-    /// Bytes of a range of the piece's layer.
-    pub(super) fn bytes(&self, piece: PieceNo, range: &Range<u64>) -> u64 {
-        let layer = &self.layers[self.pieces[piece as usize].layer];
-        bytes_in(&GroupSet::from(range.clone()), layer.size)
+    fn layer_have(&self, layer: usize) -> GroupSet {
+        if self.layer_left[layer] == 0 {
+            return all_groups(self.space.layer_size(layer));
+        }
+        let mut boundaries: Vec<u64> = Vec::new();
+        for piece in self.space.pieces_of(layer) {
+            let parts = self.space.parts(piece).iter().enumerate();
+            for (at, part) in parts.filter(|(_, part)| part.layer == layer) {
+                let all = GroupSet::from(part.groups.clone());
+                let have = if self.held.contains(piece) {
+                    all
+                } else if let Some(lacks) = self.partial.get(&piece) {
+                    &all - &lacks[at]
+                } else {
+                    continue;
+                };
+                // In order, so neighbours join at the end.
+                for pair in have.boundaries().chunks(2) {
+                    let end = pair.get(1).copied().unwrap_or(part.groups.end);
+                    match boundaries.last_mut() {
+                        Some(last) if *last == pair[0] => *last = end,
+                        _ => boundaries.extend([pair[0], end]),
+                    }
+                }
+            }
+        }
+        GroupSet::new(boundaries.into()).unwrap_or_else(GroupSet::empty)
     }
 
     /// Somebody works on the piece.
     pub(super) fn begin(&mut self, piece: PieceNo, slot: SlotId) {
-        self.pieces[piece as usize].slots.push(slot);
+        self.busy.entry(piece).or_default().push(slot);
         self.idle.remove(piece);
     }
 
-    /// A fetch for the piece ended and stored these groups.
-    pub(super) fn end(&mut self, piece: PieceNo, slot: SlotId, stored: &GroupSet) -> Progress {
-        let entry = &mut self.pieces[piece as usize];
-        entry.slots.retain(|other| *other != slot);
-        let layer = &mut self.layers[entry.layer];
-        let news = &entry.missing & stored;
-        let mut progress = Progress::default();
-        if !news.is_empty() {
-            entry.missing.difference_with(&news);
-            let bytes = bytes_in(&news, layer.size);
-            layer.missing_bytes -= bytes;
-            self.missing_bytes -= bytes;
-            if entry.missing.is_empty() {
-                self.unfinished -= 1;
-                progress.all_complete = self.unfinished == 0;
-                let layer_pieces = layer.pieces.clone();
-                // An empty layer has a group without bytes, so bytes alone do not tell.
-                progress.layer_complete = layer.missing_bytes == 0
-                    && layer_pieces.clone().all(|no| self.pieces[no as usize].missing.is_empty());
+    /// A fetch for the piece ended.
+    pub(super) fn end(&mut self, piece: PieceNo, slot: SlotId) {
+        if let Some(slots) = self.busy.get_mut(&piece) {
+            slots.retain(|other| *other != slot);
+            if slots.is_empty() {
+                self.busy.remove(&piece);
+                if !self.held.contains(piece) {
+                    self.idle.insert(piece);
+                }
             }
         }
-        let entry = &self.pieces[piece as usize];
-        if entry.slots.is_empty() && !entry.missing.is_empty() {
-            self.idle.insert(piece);
+    }
+
+    /// The whole piece is stored.
+    pub(super) fn store_all(&mut self, piece: PieceNo) -> Progress {
+        let mut progress = Progress::default();
+        if (piece as usize) >= self.count() || self.held.contains(piece) {
+            return progress;
+        }
+        for (at, lack) in self.missing(piece) {
+            let layer = self.space.parts(piece)[at].layer;
+            self.missing_bytes -= self.space.bytes_in(layer, &lack);
+            self.part_done(layer, &mut progress);
+        }
+        self.piece_done(piece, &mut progress);
+        progress
+    }
+
+    /// Groups of one part of a piece are stored.
+    pub(super) fn store(&mut self, piece: PieceNo, at: usize, groups: &GroupSet) -> Progress {
+        let mut progress = Progress::default();
+        let Some(part) = self.space.parts(piece).get(at).filter(|_| !self.held.contains(piece)).cloned()
+        else {
+            return progress;
+        };
+        let lacks = match self.partial.get_mut(&piece) {
+            Some(lacks) => lacks,
+            None => {
+                let all = self.space.parts(piece).iter().map(|part| GroupSet::from(part.groups.clone()));
+                self.partial.entry(piece).or_insert(all.collect())
+            }
+        };
+        let news = &lacks[at] & groups;
+        if !news.is_empty() {
+            lacks[at].difference_with(&news);
+            let (part_done, all_done) = (lacks[at].is_empty(), lacks.iter().all(|lack| lack.is_empty()));
+            self.missing_bytes -= self.space.bytes_in(part.layer, &news);
+            if part_done {
+                self.part_done(part.layer, &mut progress);
+            }
+            if all_done {
+                self.piece_done(piece, &mut progress);
+            }
+        }
+        // Nothing of it was news: do not remember it as partial.
+        let parts = self.space.parts(piece);
+        let untouched = |lacks: &Vec<GroupSet>| {
+            lacks.iter().zip(parts).all(|(lack, part)| *lack == GroupSet::from(part.groups.clone()))
+        };
+        if self.partial.get(&piece).is_some_and(untouched) {
+            self.partial.remove(&piece);
         }
         progress
     }
 
-    /// Unfinished pieces that somebody works on.
-    pub(super) fn busy(&self) -> impl Iterator<Item = (PieceNo, &Piece)> {
-        (0..).zip(&self.pieces).filter(|(_, piece)| !piece.missing.is_empty() && !piece.slots.is_empty())
+    /// Groups of one part are gone. True if the piece was whole.
+    pub(super) fn lose(&mut self, piece: PieceNo, at: usize, groups: &GroupSet) -> bool {
+        let Some(part) = self.space.parts(piece).get(at).cloned() else {
+            return false;
+        };
+        let was_whole = self.held.remove(piece);
+        if was_whole {
+            let none = self.space.parts(piece).iter().map(|_| GroupSet::empty());
+            self.partial.insert(piece, none.collect());
+        }
+        let Some(lacks) = self.partial.get_mut(&piece) else {
+            return false;
+        };
+        let gone = &(groups & &GroupSet::from(part.groups.clone())) - &lacks[at];
+        if !gone.is_empty() {
+            if lacks[at].is_empty() {
+                self.layer_left[part.layer] += 1;
+            }
+            lacks[at] |= gone.clone();
+            self.missing_bytes += self.space.bytes_in(part.layer, &gone);
+        }
+        if lacks.iter().all(|lack| lack.is_empty()) {
+            self.partial.remove(&piece);
+            self.held.insert(piece);
+            return false;
+        }
+        if !self.busy.contains_key(&piece) {
+            self.idle.insert(piece);
+        }
+        was_whole
+    }
+
+    fn part_done(&mut self, layer: usize, progress: &mut Progress) {
+        self.layer_left[layer] -= 1;
+        if self.layer_left[layer] == 0 {
+            progress.layers_complete.push(layer);
+        }
+    }
+
+    fn piece_done(&mut self, piece: PieceNo, progress: &mut Progress) {
+        self.partial.remove(&piece);
+        self.idle.remove(piece);
+        self.held.insert(piece);
+        progress.piece_complete = true;
+        progress.all_complete = self.is_complete();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::LayerId;
 
-    #[test]
-    fn piece_length_follows_the_size() {
-        let config = FetchConfig::default();
-        let gb = 1_000_000_000;
-        for (total, mib) in
-            [(0, 1), (gb, 1), (10 * gb, 4), (100 * gb, 32), (140 << 30, 32), (500 * gb, 64), (5_000 * gb, 64)]
-        {
-            assert_eq!(piece_bytes(&config, total), mib << 20, "{total}");
-        }
-        for gib in (4..=480u64).step_by(4) {
-            let count = (gib << 30).div_ceil(piece_bytes(&config, gib << 30));
-            assert!((2_000..=8_000).contains(&count), "{gib} GiB gives {count} pieces");
-        }
+    fn wants(sizes: &[u64]) -> Vec<LayerWant> {
+        let want = |(n, size): (u8, &u64)| LayerWant {
+            layer: LayerId([n; 32]),
+            size: *size,
+            missing: all_groups(*size),
+        };
+        (0..).zip(sizes).map(want).collect()
     }
 
     #[test]
-    fn pieces_cover_each_layer_once_and_small_layers_whole() {
-        let config = FetchConfig { head_bytes_max: 100_000, ..FetchConfig::default() };
-        let sizes = [0u64, 90_000, (5 << 20) + 1, 300];
-        let wants = (0..).zip(sizes).map(|(at, size)| LayerWant {
-            layer: LayerId([at; 32]),
-            size,
-            missing: all_groups(size),
-        });
-        let pieces = Pieces::new(&config, wants.collect());
-        assert_eq!(pieces.count(), 1 + 1 + 6 + 1);
-        assert_eq!(pieces.head_end(), 2, "the big layer ends the head");
-        assert_eq!(pieces.missing_bytes(), sizes.iter().sum::<u64>());
-        let parts = pieces.split(2, &GroupSet::from(63..130));
-        assert_eq!(parts, vec![(2, 63..64), (3, 64..128), (4, 128..130)]);
-        let past = pieces.split(2, &GroupSet::from(320..));
-        assert_eq!(past, vec![(7, 320..321)], "nothing beyond the end");
+    fn parts_pieces_layers_and_all_complete_in_turn() {
+        let config = SwarmConfig::default();
+        let mut pieces = Pieces::new(&config, &wants(&[10, 20_000, 3 << 20]));
+        assert_eq!((pieces.count(), pieces.unfinished()), (4, 4));
+        assert_eq!(pieces.missing_bytes(), 10 + 20_000 + (3 << 20));
+        assert_eq!(pieces.store(0, 0, &GroupSet::from(0..1)).layers_complete, [0]);
+        assert_eq!(pieces.missing(0), [(1, GroupSet::from(0..2))]);
+        let done = pieces.store(0, 1, &GroupSet::from(0..9));
+        assert_eq!(done, Progress { piece_complete: true, layers_complete: vec![1], all_complete: false });
+        assert_eq!(pieces.store(0, 1, &GroupSet::from(0..9)), Progress::default(), "known");
+        pieces.begin(2, SlotId(1));
+        assert_eq!(pieces.idle().iter().collect::<Vec<_>>(), [1, 3]);
+        assert!(!pieces.store(2, 0, &GroupSet::from(64..65)).piece_complete);
+        pieces.end(2, SlotId(1));
+        assert_eq!(pieces.idle().iter().collect::<Vec<_>>(), [1, 2, 3]);
+        let have: Vec<_> = pieces.have(1_000).concat();
+        assert_eq!(have, [(0, GroupSet::from(0..1)), (1, GroupSet::from(0..2)), (2, GroupSet::from(64..65))]);
+        assert!(pieces.store_all(1).piece_complete && pieces.store_all(3).piece_complete);
+        let have: Vec<_> = pieces.have(1_000).concat();
+        assert_eq!(have[2].1, &(&GroupSet::from(0..65) | &GroupSet::from(128..192)) & &GroupSet::from(0..));
+        let last = pieces.store_all(2);
+        assert_eq!((last.layers_complete, last.all_complete), (vec![2], true));
+        assert_eq!(pieces.missing_bytes(), 0);
+        assert_eq!(pieces.have(2).len(), 3, "cut to the weight");
     }
 
     #[test]
-    fn sets_count_and_choose() {
-        let (mut a, mut b) = (PieceSet::new(200), PieceSet::new(200));
-        for no in (0..200).step_by(3) {
-            a.insert(no);
-        }
-        for no in (0..200).step_by(5) {
-            b.insert(no);
-        }
-        assert_eq!(a.common_count(&b), 14);
-        let all: Vec<_> = (0..14).filter_map(|n| a.common_nth(&b, n)).collect();
-        assert_eq!(all, (0..200).step_by(15).collect::<Vec<_>>());
-        assert_eq!(a.common_nth(&b, 14), None);
-        a.remove(15);
-        assert!(!a.contains(15) && a.contains(18));
+    fn what_is_lost_is_missing_again() {
+        let mut all = wants(&[3 << 20]);
+        all[0].missing = GroupSet::empty();
+        let mut pieces = Pieces::new(&SwarmConfig::default(), &all);
+        assert!(pieces.is_complete());
+        assert!(pieces.lose(1, 0, &GroupSet::from(70..72)));
+        assert!(!pieces.lose(1, 0, &GroupSet::from(0..3)), "not of this piece");
+        assert_eq!(pieces.missing(1), [(0, GroupSet::from(70..72))]);
+        assert_eq!((pieces.missing_bytes(), pieces.layer_left[0]), (32_768, 1));
+        assert!(!pieces.lose(2, 0, &GroupSet::empty()), "nothing lost");
+        assert!(pieces.store(1, 0, &GroupSet::from(70..72)).all_complete);
     }
 }

@@ -1,0 +1,183 @@
+//! Asking by name: for what must cross racks, for what a loader waits for, and where nothing moves.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::Swarm;
+use super::io::{Action, Event, PieceNo, WorkId};
+use super::racks::may_import;
+use super::timers::Due;
+use super::work::{Link, Work};
+use crate::wire::swarm::Frame;
+
+impl Swarm {
+    /// Asks neighbours in other racks for pieces that are this host's turn.
+    pub(super) fn import(&mut self, id: WorkId) {
+        let now = self.now;
+        loop {
+            let Some(work) = self.works.get(&id) else { return };
+            let Some(turns) = &work.turns else { return };
+            if work.asks.len() >= self.config.asks_max
+                || work.pieces.is_complete()
+                || self.paused
+                || self.stopped
+            {
+                return;
+            }
+            let mut best: Option<((u32, u32), usize, PieceNo)> = None;
+            for (at, link) in work.links().iter().enumerate() {
+                if link.near || !link.begun || !self.peers.is_free(&link.peer, now) {
+                    continue;
+                }
+                let idle = work.pieces.idle();
+                let Some(piece) = link.have().first_of(idle, &turns.allowed, &work.near_set) else {
+                    continue;
+                };
+                let key = (link.asked + link.in_flight, link.load);
+                if best.is_none_or(|(least, ..)| key < least) {
+                    best = Some((key, at, piece));
+                }
+            }
+            let Some((_, at, piece)) = best else { return };
+            self.ask(id, at, piece, false);
+        }
+    }
+
+    /// Asks for the pieces that a loader waits for, past all other rules.
+    pub(super) fn ask_urgent(&mut self, id: WorkId) {
+        let now = self.now;
+        let Some(work) = self.works.get(&id) else { return };
+        let wanted: Vec<PieceNo> = work
+            .urgent
+            .iter()
+            .copied()
+            .filter(|piece| work.pieces.idle().contains(*piece) && !work.asks.contains_key(piece))
+            .take(self.config.asks_max)
+            .collect();
+        for piece in wanted {
+            let Some(work) = self.works.get(&id) else { return };
+            let usable = |link: &Link| {
+                link.begun && link.have().contains(piece) && self.peers.is_free(&link.peer, now)
+            };
+            let links = work.links().iter().enumerate().filter(|(_, link)| usable(link));
+            let best = links.min_by_key(|(_, link)| (!link.near, link.asked + link.in_flight, link.load));
+            if let Some((at, _)) = best {
+                self.ask(id, at, piece, true);
+            }
+        }
+    }
+
+    fn ask(&mut self, id: WorkId, at: usize, piece: PieceNo, urgent: bool) {
+        let now = self.now;
+        let Some(work) = self.works.get_mut(&id) else {
+            return;
+        };
+        let link = work.link_mut(at);
+        link.asked += 1;
+        let link = link.id;
+        work.asks.insert(piece, (link, now));
+        work.near_more(piece);
+        self.act(Action::Send { link, frame: Frame::Ask { piece, urgent } });
+        let wait = Duration::from_millis(self.config.ask_ms);
+        self.timers.set_earlier(Due::Starve(id), now + wait);
+    }
+
+    /// Looks soon whether anything moves.
+    pub(super) fn starve_soon(&mut self, id: WorkId) {
+        if self.works.get(&id).is_some_and(|work| work.in_flight == 0 && !work.pieces.is_complete()) {
+            let wait = (self.pace * 4).clamp(
+                Duration::from_millis(20.min(self.config.starve_ms)),
+                Duration::from_millis(self.config.starve_ms),
+            );
+            self.timers.set_earlier(Due::Starve(id), self.now + wait);
+        }
+    }
+
+    /// Nothing moves: asks by name for whatever somebody has. Tells if nobody has anything.
+    pub(super) fn starve(&mut self, id: WorkId) {
+        let (now, wait) = (self.now, Duration::from_millis(self.config.ask_ms));
+        let Some(work) = self.works.get_mut(&id) else {
+            return;
+        };
+        if work.pieces.is_complete() {
+            return;
+        }
+        let late: Vec<PieceNo> =
+            work.asks.iter().filter(|(_, (_, at))| now.since(*at) >= wait).map(|(piece, _)| *piece).collect();
+        late.into_iter().for_each(|piece| work.ask_ended(piece));
+        let again = if work.asks.is_empty() { Duration::from_millis(self.config.starve_ms) } else { wait };
+        self.timers.set_earlier(Due::Starve(id), now + again);
+        self.import(id);
+        self.ask_urgent(id);
+        if self.paused || self.stopped {
+            return;
+        }
+        let Some(work) = self.works.get(&id) else {
+            return;
+        };
+        if work.in_flight > 0 || !work.asks.is_empty() {
+            return;
+        }
+        match self.rescue(id) {
+            Some((at, piece)) => self.ask(id, at, piece, false),
+            None => {
+                let Some(work) = self.works.get_mut(&id) else { return };
+                let paused = work.links().iter().any(|link| {
+                    link.begun && has_something(work, link) && !self.peers.is_banned(&link.peer, now)
+                });
+                if !work.stalled && !paused {
+                    work.stalled = true;
+                    let missing_bytes = work.pieces.missing_bytes();
+                    self.tell(Event::Stalled { work: id, missing_bytes });
+                }
+            }
+        }
+    }
+
+    /// Any piece that any neighbour has: the least busy one first, near ones first.
+    fn rescue(&mut self, id: WorkId) -> Option<(usize, PieceNo)> {
+        let now = self.now;
+        let work = self.works.get(&id)?;
+        let idle = work.pieces.idle();
+        let mut best: Option<((bool, u32), usize, PieceNo)> = None;
+        for (at, link) in work.links().iter().enumerate() {
+            if !link.begun || !self.peers.is_free(&link.peer, now) {
+                continue;
+            }
+            let count = link.have().common_count(idle);
+            let whole = if count == 0 {
+                None
+            } else if work.links().len() == 1 {
+                link.have().common_first(idle)
+            } else {
+                link.have().common_nth(idle, self.rng.random_range(0..count))
+            };
+            let whole = whole.filter(|piece| link.near || may_import(work, *piece));
+            let piece = whole.or_else(|| {
+                link.partial
+                    .keys()
+                    .copied()
+                    .find(|piece| idle.contains(*piece) && useful_part(work, link, *piece))
+            });
+            let Some(piece) = piece else { continue };
+            let key = (!link.near, link.load + link.asked);
+            if best.is_none_or(|(least, ..)| key < least) {
+                best = Some((key, at, piece));
+            }
+        }
+        best.map(|(_, at, piece)| (at, piece))
+    }
+}
+
+fn has_something(work: &Work, link: &Link) -> bool {
+    link.have().common_count(work.pieces.idle()) > 0
+        || link.partial.keys().any(|piece| useful_part(work, link, *piece))
+}
+
+fn useful_part(work: &Work, link: &Link, piece: PieceNo) -> bool {
+    let Some(have) = link.partial.get(&piece) else {
+        return false;
+    };
+    work.pieces.missing(piece).iter().any(|(part, lack)| !lack.is_disjoint(&have[*part]))
+}

@@ -1,0 +1,180 @@
+//! How each peer behaves, over all manifests: its rate, its failures, its bans.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::bucket::Bucket;
+use super::config::SwarmConfig;
+use super::io::Charge;
+use crate::id::KeyId;
+use crate::time::Time;
+
+/// One peer.
+#[derive(Debug, Default)]
+pub(super) struct Conduct {
+    rate_bytes_per_s: Option<u64>,
+    failures: u32,
+    misses: u32,
+    silences: u32,
+    bans: u32,
+    not_before: Time,
+    banned_until: Time,
+    /// Payload that it is sent.
+    pub(super) uploads: Option<Bucket>,
+    /// Requests of it that wait or run.
+    pub(super) requests: usize,
+    /// Links with it.
+    pub(super) links: usize,
+}
+
+/// Owns what is remembered of peers.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    by_key: BTreeMap<KeyId, Conduct>,
+}
+
+impl Peers {
+    /// What is known of a peer. Makes room by forgetting one without links or requests, one not banned if there is one.
+    pub(super) fn of(&mut self, config: &SwarmConfig, now: Time, key: KeyId) -> &mut Conduct {
+        if !self.by_key.contains_key(&key) && self.by_key.len() >= config.peers_max {
+            let free = self.by_key.iter().filter(|(_, one)| one.links == 0 && one.requests == 0);
+            let least = free.min_by_key(|(_, one)| one.free_at().max(now)).map(|(key, _)| *key);
+            if let Some(key) = least {
+                self.by_key.remove(&key);
+            }
+        }
+        self.by_key.entry(key).or_default()
+    }
+
+    pub(super) fn get(&self, key: &KeyId) -> Option<&Conduct> {
+        self.by_key.get(key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: &KeyId) -> Option<&mut Conduct> {
+        self.by_key.get_mut(key)
+    }
+
+    pub(super) fn is_banned(&self, key: &KeyId, now: Time) -> bool {
+        self.by_key.get(key).is_some_and(|one| one.banned_until > now)
+    }
+
+    /// True if it may be asked for a piece now.
+    pub(super) fn is_free(&self, key: &KeyId, now: Time) -> bool {
+        self.by_key.get(key).is_none_or(|one| one.free_at() <= now)
+    }
+}
+
+impl Conduct {
+    /// When it may next be asked.
+    pub(super) fn free_at(&self) -> Time {
+        self.not_before.max(self.banned_until)
+    }
+
+    /// How long it should take for `bytes`.
+    pub(super) fn expected(&self, config: &SwarmConfig, bytes: u64) -> Duration {
+        let rate = self.rate_bytes_per_s.unwrap_or(config.rate_initial_bytes_per_s).max(1);
+        let ns = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
+        Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
+    }
+
+    /// How long it may take for `bytes`.
+    pub(super) fn patience(&self, config: &SwarmConfig, bytes: u64) -> Duration {
+        let floor = Duration::from_millis(config.deadline_ms_min);
+        let ceiling = Duration::from_millis(config.deadline_ms_max).max(floor);
+        self.expected(config, bytes).saturating_mul(config.deadline_factor).clamp(floor, ceiling)
+    }
+
+    /// It delivered.
+    pub(super) fn delivered(&mut self, bytes: u64, took: Duration) {
+        (self.failures, self.misses, self.silences) = (0, 0, 0);
+        self.measure(bytes, took);
+    }
+
+    /// Takes one more measurement of its rate into account.
+    pub(super) fn measure(&mut self, bytes: u64, took: Duration) {
+        let ns = took.as_nanos().max(1);
+        let rate = u64::try_from(u128::from(bytes) * 1_000_000_000 / ns).unwrap_or(u64::MAX);
+        self.rate_bytes_per_s = Some(match self.rate_bytes_per_s {
+            // New figures weigh a quarter: uploads share a link, so single ones swing.
+            Some(old) => old - old / 4 + rate / 4,
+            None => rate,
+        });
+    }
+
+    /// It failed: nothing more for a while, longer each time in a row.
+    pub(super) fn failed(&mut self, config: &SwarmConfig, now: Time) {
+        let pause = doubled(config.backoff_ms, self.failures, config.backoff_ms_max);
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = self.not_before.max(now + pause);
+    }
+
+    /// It did not have what it declared. Answers what it is charged with if it did so too often in a row.
+    pub(super) fn missed(&mut self, config: &SwarmConfig, now: Time) -> Option<Charge> {
+        self.misses = self.misses.saturating_add(1);
+        self.failed(config, now);
+        (self.misses >= config.strikes_max).then_some(Charge::FalseDeclarations)
+    }
+
+    /// It sent nothing of what it granted.
+    pub(super) fn silent(&mut self, config: &SwarmConfig, now: Time) -> Option<Charge> {
+        self.silences = self.silences.saturating_add(1);
+        self.failed(config, now);
+        (self.silences >= config.strikes_max).then_some(Charge::NeverServes)
+    }
+
+    /// Nothing more for a long while, longer each time. Returns the end of the ban.
+    pub(super) fn ban(&mut self, config: &SwarmConfig, now: Time) -> Time {
+        let ban = doubled(config.ban_ms, self.bans, config.ban_ms_max);
+        self.bans = self.bans.saturating_add(1);
+        (self.misses, self.silences) = (0, 0);
+        self.banned_until = self.banned_until.max(now + ban);
+        self.banned_until
+    }
+}
+
+fn doubled(base_ms: u64, times: u32, ms_max: u64) -> Duration {
+    let factor = 1u64.checked_shl(times).unwrap_or(u64::MAX);
+    Duration::from_millis(base_ms.saturating_mul(factor).min(ms_max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_ceiling_and_end_with_success() {
+        let config = SwarmConfig { backoff_ms: 100, backoff_ms_max: 350, ..SwarmConfig::default() };
+        let mut peer = Conduct::default();
+        let ms = |n: u64| Time(n * 1_000_000);
+        peer.failed(&config, ms(0));
+        assert_eq!(peer.free_at(), ms(100));
+        peer.failed(&config, ms(100));
+        assert_eq!(peer.free_at(), ms(300));
+        peer.failed(&config, ms(300));
+        assert_eq!(peer.free_at(), ms(650), "the ceiling");
+        peer.delivered(1, Duration::from_secs(1));
+        peer.failed(&config, ms(1_000));
+        assert_eq!(peer.free_at(), ms(1_100));
+        assert_eq!(doubled(1, 200, 9), Duration::from_millis(9), "no overflow");
+    }
+
+    #[test]
+    fn strikes_in_a_row_are_a_charge_and_room_is_made_for_newcomers() {
+        let config = SwarmConfig { strikes_max: 3, peers_max: 2, ..SwarmConfig::default() };
+        let mut peers = Peers::default();
+        let key = |n| KeyId([n; 32]);
+        let one = peers.of(&config, Time(0), key(1));
+        assert_eq!(one.missed(&config, Time(0)), None);
+        assert_eq!(one.missed(&config, Time(0)), None);
+        one.delivered(1, Duration::from_secs(1));
+        assert_eq!(one.missed(&config, Time(0)), None, "a delivery clears it");
+        assert_eq!(one.silent(&config, Time(0)), None);
+        assert_eq!(one.silent(&config, Time(0)), None);
+        assert_eq!(one.silent(&config, Time(0)), Some(Charge::NeverServes));
+        one.ban(&config, Time(0));
+        peers.of(&config, Time(0), key(2));
+        peers.of(&config, Time(0), key(3));
+        assert!(peers.is_banned(&key(1), Time(1)), "the banned one is kept");
+        assert!(peers.get(&key(2)).is_none() && peers.get(&key(3)).is_some());
+    }
+}

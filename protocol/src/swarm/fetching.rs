@@ -1,0 +1,411 @@
+//! Fetching: which piece a grant is used for, what is asked for by name, what becomes of fetches.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::Swarm;
+use super::io::{Action, Charge, Event, Fault, LinkId, PieceNo, SlotId, WorkId};
+use super::pieces::Progress;
+use super::timers::Due;
+use crate::id::{KeyId, LayerId};
+use crate::time::Time;
+use crate::wire::bao::GroupSet;
+use crate::wire::swarm::Frame;
+
+/// Pieces drawn, of which the rarest is taken.
+const DRAWS: usize = 3;
+
+/// Why we cancelled a fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    Late,
+    Duplicate,
+    NoUse,
+}
+
+/// A fetch in flight.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) work: WorkId,
+    link: LinkId,
+    pub(super) from: KeyId,
+    pub(super) piece: PieceNo,
+    /// What was asked of each part, if not all that was missing.
+    parts: Option<Vec<(usize, GroupSet)>>,
+    bytes: u64,
+    started: Time,
+    /// It crosses racks, and the rack was told.
+    imported: bool,
+    pub(super) cancelled: Option<Why>,
+}
+
+impl Swarm {
+    /// A neighbour promises an upload.
+    pub(super) fn granted(&mut self, id: WorkId, at: usize, named: Option<PieceNo>) {
+        if let (Some(piece), Some(work)) = (named, self.works.get_mut(&id)) {
+            work.ask_ended(piece);
+        }
+        match self.pick(id, at, named) {
+            Some(piece) if self.start(id, at, piece) => {}
+            _ => {
+                let link = self.works.get(&id).and_then(|work| work.links().get(at)).map(|link| link.id);
+                if let Some(link) = link {
+                    self.act(Action::Send { link, frame: Frame::Decline { piece: named } });
+                }
+            }
+        }
+    }
+
+    /// The piece to fetch from a neighbour now.
+    fn pick(&mut self, id: WorkId, at: usize, named: Option<PieceNo>) -> Option<PieceNo> {
+        if !self.may_fetch(id) {
+            return None;
+        }
+        let Self { works, peers, rng, now, .. } = self;
+        let work = works.get(&id)?;
+        let link = work.links().get(at)?;
+        if !link.begun || !peers.is_free(&link.peer, *now) {
+            return None;
+        }
+        let idle = work.pieces.idle();
+        if let Some(piece) = named {
+            let fits = idle.contains(piece) && (link.near || !work.near_set.contains(piece));
+            return if fits { Some(piece) } else { self.pick_duplicate(id, at, named) };
+        }
+        let urgent = work.urgent.iter().find(|piece| idle.contains(**piece) && link.have().contains(**piece));
+        if let Some(piece) = urgent {
+            return Some(*piece);
+        }
+        if !link.near {
+            let turns = work.turns.as_ref()?;
+            return link.have().first_of(idle, &turns.allowed, &work.near_set);
+        }
+        let count = link.have().common_count(idle);
+        if count == 0 {
+            return self.pick_duplicate(id, at, None);
+        }
+        let mut rarest: Option<(u16, PieceNo)> = None;
+        for _ in 0..DRAWS.min(usize::try_from(count).unwrap_or(DRAWS)) {
+            let piece = link.have().common_nth(idle, rng.random_range(0..count))?;
+            let key = (work.available(piece), piece);
+            rarest = Some(rarest.map_or(key, |old| old.min(key)));
+        }
+        let (available, piece) = rarest?;
+        // What half of the neighbours have is no longer rare: order is worth more, for loaders.
+        if usize::from(available) * 2 >= work.links().len() {
+            return link.have().common_first(idle);
+        }
+        Some(piece)
+    }
+
+    /// Near the end: a piece that another peer holds up.
+    fn pick_duplicate(&self, id: WorkId, at: usize, named: Option<PieceNo>) -> Option<PieceNo> {
+        let work = self.works.get(&id)?;
+        if work.pieces.unfinished() > self.config.endgame_pieces_max {
+            return None;
+        }
+        let link = work.links().get(at)?;
+        let conduct = self.peers.get(&link.peer)?;
+        let floor = Duration::from_millis(self.config.hedge_ms_min).min(self.pace * 8);
+        let mut oldest: Option<(Time, PieceNo)> = None;
+        for slot in self.slots.values().filter(|slot| slot.work == id && slot.cancelled.is_none()) {
+            if slot.from == link.peer
+                || named.is_some_and(|piece| piece != slot.piece)
+                || !link.have().contains(slot.piece)
+                || work.pieces.slots(slot.piece).len() != 1
+            {
+                continue;
+            }
+            let expected =
+                conduct.expected(&self.config, slot.bytes).saturating_mul(self.config.hedge_factor);
+            if self.now.since(slot.started) >= expected.max(floor)
+                && oldest.is_none_or(|(since, _)| slot.started < since)
+            {
+                oldest = Some((slot.started, slot.piece));
+            }
+        }
+        oldest.map(|(_, piece)| piece)
+    }
+
+    /// True if one more fetch may begin.
+    fn may_fetch(&mut self, id: WorkId) -> bool {
+        if self.stopped || self.paused || self.slots.len() >= self.config.downloads_max {
+            return false;
+        }
+        let wanting = self.works.values().filter(|work| !work.pieces.is_complete()).count().max(1);
+        let share = self.config.downloads_max.div_ceil(wanting).max(2);
+        let now = self.now;
+        let in_budget = self.downloads.as_mut().is_none_or(|bucket| bucket.ready_at(now) <= now);
+        in_budget && self.works.get(&id).is_some_and(|work| work.in_flight < share)
+    }
+
+    /// Asks for a piece, or for what the neighbour has of it. False if there is nothing, or no budget.
+    fn start(&mut self, id: WorkId, at: usize, piece: PieceNo) -> bool {
+        let now = self.now;
+        let Self { works, peers, config, .. } = self;
+        let Some(work) = works.get_mut(&id) else {
+            return false;
+        };
+        let (mut parts, mut whole) = (work.pieces.missing(piece), true);
+        let link = &work.links()[at];
+        if !link.have().contains(piece) {
+            let Some(have) = link.partial.get(&piece) else { return false };
+            whole = false;
+            for (part, lack) in &mut parts {
+                *lack = &*lack & &have[*part];
+            }
+            parts.retain(|(_, lack)| !lack.is_empty());
+        }
+        if parts.is_empty() {
+            return false;
+        }
+        let layers: Vec<usize> = work.pieces.space.parts(piece).iter().map(|part| part.layer).collect();
+        let bytes: u64 =
+            parts.iter().map(|(part, lack)| work.pieces.space.bytes_in(layers[*part], lack)).sum();
+        if self.bytes_in_flight + bytes > config.in_flight_bytes_max && self.bytes_in_flight > 0 {
+            return false;
+        }
+        let request: Vec<(LayerId, GroupSet)> = parts
+            .iter()
+            .map(|(part, lack)| (work.pieces.space.layer_id(layers[*part]), lack.clone()))
+            .collect();
+        let (link, peer, near) = (link.id, link.peer, link.near);
+        let slot = SlotId(self.slot_next);
+        self.slot_next += 1;
+        work.pieces.begin(piece, slot);
+        work.in_flight += 1;
+        work.stalled = false;
+        work.link_mut(at).in_flight += 1;
+        let imported = !near;
+        let deadline = now + peers.of(config, now, peer).patience(config, bytes);
+        if imported {
+            work.near_more(piece);
+            let mates: Vec<LinkId> =
+                work.links().iter().filter(|link| link.near && link.begun).map(|link| link.id).collect();
+            if !mates.is_empty() {
+                let frame = Frame::Coming { pieces: vec![piece] };
+                self.out.push_back(super::Poll::Action(Action::Broadcast { links: mates, frame }));
+            }
+        }
+        self.bytes_in_flight += bytes;
+        if let Some(bucket) = &mut self.downloads {
+            bucket.take(now, bytes);
+        }
+        self.timers.set(Due::Slot(slot), deadline);
+        let parts = (!whole).then_some(parts);
+        self.slots.insert(
+            slot,
+            Slot { work: id, link, from: peer, piece, parts, bytes, started: now, imported, cancelled: None },
+        );
+        self.act(Action::Fetch { slot, work: id, from: peer, parts: request, deadline });
+        true
+    }
+
+    pub(super) fn stored(&mut self, id: SlotId, bytes: u64) {
+        let Some(slot) = self.take(id) else {
+            return;
+        };
+        let took = self.now.since(slot.started);
+        if let Some(conduct) = self.peers.get_mut(&slot.from) {
+            conduct.delivered(bytes, took);
+        }
+        self.pace(slot.started);
+        let Some(work) = self.works.get_mut(&slot.work) else {
+            return;
+        };
+        let whole: Vec<(LayerId, GroupSet)> = if self.works_share {
+            let space = &work.pieces.space;
+            let parts = space.parts(slot.piece).iter();
+            parts.map(|part| (space.layer_id(part.layer), GroupSet::from(part.groups.clone()))).collect()
+        } else {
+            Vec::new()
+        };
+        let mut shared = whole;
+        let progress = match &slot.parts {
+            None => vec![work.pieces.store_all(slot.piece)],
+            Some(parts) => {
+                shared.clear();
+                let mut all = Vec::new();
+                for (part, groups) in parts {
+                    let layer = work.pieces.space.parts(slot.piece)[*part].layer;
+                    shared.push((work.pieces.space.layer_id(layer), groups.clone()));
+                    all.push(work.pieces.store(slot.piece, *part, groups));
+                }
+                all
+            }
+        };
+        work.pieces.end(slot.piece, id);
+        for progress in progress {
+            self.progressed(slot.work, slot.piece, &progress);
+        }
+        if self.works_share {
+            for (layer, groups) in shared {
+                self.grown(&layer, &groups, Some(slot.work));
+            }
+        }
+    }
+
+    pub(super) fn failed(&mut self, id: SlotId, fault: Fault, stored: &[(LayerId, GroupSet)]) {
+        let Some(slot) = self.take(id) else {
+            return;
+        };
+        let mut bytes = 0;
+        if let Some(work) = self.works.get_mut(&slot.work) {
+            work.pieces.end(slot.piece, id);
+            for (layer, groups) in stored {
+                if let Some(layer) = work.pieces.space.layer_index(layer) {
+                    bytes += work.pieces.space.bytes_in(layer, groups);
+                }
+            }
+        }
+        for (layer, groups) in stored {
+            self.grown(layer, groups, None);
+        }
+        let (now, took) = (self.now, self.now.since(slot.started));
+        match fault {
+            Fault::Local => return self.stop(),
+            Fault::NoSpace => return self.pause(),
+            _ => {}
+        }
+        let conduct = self.peers.of(&self.config, now, slot.from);
+        let charge = match (fault, slot.cancelled) {
+            (Fault::Verify, _) => {
+                let layer = stored.first().map(|(layer, _)| *layer).or_else(|| {
+                    let space = &self.works.get(&slot.work)?.pieces.space;
+                    Some(space.layer_id(space.parts(slot.piece).first()?.layer))
+                });
+                layer.map(Charge::WrongBytes)
+            }
+            (Fault::Miss, _) => {
+                let charge = conduct.missed(&self.config, now);
+                if let Some(work) = self.works.get_mut(&slot.work)
+                    && let Some(at) = work.find(slot.link)
+                {
+                    work.forget(at, slot.piece);
+                }
+                charge
+            }
+            (Fault::Timeout, _) | (Fault::Cancelled, Some(Why::Late)) => {
+                conduct.measure(bytes, took);
+                // A slow peer that delivers something is still worth asking.
+                if bytes == 0 { conduct.silent(&self.config, now) } else { None }
+            }
+            (Fault::Cancelled, Some(Why::Duplicate)) => {
+                conduct.measure(bytes, took);
+                None
+            }
+            (Fault::Cancelled, Some(Why::NoUse)) => None,
+            (Fault::Lost | Fault::Cancelled | Fault::Local | Fault::NoSpace, _) => {
+                conduct.failed(&self.config, now);
+                None
+            }
+        };
+        if let Some(charge) = charge {
+            self.punish(slot.from, charge);
+        }
+        self.starve_soon(slot.work);
+    }
+
+    fn take(&mut self, id: SlotId) -> Option<Slot> {
+        let slot = self.slots.remove(&id)?;
+        self.timers.clear(Due::Slot(id));
+        self.bytes_in_flight -= slot.bytes;
+        if let Some(work) = self.works.get_mut(&slot.work) {
+            work.in_flight -= 1;
+            if let Some(link) = work.find_mut(slot.link) {
+                link.in_flight = link.in_flight.saturating_sub(1);
+            }
+            if slot.imported {
+                work.near_less(slot.piece);
+            }
+        }
+        Some(slot)
+    }
+
+    /// Groups of a layer came another way, or with another manifest.
+    pub(super) fn grown(&mut self, layer: &LayerId, groups: &GroupSet, but: Option<WorkId>) {
+        let ids: Vec<WorkId> = self.works.keys().copied().filter(|id| Some(*id) != but).collect();
+        for id in ids {
+            let Some(work) = self.works.get_mut(&id) else { continue };
+            let Some(index) = work.pieces.space.layer_index(layer) else { continue };
+            for (piece, part, range) in work.pieces.space.split(index, groups) {
+                let Some(work) = self.works.get_mut(&id) else { break };
+                let progress = work.pieces.store(piece, part, &GroupSet::from(range));
+                self.progressed(id, piece, &progress);
+            }
+        }
+    }
+
+    fn progressed(&mut self, id: WorkId, piece: PieceNo, progress: &Progress) {
+        let Some(work) = self.works.get_mut(&id) else {
+            return;
+        };
+        let layers = progress.layers_complete.iter().map(|layer| work.pieces.space.layer_id(*layer));
+        let layers: Vec<LayerId> = layers.collect();
+        if progress.piece_complete {
+            work.hold(piece);
+            self.uploads_dirty = true;
+            let delay = (self.pace / 2).min(Duration::from_millis(self.config.news_ms_max));
+            self.timers.set_earlier(Due::News(id), self.now + delay);
+            if !self.works.get(&id).is_none_or(|work| work.pieces.slots(piece).is_empty()) {
+                self.cancel_where(Why::Duplicate, |slot| slot.work == id && slot.piece == piece);
+            }
+        }
+        for layer in layers {
+            self.tell(Event::LayerComplete { work: id, layer });
+        }
+        if progress.all_complete {
+            self.tell(Event::Complete { work: id });
+            self.timers.clear(Due::Starve(id));
+            self.timers.clear(Due::Turn(id));
+        } else if progress.piece_complete {
+            self.import(id);
+            self.starve_soon(id);
+        }
+    }
+
+    pub(super) fn late(&mut self, id: SlotId) {
+        self.cancel_where_id(id, Why::Late);
+    }
+
+    pub(super) fn cancel_where(&mut self, why: Why, matches: impl Fn(&Slot) -> bool) {
+        let ids: Vec<SlotId> =
+            self.slots.iter().filter(|(_, slot)| matches(slot)).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.cancel_where_id(id, why));
+    }
+
+    fn cancel_where_id(&mut self, id: SlotId, why: Why) {
+        if let Some(slot) = self.slots.get_mut(&id)
+            && slot.cancelled.is_none()
+        {
+            slot.cancelled = Some(why);
+            self.timers.clear(Due::Slot(id));
+            self.act(Action::Cancel { slot: id });
+        }
+    }
+
+    fn stop(&mut self) {
+        if !self.stopped {
+            self.stopped = true;
+            self.cancel_where(Why::NoUse, |_| true);
+            let missing_bytes = self.missing_bytes();
+            self.tell(Event::Stopped { missing_bytes });
+        }
+    }
+
+    fn pause(&mut self) {
+        if !self.paused {
+            self.paused = true;
+            self.cancel_where(Why::NoUse, |_| true);
+            let missing_bytes = self.missing_bytes();
+            self.tell(Event::Paused { missing_bytes });
+        }
+    }
+
+    pub(super) fn room(&mut self) {
+        self.paused = false;
+        let ids: Vec<WorkId> = self.works.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.starve_soon(id));
+    }
+}

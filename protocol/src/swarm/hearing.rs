@@ -1,0 +1,176 @@
+//! Hearing and telling: frames of neighbours, what they change, and this host's own news.
+
+use super::Swarm;
+use super::io::{Action, Charge, LinkId, PieceNo, WorkId};
+use crate::time::Time;
+use crate::wire::bao::GroupSet;
+use crate::wire::swarm::Frame;
+
+impl Swarm {
+    pub(super) fn frame(&mut self, link: LinkId, frame: &Frame) {
+        let Some(id) = self.link_work.get(&link).copied() else {
+            return;
+        };
+        let now = self.now;
+        let Some(work) = self.works.get_mut(&id) else {
+            return;
+        };
+        let Some(at) = work.find(link) else {
+            return;
+        };
+        let count = work.pieces.count();
+        let entry = work.link_mut(at);
+        entry.frames.take(now, 1);
+        let peer = entry.peer;
+        if entry.frames.ready_at(now) > now {
+            return self.punish(peer, Charge::Flood);
+        }
+        let known = |piece: &PieceNo| (*piece as usize) < count;
+        let sane = match frame {
+            Frame::Begin { piece_bytes, .. } => {
+                !entry.begun && *piece_bytes == work.pieces.space.piece_bytes()
+            }
+            _ if !entry.begun => false,
+            Frame::Bitfield { layers } => {
+                layers.iter().all(|(place, _)| work.pieces.space.layer_at(*place).is_some())
+            }
+            Frame::News { held: pieces, .. } | Frame::Coming { pieces } | Frame::Lost { pieces } => {
+                pieces.iter().all(known)
+            }
+            Frame::Grant { piece } | Frame::Decline { piece } => piece.iter().all(known),
+            Frame::Ask { piece, .. } => known(piece),
+        };
+        if !sane {
+            return self.punish(peer, Charge::Protocol);
+        }
+        match frame {
+            Frame::Begin { rack, .. } => {
+                let near = self.rack.is_none() || rack.is_none() || *rack == self.rack;
+                let entry = work.link_mut(at);
+                entry.begun = true;
+                if rack.is_some() {
+                    entry.near = near;
+                }
+                self.uploads_dirty = true;
+            }
+            Frame::Bitfield { layers } => self.bitfield(id, at, layers),
+            Frame::News { held, load } => self.news(id, at, held, *load),
+            Frame::Coming { pieces } => pieces.iter().for_each(|piece| work.coming(at, *piece)),
+            Frame::Lost { pieces } => {
+                for piece in pieces {
+                    work.not_coming(at, *piece);
+                    work.forget(at, *piece);
+                }
+            }
+            Frame::Grant { piece } => self.granted(id, at, *piece),
+            Frame::Decline { piece } => self.declined(link, *piece),
+            Frame::Ask { piece, urgent } => self.wanted(id, at, *piece, *urgent),
+        }
+    }
+
+    fn bitfield(&mut self, id: WorkId, at: usize, layers: &[(u32, GroupSet)]) {
+        let now = self.now;
+        let Some(work) = self.works.get_mut(&id) else {
+            return;
+        };
+        let mut turns = work.turns.take();
+        for (place, groups) in layers {
+            let Some(layer) = work.pieces.space.layer_at(*place) else { continue };
+            for (piece, part, range) in work.pieces.space.split(layer, groups) {
+                let parts = work.pieces.space.parts(piece);
+                let whole = parts.len() == 1 && parts[0].groups == range;
+                if let Some(turns) = &mut turns
+                    && !work.links()[at].near
+                {
+                    turns.seen(now, piece);
+                }
+                if whole {
+                    work.learn(at, piece);
+                    continue;
+                }
+                let all: Vec<GroupSet> =
+                    parts.iter().map(|part| GroupSet::from(part.groups.clone())).collect();
+                let link = work.link_mut(at);
+                if link.have().contains(piece) {
+                    continue;
+                }
+                let have = link.partial.entry(piece).or_insert_with(|| vec![GroupSet::empty(); all.len()]);
+                have[part] |= GroupSet::from(range);
+                if *have == all {
+                    work.learn(at, piece);
+                }
+            }
+        }
+        work.turns = turns;
+        self.after_news(id, at);
+    }
+
+    fn news(&mut self, id: WorkId, at: usize, held: &[PieceNo], load: u8) {
+        let Some(work) = self.works.get_mut(&id) else {
+            return;
+        };
+        let link = work.link_mut(at);
+        link.load = u32::from(load);
+        let was_quiet = link.declined_until > self.now;
+        link.declined_until = Time(0);
+        let outside = !link.near;
+        for piece in held {
+            work.learn(at, *piece);
+            if outside && let Some(turns) = &mut work.turns {
+                turns.seen(self.now, *piece);
+            }
+        }
+        if was_quiet || self.uploads.running() + self.uploads.promised() < self.config.uploads_max {
+            self.uploads_dirty = true;
+        }
+        self.after_news(id, at);
+    }
+
+    fn after_news(&mut self, id: WorkId, at: usize) {
+        let Some(work) = self.works.get(&id) else {
+            return;
+        };
+        let complete = work.pieces.is_complete();
+        let link = &work.links()[at];
+        let (link_id, near, useless) = (
+            link.id,
+            link.near,
+            complete && link.have().len() == work.pieces.count() && link.jobs == 0 && link.in_flight == 0,
+        );
+        if useless {
+            self.drop_link(link_id, true);
+            return;
+        }
+        if complete {
+            return;
+        }
+        if !near {
+            self.import(id);
+        }
+        let Some(work) = self.works.get(&id) else {
+            return;
+        };
+        if !work.urgent.is_empty() {
+            self.ask_urgent(id);
+        } else if work.in_flight == 0 {
+            self.starve_soon(id);
+        }
+    }
+
+    pub(super) fn tell_news(&mut self, id: WorkId) {
+        let load = u8::try_from(self.slots.len()).unwrap_or(u8::MAX);
+        let Some(work) = self.works.get_mut(&id) else {
+            return;
+        };
+        let mut held = std::mem::take(&mut work.fresh);
+        if held.is_empty() {
+            return;
+        }
+        held.sort_unstable();
+        let links: Vec<LinkId> = work.links().iter().map(|link| link.id).collect();
+        if !links.is_empty() {
+            self.act(Action::Broadcast { links, frame: Frame::News { held, load } });
+        }
+        self.drop_needless(id);
+    }
+}

@@ -1,0 +1,481 @@
+//! Serving: who is promised which upload, what waits, what runs.
+//!
+//! An upload is a job: promised to a neighbour by a grant, waiting once its request is here, running once a slot is
+//! free. Requests without a promise make jobs that only wait and run.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::bucket::Bucket;
+use super::io::{Action, LinkId, PieceNo, RequestId, WorkId};
+use super::timers::Due;
+use super::work::Work;
+use super::{Poll, Swarm};
+use crate::id::{KeyId, LayerId};
+use crate::time::Time;
+use crate::wire::swarm::Frame;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Promised,
+    Waiting,
+    Running,
+}
+
+#[derive(Debug)]
+struct Job {
+    peer: KeyId,
+    /// The promise: on which link, for which manifest and piece.
+    link: Option<LinkId>,
+    work: Option<WorkId>,
+    piece: Option<PieceNo>,
+    /// The piece is released to this neighbour.
+    release: bool,
+    urgent: bool,
+    state: State,
+    requests: Vec<(RequestId, u64)>,
+    sent_bytes: u64,
+    complete: bool,
+    since: Time,
+}
+
+/// Owns uploads.
+#[derive(Debug, Default)]
+pub(super) struct Uploads {
+    jobs: BTreeMap<u64, Job>,
+    by_request: BTreeMap<RequestId, u64>,
+    waiting: VecDeque<u64>,
+    next: u64,
+    running: usize,
+    /// Promised, or waiting with a promise.
+    ahead: usize,
+    bucket: Option<Bucket>,
+}
+
+impl Uploads {
+    pub(super) fn new(rate: Option<u64>, now: Time) -> Self {
+        Self { bucket: rate.map(|rate| Bucket::new(rate, rate / 4, now)), ..Self::default() }
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.running
+    }
+
+    pub(super) fn requests(&self) -> usize {
+        self.by_request.len()
+    }
+
+    pub(super) fn promised(&self) -> usize {
+        self.ahead
+    }
+}
+
+/// A choice of whom to promise what.
+struct Choice {
+    work: WorkId,
+    link: usize,
+    piece: Option<PieceNo>,
+    release: bool,
+    urgent: bool,
+}
+
+impl Swarm {
+    /// A peer asks for groups of a layer.
+    pub(super) fn asked(&mut self, request: RequestId, peer: KeyId, layer: &LayerId, range: &Range<u64>) {
+        let now = self.now;
+        let waits = self.peers.get(&peer).map_or(0, |conduct| conduct.requests);
+        if self.uploads.by_request.len() >= self.config.requests_max
+            || waits >= self.config.requests_per_peer_max
+        {
+            return self.act(Action::Refuse { request });
+        }
+        let bytes = range.end.saturating_sub(range.start).saturating_mul(crate::wire::bao::GROUP_BYTES);
+        let job = self.promised_job(&peer, layer, range.start);
+        self.peers.of(&self.config, now, peer).requests += 1;
+        let number = job.unwrap_or_else(|| {
+            let number = self.uploads.next;
+            self.uploads.next += 1;
+            let job = Job {
+                peer,
+                link: None,
+                work: None,
+                piece: None,
+                release: false,
+                urgent: false,
+                state: State::Waiting,
+                requests: Vec::new(),
+                sent_bytes: 0,
+                complete: true,
+                since: now,
+            };
+            self.uploads.jobs.insert(number, job);
+            self.uploads.waiting.push_back(number);
+            number
+        });
+        self.uploads.by_request.insert(request, number);
+        let Some(job) = self.uploads.jobs.get_mut(&number) else {
+            return;
+        };
+        job.requests.push((request, bytes));
+        match job.state {
+            State::Promised => {
+                job.state = State::Waiting;
+                self.timers.clear(Due::Promise(number));
+                if job.urgent {
+                    self.uploads.waiting.push_front(number);
+                } else {
+                    self.uploads.waiting.push_back(number);
+                }
+            }
+            State::Waiting => {}
+            // One more file of a bundle.
+            State::Running => self.serve(request, peer, bytes),
+        }
+        self.start_waiting();
+    }
+
+    /// The job that a request belongs to: one that is promised, or one more file of a bundle.
+    fn promised_job(&mut self, peer: &KeyId, layer: &LayerId, group: u64) -> Option<u64> {
+        let mut open = None;
+        for (number, job) in self.uploads.jobs.iter_mut().filter(|(_, job)| job.peer == *peer) {
+            let Some(work) = job.work.and_then(|work| self.works.get(&work)) else { continue };
+            let at =
+                work.pieces.space.layer_index(layer).and_then(|at| work.pieces.space.piece_at(at, group));
+            let Some((piece, _)) = at else { continue };
+            if job.piece == Some(piece) {
+                return Some(*number);
+            }
+            if job.piece.is_none() && job.state == State::Promised && open.is_none() {
+                open = Some((*number, piece));
+            }
+        }
+        let (number, piece) = open?;
+        self.uploads.jobs.get_mut(&number)?.piece = Some(piece);
+        Some(number)
+    }
+
+    fn serve(&mut self, request: RequestId, peer: KeyId, bytes: u64) {
+        let now = self.now;
+        if let Some(bucket) = &mut self.uploads.bucket {
+            bucket.take(now, bytes);
+        }
+        if let Some(rate) = self.config.upload_per_peer_bytes_per_s {
+            let conduct = self.peers.of(&self.config, now, peer);
+            conduct.uploads.get_or_insert_with(|| Bucket::new(rate, rate / 4, now)).take(now, bytes);
+        }
+        self.act(Action::Serve { request });
+    }
+
+    /// A request ended, served or not.
+    pub(super) fn served(&mut self, request: RequestId, bytes: u64, complete: bool) {
+        let Some(number) = self.uploads.by_request.remove(&request) else {
+            return;
+        };
+        let Some(job) = self.uploads.jobs.get_mut(&number) else {
+            return;
+        };
+        job.requests.retain(|(other, _)| *other != request);
+        job.sent_bytes += bytes;
+        job.complete &= complete;
+        if let Some(conduct) = self.peers.get_mut(&job.peer) {
+            conduct.requests = conduct.requests.saturating_sub(1);
+        }
+        if job.requests.is_empty() {
+            self.end_job(number);
+        }
+    }
+
+    fn end_job(&mut self, number: u64) {
+        let Some(job) = self.uploads.jobs.remove(&number) else {
+            return;
+        };
+        match job.state {
+            State::Running => self.uploads.running -= 1,
+            State::Promised | State::Waiting => {
+                self.timers.clear(Due::Promise(number));
+                self.uploads.waiting.retain(|other| *other != number);
+                self.uploads.ahead -= usize::from(job.work.is_some());
+            }
+        }
+        if job.state == State::Running {
+            self.pace(job.since);
+        }
+        let again = Duration::from_millis(self.config.news_ms_max.saturating_mul(8).max(2_000));
+        if let Some(work) = job.work.and_then(|work| self.works.get_mut(&work)) {
+            work.sent_bytes += job.sent_bytes;
+            if let Some(link) = job.link.and_then(|link| work.find_mut(link)) {
+                link.jobs = link.jobs.saturating_sub(1);
+            }
+            if let (true, Some(piece)) = (job.release, job.piece) {
+                if job.complete && job.sent_bytes > 0 {
+                    // Its news is on the way.
+                    let due = Due::Release(work.id, piece);
+                    self.timers.set(due, self.now + again);
+                } else {
+                    work.release_again(piece);
+                }
+            }
+        }
+        self.uploads_dirty = true;
+        self.start_waiting();
+    }
+
+    /// A promise was not used in time.
+    pub(super) fn promise_late(&mut self, number: u64) {
+        let pause = Duration::from_millis(self.config.declined_ms);
+        if let Some(job) = self.uploads.jobs.get(&number).filter(|job| job.state == State::Promised) {
+            self.hush(job.link, job.work, pause);
+            self.end_job(number);
+        }
+    }
+
+    /// A neighbour has no use for a promise.
+    pub(super) fn declined(&mut self, link: LinkId, piece: Option<PieceNo>) {
+        let promised =
+            |job: &Job| job.link == Some(link) && job.state == State::Promised && job.piece == piece;
+        let number = self.uploads.jobs.iter().find(|(_, job)| promised(job)).map(|(number, _)| *number);
+        let Some(number) = number else {
+            return;
+        };
+        let pause = (self.pace * 2).min(Duration::from_millis(self.config.declined_ms));
+        let again = Duration::from_millis(self.config.news_ms_max.saturating_mul(8).max(2_000));
+        let job = &mut self.uploads.jobs.get_mut(&number);
+        if let Some(job) = job
+            && let (true, Some(piece), Some(work)) = (job.release, job.piece, job.work)
+        {
+            // It has it or gets it from elsewhere.
+            job.release = false;
+            self.timers.set(Due::Release(work, piece), self.now + again);
+        }
+        let work = self.uploads.jobs.get(&number).and_then(|job| job.work);
+        self.hush(Some(link), work, pause);
+        self.end_job(number);
+    }
+
+    fn hush(&mut self, link: Option<LinkId>, work: Option<WorkId>, pause: Duration) {
+        let until = self.now + pause;
+        let work = work.and_then(|work| self.works.get_mut(&work));
+        if let Some(link) = work.zip(link).and_then(|(work, link)| work.find_mut(link)) {
+            link.declined_until = link.declined_until.max(until);
+        }
+    }
+
+    /// Its promises are void; what waits or runs goes on without one.
+    pub(super) fn unpromise_link(&mut self, link: LinkId) {
+        let of_link: Vec<u64> = self
+            .uploads
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.link == Some(link) && job.state == State::Promised)
+            .map(|(number, _)| *number)
+            .collect();
+        of_link.into_iter().for_each(|number| self.end_job(number));
+    }
+
+    pub(super) fn release_due(&mut self, id: WorkId, piece: PieceNo) {
+        if let Some(work) = self.works.get_mut(&id) {
+            work.release_again(piece);
+            self.uploads_dirty = true;
+        }
+    }
+
+    /// A neighbour asks for a piece by name.
+    pub(super) fn wanted(&mut self, work: WorkId, at: usize, piece: PieceNo, urgent: bool) {
+        let asks_max = self.config.asks_per_peer_max;
+        let Some(work) = self.works.get_mut(&work) else {
+            return;
+        };
+        let held = work.pieces.has_some(piece);
+        let link = work.link_mut(at);
+        link.asks.retain(|(other, _)| *other != piece);
+        if link.asks.len() < asks_max && held {
+            if urgent {
+                link.asks.push_front((piece, true));
+            } else {
+                link.asks.push_back((piece, false));
+            }
+            self.uploads_dirty = true;
+        }
+    }
+
+    /// Starts what waits, as far as slots and rates allow.
+    fn start_waiting(&mut self) {
+        while self.uploads.running < self.config.uploads_max && !self.uploads.waiting.is_empty() {
+            if let Some(at) = self.blocked_until() {
+                self.timers.set_earlier(Due::Uploads, at);
+                return;
+            }
+            let now = self.now;
+            let ready = |this: &mut Self, number: &u64| {
+                let job = this.uploads.jobs.get(number)?;
+                let bucket = this.peers.get_mut(&job.peer).and_then(|conduct| conduct.uploads.as_mut());
+                Some(bucket.map_or(now, |bucket| bucket.ready_at(now)))
+            };
+            let mut chosen = None;
+            let mut later: Option<Time> = None;
+            for (at, number) in self.uploads.waiting.clone().iter().enumerate() {
+                match ready(self, number) {
+                    Some(time) if time <= now => {
+                        chosen = Some((at, *number));
+                        break;
+                    }
+                    Some(time) => later = Some(later.map_or(time, |old| old.min(time))),
+                    None => {}
+                }
+            }
+            let Some((at, number)) = chosen else {
+                if let Some(later) = later {
+                    self.timers.set_earlier(Due::Uploads, later);
+                }
+                return;
+            };
+            self.uploads.waiting.remove(at);
+            let Some(job) = self.uploads.jobs.get_mut(&number) else { continue };
+            job.state = State::Running;
+            job.since = now;
+            let (peer, requests) = (job.peer, job.requests.clone());
+            self.uploads.ahead -= usize::from(job.work.is_some());
+            self.uploads.running += 1;
+            for (request, bytes) in requests {
+                self.serve(request, peer, bytes);
+            }
+        }
+    }
+
+    fn blocked_until(&mut self) -> Option<Time> {
+        let now = self.now;
+        self.uploads.bucket.as_mut().map(|bucket| bucket.ready_at(now)).filter(|at| *at > now)
+    }
+
+    /// Promises uploads to neighbours until the slots and the few ahead of them are taken.
+    pub(super) fn fill_uploads(&mut self) {
+        self.start_waiting();
+        let most = self.config.uploads_max + self.config.grants_ahead_max;
+        while self.uploads.running + self.uploads.ahead < most {
+            if let Some(at) = self.blocked_until() {
+                self.timers.set_earlier(Due::Uploads, at);
+                return;
+            }
+            let Some(choice) = self.choose() else {
+                return;
+            };
+            self.promise(&choice);
+        }
+    }
+
+    fn promise(&mut self, choice: &Choice) {
+        let Choice { work: work_id, link: at, piece, release, urgent } = *choice;
+        let now = self.now;
+        let Some(work) = self.works.get_mut(&work_id) else {
+            return;
+        };
+        if let (true, Some(piece)) = (release, piece) {
+            work.releasing(piece);
+        }
+        let link = work.link_mut(at);
+        if let Some(piece) = piece {
+            link.asks.retain(|(other, _)| *other != piece);
+        }
+        link.jobs += 1;
+        let job = Job {
+            peer: link.peer,
+            link: Some(link.id),
+            work: Some(work_id),
+            piece,
+            release,
+            urgent,
+            state: State::Promised,
+            requests: Vec::new(),
+            sent_bytes: 0,
+            complete: true,
+            since: now,
+        };
+        let link = link.id;
+        let number = self.uploads.next;
+        self.uploads.next += 1;
+        self.uploads.ahead += 1;
+        self.uploads.jobs.insert(number, job);
+        self.timers.set(Due::Promise(number), now + Duration::from_millis(self.config.grant_ms));
+        self.out.push_back(Poll::Action(Action::Send { link, frame: Frame::Grant { piece } }));
+    }
+
+    /// The neighbour that needs an upload most: those that ask, then in fair turns among manifests those with the
+    /// fewest fetches in flight.
+    fn choose(&mut self) -> Option<Choice> {
+        let mut order: Vec<(u64, WorkId)> =
+            self.works.values().map(|work| (work.sent_bytes, work.id)).collect();
+        order.sort_unstable();
+        let asked = order.iter().filter_map(|(_, work)| self.choose_ask(*work)).min_by_key(|(key, _)| *key);
+        if let Some(((not_urgent, jobs), choice)) = asked {
+            let other = || order.iter().any(|(_, work)| self.someone_waits(*work));
+            if !not_urgent || jobs <= 1 || !other() {
+                return Some(choice);
+            }
+        }
+        order.into_iter().find_map(|(_, work)| self.choose_free(work))
+    }
+
+    fn choose_ask(&self, id: WorkId) -> Option<((bool, u32), Choice)> {
+        let work = self.works.get(&id)?;
+        let mut best: Option<((bool, u32), Choice)> = None;
+        for (at, link) in work.links().iter().enumerate() {
+            let Some((piece, urgent)) = link.asks.front().copied() else { continue };
+            let key = (!urgent, link.jobs);
+            if best.as_ref().is_none_or(|(least, _)| key < *least) {
+                best = Some((key, Choice { work: id, link: at, piece: Some(piece), release: false, urgent }));
+            }
+        }
+        best
+    }
+
+    fn someone_waits(&self, id: WorkId) -> bool {
+        self.works.get(&id).is_some_and(|work| {
+            work.links().iter().any(|link| link.near && link.jobs == 0 && self.may_offer(work, link))
+        })
+    }
+
+    fn may_offer(&self, work: &Work, link: &super::work::Link) -> bool {
+        link.begun && link.declined_until <= self.now && (link.useful > link.jobs || !work.release.is_empty())
+    }
+
+    fn choose_free(&mut self, id: WorkId) -> Option<Choice> {
+        let release = self.works.get(&id)?.release.first();
+        let work = self.works.get(&id)?;
+        let (mut best, mut ties, mut least) = (None, 0u64, (u32::MAX, u32::MAX));
+        let mut wake: Option<Time> = None;
+        for (at, link) in work.links().iter().enumerate() {
+            let useful = match release {
+                Some(piece) => !link.have().contains(piece),
+                None => link.near && link.useful > link.jobs,
+            };
+            if !link.begun || !useful {
+                continue;
+            }
+            if link.declined_until > self.now {
+                wake = Some(wake.map_or(link.declined_until, |at| at.min(link.declined_until)));
+                continue;
+            }
+            let key = (link.load + link.jobs, link.jobs);
+            if key > least {
+                continue;
+            }
+            if key < least {
+                (least, ties) = (key, 0);
+            }
+            ties += 1;
+            // Each of those that tie is taken with the same chance.
+            if ties == 1 || self.rng.random_range(0..ties) == 0 {
+                best = Some(at);
+            }
+        }
+        if best.is_none()
+            && let Some(at) = wake
+        {
+            self.timers.set_earlier(Due::Uploads, at);
+        }
+        best.map(|link| Choice { work: id, link, piece: release, release: release.is_some(), urgent: false })
+    }
+}

@@ -1,0 +1,240 @@
+//! The swarm's rules, one by one and under drawn conditions.
+
+use proptest::prelude::*;
+
+use super::model::{Kind, Model, key, layer};
+use super::*;
+use crate::wire::bao::all_groups;
+
+fn small() -> SwarmConfig {
+    SwarmConfig { piece_bytes_min: 64 << 10, piece_count_max: 100, ..SwarmConfig::default() }
+}
+
+/// One seed with all of `layers` and so many fetchers, all introduced.
+fn crowd(seed: u64, fetchers: usize, layers: &[u64]) -> Model {
+    let mut model = Model::new(seed, small(), layers);
+    let all: Vec<u8> = (0..u8::try_from(layers.len()).expect("few")).collect();
+    model.work(1, &all);
+    model.host(Kind::Honest, None, &all);
+    for _ in 0..fetchers {
+        model.host(Kind::Honest, None, &[]);
+    }
+    for host in 0..=fetchers {
+        model.open(host, 1);
+    }
+    model.introduce(1);
+    model
+}
+
+#[test]
+fn one_host_gets_all_from_another_in_order_and_once() {
+    let mut model = crowd(1, 1, &[10, 3_000, 5 << 20]);
+    assert!(model.run(600, |m| m.all_complete(1)));
+    model.check_disks();
+    assert_eq!(model.hosts[1].received_bytes, 10 + 3_000 + (5 << 20));
+    let events = &model.hosts[1].events;
+    assert_eq!(events[0], Event::LayerComplete { work: WorkId(1), layer: layer(0) });
+    assert_eq!(events[events.len() - 1], Event::Complete { work: WorkId(1) });
+    assert_eq!(events.len(), 4);
+}
+
+#[test]
+fn the_seed_sends_each_piece_about_once() {
+    let bytes = 16 << 20;
+    let mut model = crowd(2, 12, &[bytes]);
+    assert!(model.run(600, |m| m.all_complete(1)));
+    model.check_disks();
+    for host in &model.hosts[1..] {
+        assert_eq!(host.received_bytes, bytes, "nothing twice");
+    }
+    let copies = model.hosts[0].sent_bytes as f64 / bytes as f64;
+    assert!(copies < 1.6, "the seed sent {copies} copies");
+}
+
+#[test]
+fn one_copy_enters_a_rack() {
+    let bytes = 8 << 20;
+    let mut model = Model::new(3, small(), &[bytes]);
+    model.work(1, &[0]);
+    model.host(Kind::Honest, Some(0), &[0]);
+    for host in 0..12 {
+        model.host(Kind::Honest, Some(host % 2), &[]);
+    }
+    for host in 0..13 {
+        model.open(host, 1);
+    }
+    model.introduce(1);
+    assert!(model.run(600, |m| m.all_complete(1)));
+    model.check_disks();
+    assert!(model.hosts.iter().all(|host| host.received_bytes <= bytes));
+}
+
+#[test]
+fn urgent_pieces_come_first() {
+    let mut model = crowd(4, 1, &[16 << 20]);
+    let groups = vec![(layer(0), GroupSet::from(1_000..1_001))];
+    model.tell(1, Input::Urgent { work: WorkId(1), groups });
+    let piece = 1_000 / 16;
+    let has = |m: &Model, piece| m.hosts[1].swarm.held(WorkId(1)).is_some_and(|held| held.contains(piece));
+    assert!(model.run(600, |m| has(m, piece)));
+    let held = model.hosts[1].swarm.held(WorkId(1)).expect("open").len();
+    assert!(held < 40, "{held} of 256 pieces came before");
+}
+
+#[test]
+fn a_full_disk_pauses_and_room_resumes() {
+    let mut model = crowd(5, 1, &[4 << 20]);
+    assert!(model.run(600, |m| m.hosts[1].received_bytes > 1 << 20));
+    model.fail(1, Fault::NoSpace);
+    assert!(model.hosts[1].events.iter().any(|event| matches!(event, Event::Paused { .. })));
+    assert!(!model.run(60, |m| m.all_complete(1)), "nothing is asked for");
+    model.tell(1, Input::Room);
+    assert!(model.run(600, |m| m.all_complete(1)));
+}
+
+#[test]
+fn a_failed_disk_stops_everything() {
+    let mut model = crowd(6, 1, &[4 << 20]);
+    assert!(model.run(600, |m| m.hosts[1].received_bytes > 1 << 20));
+    model.fail(1, Fault::Local);
+    assert!(matches!(model.hosts[1].events.last(), Some(Event::Stopped { .. })));
+    assert!(!model.run(600, |m| m.all_complete(1)));
+}
+
+#[test]
+fn layers_shared_by_two_manifests_come_once() {
+    let mut model = Model::new(7, small(), &[2 << 20, 3 << 20, 1 << 20]);
+    model.work(1, &[0, 1]);
+    model.work(2, &[1, 2]);
+    model.host(Kind::Honest, None, &[0, 1, 2]);
+    model.host(Kind::Honest, None, &[]);
+    for (host, work) in [(0, 1), (0, 2), (1, 1), (1, 2)] {
+        model.open(host, work);
+    }
+    model.introduce(1);
+    model.introduce(2);
+    assert!(model.run(600, |m| m.all_complete(1) && m.all_complete(2)));
+    model.check_disks();
+    assert!(model.hosts[1].received_bytes < (6 << 20) + (512 << 10), "{}", model.hosts[1].received_bytes);
+}
+
+#[test]
+fn what_is_lost_here_is_fetched_again_and_no_longer_offered() {
+    let mut model = crowd(8, 2, &[4 << 20]);
+    assert!(model.run(600, |m| m.all_complete(1)));
+    model.rot(1, layer(0), GroupSet::from(3..9));
+    assert!(!model.all_complete(1));
+    assert!(model.run(600, |m| m.all_complete(1)));
+}
+
+#[test]
+fn upload_and_download_rates_hold() {
+    for (up, down) in [(Some(1 << 20), None), (None, Some(1 << 20))] {
+        let mut model = Model::new(9, small(), &[8 << 20]);
+        model.config.upload_bytes_per_s = up;
+        model.work(1, &[0]);
+        model.host(Kind::Honest, None, &[0]);
+        model.config.upload_bytes_per_s = None;
+        model.config.download_bytes_per_s = down;
+        model.host(Kind::Honest, None, &[]);
+        model.open(0, 1);
+        model.open(1, 1);
+        model.introduce(1);
+        assert!(model.run(60, |m| m.all_complete(1)));
+        let seconds = model.now.0 as f64 / 1e9;
+        assert!((6.5..10.0).contains(&seconds), "8 MiB at 1 MiB/s took {seconds} s");
+    }
+}
+
+#[test]
+fn floods_and_nonsense_end_in_a_ban() {
+    for (frame, times, charge) in [
+        (Frame::Grant { piece: None }, 20_000, Charge::Flood),
+        (Frame::News { held: vec![5_000], load: 0 }, 1, Charge::Protocol),
+        (Frame::Begin { piece_bytes: 1 << 20, rack: None }, 1, Charge::Protocol),
+        (Frame::Bitfield { layers: vec![(7, GroupSet::from(0..1))] }, 1, Charge::Protocol),
+    ] {
+        let mut swarm = Swarm::new(small(), 1, key(0), None);
+        let want = LayerWant { layer: layer(0), size: 1 << 20, missing: all_groups(1 << 20) };
+        swarm.handle(Time(1), Input::Open { work: WorkId(1), layers: vec![want] });
+        let up = Input::LinkUp { link: LinkId(1), work: WorkId(1), peer: key(1), rack: None, ours: false };
+        swarm.handle(Time(1), up);
+        let begin = Frame::Begin { piece_bytes: 64 << 10, rack: None };
+        swarm.handle(Time(1), Input::Frame { link: LinkId(1), frame: begin });
+        let mut bans = Vec::new();
+        for _ in 0..times {
+            swarm.handle(Time(2), Input::Frame { link: LinkId(1), frame: frame.clone() });
+            loop {
+                match swarm.poll() {
+                    Poll::Action(Action::Ban { charge, .. }) => bans.push(charge),
+                    Poll::Idle { .. } => break,
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(bans, [charge], "{frame:?}");
+        assert_eq!(swarm.links(WorkId(1)), []);
+    }
+}
+
+#[test]
+fn many_requests_of_one_peer_are_refused_beyond_the_limit() {
+    let mut swarm = Swarm::new(small(), 1, key(0), None);
+    let want = LayerWant { layer: layer(0), size: 1 << 20, missing: GroupSet::empty() };
+    swarm.handle(Time(1), Input::Open { work: WorkId(1), layers: vec![want] });
+    let (mut served, mut refused) = (0, 0);
+    for n in 0..5_000 {
+        let range = 0..u64::MAX;
+        let asked = Input::Asked { request: RequestId(n), peer: key(1), layer: layer(0), range };
+        swarm.handle(Time(1), asked);
+        loop {
+            match swarm.poll() {
+                Poll::Action(Action::Serve { .. }) => served += 1,
+                Poll::Action(Action::Refuse { .. }) => refused += 1,
+                Poll::Idle { .. } => break,
+                _ => {}
+            }
+        }
+    }
+    assert_eq!((served, refused), (4, 5_000 - 64));
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        6 => Just(Kind::Honest),
+        1 => (1..4u32).prop_map(Kind::Liar),
+        1 => Just(Kind::Boaster),
+        1 => Just(Kind::Mute),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Whatever others do, honest hosts end with everything, ask for nothing they have, and ban no honest host.
+    #[test]
+    fn honest_hosts_finish(
+        seed in any::<u64>(),
+        sizes in prop::collection::vec(prop_oneof![0..40_000u64, 100_000..3_000_000u64], 1..5),
+        others in prop::collection::vec((kinds(), prop::option::of(0..2u64)), 1..8),
+        loss_percent in 0..20u32,
+        racks in any::<bool>(),
+    ) {
+        let mut model = Model::new(seed, small(), &sizes);
+        model.loss_percent = loss_percent;
+        let all: Vec<u8> = (0..u8::try_from(sizes.len()).expect("few")).collect();
+        model.work(1, &all);
+        model.host(Kind::Honest, racks.then_some(0), &all);
+        for (kind, rack) in &others {
+            let has: &[u8] = if matches!(kind, Kind::Liar(_) | Kind::Mute) { &all } else { &[] };
+            model.host(*kind, rack.filter(|_| racks), has);
+        }
+        for host in 0..model.hosts.len() {
+            model.open(host, 1);
+        }
+        model.introduce(1);
+        let done = model.run(3_600, |m| m.all_complete(1));
+        prop_assert!(done, "not all finished: {:?}", model.hosts.iter().map(|h| h.swarm.status(WorkId(1))).collect::<Vec<_>>());
+        model.check_disks();
+    }
+}

@@ -1,0 +1,316 @@
+//! One manifest's share of the swarm: its neighbours, what they have, and what follows from both.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::bucket::Bucket;
+use super::io::{LinkId, PieceNo, WorkId};
+use super::neighbours::Known;
+use super::pieces::Pieces;
+use super::racks::Turns;
+use super::set::PieceSet;
+use crate::id::KeyId;
+use crate::time::Time;
+use crate::wire::bao::GroupSet;
+
+/// One neighbour of one manifest.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) id: LinkId,
+    pub(super) peer: KeyId,
+    /// Same rack, or racks are not known.
+    pub(super) near: bool,
+    pub(super) ours: bool,
+    /// Its first frame came.
+    pub(super) begun: bool,
+    /// Pieces that it has whole.
+    have: PieceSet,
+    /// What it has of others, by part. Bounded by the count of pieces.
+    pub(super) partial: BTreeMap<PieceNo, Vec<GroupSet>>,
+    /// Pieces that it fetches from outside the rack.
+    coming: PieceSet,
+    /// Pieces held here that it lacks.
+    pub(super) useful: u32,
+    /// Fetches that it has in flight, as it last told.
+    pub(super) load: u32,
+    /// Pieces promised to it or on their way.
+    pub(super) jobs: u32,
+    /// It declined; nothing is offered before.
+    pub(super) declined_until: Time,
+    /// Pieces that it asks for.
+    pub(super) asks: VecDeque<(PieceNo, bool)>,
+    /// Pieces asked of it and not granted yet.
+    pub(super) asked: u32,
+    /// Fetches in flight from it.
+    pub(super) in_flight: u32,
+    pub(super) frames: Bucket,
+}
+
+impl Link {
+    pub(super) fn new(id: LinkId, peer: KeyId, ours: bool, near: bool, count: usize, frames: Bucket) -> Self {
+        Self {
+            id,
+            peer,
+            near,
+            ours,
+            begun: false,
+            have: PieceSet::new(count),
+            partial: BTreeMap::new(),
+            coming: PieceSet::new(count),
+            useful: 0,
+            load: 0,
+            jobs: 0,
+            declined_until: Time(0),
+            asks: VecDeque::new(),
+            asked: 0,
+            in_flight: 0,
+            frames,
+        }
+    }
+
+    pub(super) fn have(&self) -> &PieceSet {
+        &self.have
+    }
+}
+
+/// One manifest.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) id: WorkId,
+    pub(super) pieces: Pieces,
+    /// Ids of `links`, in the same order.
+    ids: Vec<LinkId>,
+    links: Vec<Link>,
+    /// Neighbours that have each piece whole.
+    available: Vec<u16>,
+    /// Neighbours in the rack that have each piece or fetch it, and this host if it fetches it from outside.
+    near: Vec<u16>,
+    /// Pieces for which `near` is not zero.
+    pub(super) near_set: PieceSet,
+    /// Held here, owned by this host, and with no neighbour: to be released. Empty unless this host is an origin.
+    pub(super) release: PieceSet,
+    /// Pieces that this host releases as one of the first holders.
+    owned: Option<PieceSet>,
+    /// Promised or just sent: not released again.
+    releasing: BTreeSet<PieceNo>,
+    /// Pieces that a loader waits for.
+    pub(super) urgent: BTreeSet<PieceNo>,
+    /// Pieces asked for by name: of whom and when.
+    pub(super) asks: BTreeMap<PieceNo, (LinkId, Time)>,
+    /// Stored and not told yet.
+    pub(super) fresh: Vec<PieceNo>,
+    pub(super) in_flight: usize,
+    /// Bytes sent, for fair shares among manifests.
+    pub(super) sent_bytes: u64,
+    pub(super) candidates: BTreeMap<KeyId, Known>,
+    /// The other first holders, among whom the release of pieces is shared.
+    pub(super) origins: Vec<KeyId>,
+    pub(super) turns: Option<Turns>,
+    pub(super) stalled: bool,
+}
+
+impl Work {
+    pub(super) fn new(id: WorkId, pieces: Pieces) -> Self {
+        let count = pieces.count();
+        Self {
+            id,
+            ids: Vec::new(),
+            links: Vec::new(),
+            available: vec![0; count],
+            near: vec![0; count],
+            near_set: PieceSet::new(count),
+            release: PieceSet::new(count),
+            owned: None,
+            releasing: BTreeSet::new(),
+            urgent: BTreeSet::new(),
+            asks: BTreeMap::new(),
+            fresh: Vec::new(),
+            in_flight: 0,
+            sent_bytes: 0,
+            candidates: BTreeMap::new(),
+            origins: Vec::new(),
+            turns: None,
+            stalled: false,
+            pieces,
+        }
+    }
+
+    pub(super) fn links(&self) -> &[Link] {
+        &self.links
+    }
+
+    pub(super) fn link_mut(&mut self, at: usize) -> &mut Link {
+        &mut self.links[at]
+    }
+
+    pub(super) fn find(&self, id: LinkId) -> Option<usize> {
+        self.ids.iter().position(|other| *other == id)
+    }
+
+    pub(super) fn find_mut(&mut self, id: LinkId) -> Option<&mut Link> {
+        self.find(id).map(|at| &mut self.links[at])
+    }
+
+    pub(super) fn available(&self, piece: PieceNo) -> u16 {
+        self.available[piece as usize]
+    }
+
+    pub(super) fn add_link(&mut self, link: Link) {
+        self.ids.push(link.id);
+        self.links.push(link);
+        let held = u32::try_from(self.pieces.held().len()).unwrap_or(u32::MAX);
+        if let Some(link) = self.links.last_mut() {
+            link.useful = held;
+        }
+    }
+
+    /// Forgets a link and all that its neighbour had.
+    pub(super) fn remove_link(&mut self, id: LinkId) -> Option<Link> {
+        let at = self.find(id)?;
+        let have: Vec<PieceNo> = self.links[at].have.iter().collect();
+        have.into_iter().for_each(|piece| self.forget(at, piece));
+        let coming: Vec<PieceNo> = self.links[at].coming.iter().collect();
+        coming.into_iter().for_each(|piece| self.not_coming(at, piece));
+        let gone: Vec<PieceNo> =
+            self.asks.iter().filter(|(_, (of, _))| *of == id).map(|(piece, _)| *piece).collect();
+        gone.into_iter().for_each(|piece| self.ask_ended(piece));
+        self.ids.remove(at);
+        Some(self.links.remove(at))
+    }
+
+    /// A neighbour has a piece whole. True if that is news.
+    pub(super) fn learn(&mut self, at: usize, piece: PieceNo) -> bool {
+        let link = &mut self.links[at];
+        if piece as usize >= self.pieces.count() || !link.have.insert(piece) {
+            return false;
+        }
+        if !link.partial.is_empty() {
+            link.partial.remove(&piece);
+        }
+        if self.pieces.held().contains(piece) {
+            link.useful -= 1;
+        }
+        self.available[piece as usize] += 1;
+        if self.available[piece as usize] == 1 {
+            self.release.remove(piece);
+            self.releasing.remove(&piece);
+        }
+        if link.near && !link.coming.remove(piece) {
+            self.near_more(piece);
+        }
+        true
+    }
+
+    /// A neighbour does not have a piece after all.
+    pub(super) fn forget(&mut self, at: usize, piece: PieceNo) {
+        let link = &mut self.links[at];
+        link.partial.remove(&piece);
+        if !link.have.remove(piece) {
+            return;
+        }
+        let near = link.near;
+        if self.pieces.held().contains(piece) {
+            link.useful += 1;
+        }
+        self.available[piece as usize] -= 1;
+        if near {
+            self.near_less(piece);
+        }
+        self.consider_release(piece);
+    }
+
+    /// A neighbour of the rack fetches a piece from outside.
+    pub(super) fn coming(&mut self, at: usize, piece: PieceNo) {
+        let link = &mut self.links[at];
+        if link.near && !link.have.contains(piece) && link.coming.insert(piece) {
+            self.near_more(piece);
+        }
+    }
+
+    pub(super) fn not_coming(&mut self, at: usize, piece: PieceNo) {
+        if self.links[at].coming.remove(piece) {
+            self.near_less(piece);
+        }
+    }
+
+    /// Somebody of the rack, or this host itself, has the piece or gets it from outside.
+    pub(super) fn near_more(&mut self, piece: PieceNo) {
+        if let Some(count) = self.near.get_mut(piece as usize) {
+            *count = count.saturating_add(1);
+            self.near_set.insert(piece);
+        }
+    }
+
+    pub(super) fn near_less(&mut self, piece: PieceNo) {
+        if let Some(count) = self.near.get_mut(piece as usize) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.near_set.remove(piece);
+            }
+        }
+    }
+
+    /// An ask was granted, declined, or given up.
+    pub(super) fn ask_ended(&mut self, piece: PieceNo) {
+        if let Some((link, _)) = self.asks.remove(&piece) {
+            if let Some(link) = self.find_mut(link) {
+                link.asked = link.asked.saturating_sub(1);
+            }
+            self.near_less(piece);
+        }
+    }
+
+    /// The piece is whole here now.
+    pub(super) fn hold(&mut self, piece: PieceNo) {
+        for link in &mut self.links {
+            link.useful += u32::from(!link.have.contains(piece));
+        }
+        self.fresh.push(piece);
+        self.urgent.remove(&piece);
+        self.consider_release(piece);
+    }
+
+    /// The piece is not whole here any more.
+    pub(super) fn unhold(&mut self, piece: PieceNo) {
+        for link in &mut self.links {
+            link.useful -= u32::from(!link.have.contains(piece));
+        }
+        self.release.remove(piece);
+        self.fresh.retain(|other| *other != piece);
+    }
+
+    /// This host is one of the first holders and releases these pieces.
+    pub(super) fn own(&mut self, owned: PieceSet) {
+        self.release = PieceSet::new(self.pieces.count());
+        let pieces: Vec<PieceNo> = owned.iter().collect();
+        self.owned = Some(owned);
+        pieces.into_iter().for_each(|piece| self.consider_release(piece));
+    }
+
+    /// This host holds all of it from the start and releases what it owns.
+    pub(super) fn is_origin(&self) -> bool {
+        self.owned.is_some()
+    }
+
+    /// The piece was promised to a neighbour for release.
+    pub(super) fn releasing(&mut self, piece: PieceNo) {
+        self.release.remove(piece);
+        self.releasing.insert(piece);
+    }
+
+    /// The promise was in vain, or nothing was heard of the piece since.
+    pub(super) fn release_again(&mut self, piece: PieceNo) {
+        self.releasing.remove(&piece);
+        self.consider_release(piece);
+    }
+
+    fn consider_release(&mut self, piece: PieceNo) {
+        let owned = self.owned.as_ref().is_some_and(|owned| owned.contains(piece));
+        if owned
+            && self.available[piece as usize] == 0
+            && !self.releasing.contains(&piece)
+            && self.pieces.held().contains(piece)
+        {
+            self.release.insert(piece);
+        }
+    }
+}
