@@ -1,8 +1,11 @@
 //! What the two planes reach behind them: the control plane's view of statements and manifests, the data plane's of layers.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use futures::future::BoxFuture;
+use quinn::{RecvStream, SendStream};
 use tokio::sync::watch;
 use tracing::warn;
 use weighlock_cache::{LayerReader, Store};
@@ -14,7 +17,7 @@ use weighlock_protocol::{KeyId, LayerId, ManifestDigest, StatementId};
 use crate::facts::{self, Facts};
 use crate::fetch::Fetcher;
 use crate::net::control::{Acceptance, Backend, IngestReport};
-use crate::net::data::Possession;
+use crate::net::data::{Pass, Possession, refuse_link};
 
 /// Bytes of a statement id that an entry id keeps; the rest tells who signed.
 const ENTRY_ID_BYTES: usize = 24;
@@ -191,6 +194,20 @@ impl Possession for DataBackend {
     fn sent(&self, peer: &KeyId, bytes: u64) {
         if let Some(fetcher) = self.fetcher.get() {
             fetcher.count_sent(peer, bytes);
+        }
+    }
+
+    fn admit(&self, peer: KeyId, layer: LayerId, groups: Range<u64>) -> BoxFuture<'static, Option<Pass>> {
+        let fetcher = self.fetcher.get().cloned();
+        Box::pin(async move { fetcher?.admit(peer, layer, groups).await })
+    }
+
+    fn link(&self, peer: KeyId, manifest: ManifestDigest, send: SendStream, recv: RecvStream) {
+        // What nobody published is nobody's business.
+        let published = self.facts.ledger().publishes_of(&manifest).next().is_some();
+        match self.fetcher.get().filter(|_| published) {
+            Some(fetcher) => fetcher.link(peer, manifest, send, recv),
+            None => refuse_link(send, recv),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use weighlock_protocol::swarm::SwarmConfig;
 
 use crate::error::{Error, Result};
 
@@ -72,12 +73,16 @@ pub struct Discovery {
 pub struct Limits {
     /// Data connections from others at once.
     pub connections_max: usize,
-    /// Gets served at once.
+    /// Neighbours that this host accepts per artifact; it looks for two thirds of that by itself.
+    pub neighbours_max: usize,
+    /// Pieces sent at once, all artifacts and peers together.
     pub uploads_max: usize,
-    /// Peers fetched from at once, per artifact.
-    pub sources_max: usize,
-    /// Ranges in flight from one peer.
-    pub slots_per_peer_max: usize,
+    /// Bytes per second sent to all peers together; 0 is no limit.
+    pub upload_bytes_per_s: u64,
+    /// Bytes per second sent to one peer; 0 is no limit.
+    pub upload_per_peer_bytes_per_s: u64,
+    /// Bytes per second fetched from all peers together; 0 is no limit.
+    pub download_bytes_per_s: u64,
     /// Loader and admin connections at once.
     pub local_connections_max: usize,
     /// Bytes that must stay free on the disk.
@@ -131,9 +136,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 512,
-            uploads_max: 64,
-            sources_max: 16,
-            slots_per_peer_max: 4,
+            neighbours_max: SwarmConfig::default().neighbours_max,
+            uploads_max: SwarmConfig::default().uploads_max,
+            upload_bytes_per_s: 0,
+            upload_per_peer_bytes_per_s: 0,
+            download_bytes_per_s: 0,
             local_connections_max: 1024,
             free_bytes_min: 256 << 20,
             stall_timeout_s: 15,
@@ -142,10 +149,47 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The limits of the swarm that follow from these.
+    pub fn swarm(&self) -> SwarmConfig {
+        let rate = |bytes_per_s: u64| (bytes_per_s > 0).then_some(bytes_per_s);
+        SwarmConfig {
+            neighbours_max: self.neighbours_max,
+            neighbours_target: (self.neighbours_max * 2).div_ceil(3),
+            uploads_max: self.uploads_max,
+            downloads_aim: self.uploads_max + 1,
+            downloads_max: (self.uploads_max + 1) * 2,
+            upload_bytes_per_s: rate(self.upload_bytes_per_s),
+            upload_per_peer_bytes_per_s: rate(self.upload_per_peer_bytes_per_s),
+            download_bytes_per_s: rate(self.download_bytes_per_s),
+            ..SwarmConfig::default()
+        }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".into(), json: false }
     }
+}
+
+/// What a level may be.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Checks a log filter: levels, or `target=level`, separated by commas. The library behind it would take a level
+/// with a typing error for a target and log nothing.
+///
+/// # Errors
+/// The part that is wrong.
+pub fn check_log_filter(filter: &str) -> Result<(), String> {
+    for part in filter.split(',').map(str::trim) {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        // `target[span{field=value}]` has no level.
+        if !LEVELS.iter().any(|known| level.eq_ignore_ascii_case(known)) && !part.ends_with(']') {
+            return Err(format!("`{level}` is not a log level: {}", LEVELS.join(", ")));
+        }
+    }
+    tracing_subscriber::EnvFilter::try_new(filter).map(drop).map_err(|e| e.to_string())
 }
 
 impl Config {
@@ -196,9 +240,8 @@ impl Config {
     pub fn check(&self) -> Result<(), String> {
         let positive = [
             ("limits.connections_max", self.limits.connections_max as u64),
+            ("limits.neighbours_max", self.limits.neighbours_max as u64),
             ("limits.uploads_max", self.limits.uploads_max as u64),
-            ("limits.sources_max", self.limits.sources_max as u64),
-            ("limits.slots_per_peer_max", self.limits.slots_per_peer_max as u64),
             ("limits.local_connections_max", self.limits.local_connections_max as u64),
             ("limits.stall_timeout_s", self.limits.stall_timeout_s),
         ];
@@ -207,9 +250,8 @@ impl Config {
         }
         let bounded = [
             ("limits.connections_max", self.limits.connections_max as u64, 65_536),
-            ("limits.uploads_max", self.limits.uploads_max as u64, 65_536),
-            ("limits.sources_max", self.limits.sources_max as u64, 1024),
-            ("limits.slots_per_peer_max", self.limits.slots_per_peer_max as u64, 64),
+            ("limits.neighbours_max", self.limits.neighbours_max as u64, 1024),
+            ("limits.uploads_max", self.limits.uploads_max as u64, 64),
             ("limits.local_connections_max", self.limits.local_connections_max as u64, 65_536),
             ("limits.stall_timeout_s", self.limits.stall_timeout_s, 86_400),
             ("limits.drain_timeout_s", self.limits.drain_timeout_s, 86_400),
@@ -223,6 +265,7 @@ impl Config {
                 self.listen.http
             ));
         }
+        check_log_filter(&self.log.level).map_err(|e| format!("log.level `{}`: {e}", self.log.level))?;
         if self.labels.len() > 32 {
             return Err("labels has more than 32 entries".into());
         }
@@ -353,6 +396,20 @@ mod tests {
         assert!(config.check().expect_err("zero").contains("limits.uploads_max"));
         let config = Config { hardware: Some("h100".into()), ..Config::default() };
         assert!(config.check().expect_err("no slash").contains("vendor/arch"));
+    }
+
+    #[test]
+    fn a_log_filter_with_a_typing_error_is_refused() {
+        for good in ["info", "WARN", "off", "info,weighlock=debug", "weighlock::net=trace, warn", "a[b]=info"]
+        {
+            assert_eq!(check_log_filter(good), Ok(()), "{good}");
+        }
+        for bad in ["", "infoo", "weighlock=debg", "info,", "info,,warn", "loud", "weighlock", "a[b=info"] {
+            assert!(check_log_filter(bad).is_err(), "{bad:?}");
+        }
+        let mut config = Config::default();
+        config.log.level = "verbose".into();
+        assert!(config.check().expect_err("no level").contains("log.level"));
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! The rehearsal's command line: one run, a sweep over seeds, or one seed of a sweep again.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use weighlock_sim::args::RunArgs;
+use weighlock_sim::draw::draw;
+use weighlock_sim::fold::{self, FoldOptions};
 use weighlock_sim::scenario::Scenario;
 use weighlock_sim::{Options, Report, World};
 
@@ -16,52 +20,36 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs one scenario and prints a table; the last line is JSON.
-    Run {
-        #[arg(long, value_enum, default_value = "flash-crowd")]
-        scenario: Scenario,
-        /// Hosts that fetch.
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=20_000))]
-        hosts: u32,
-        /// Size of the artifact in GiB; fractions are fine.
-        #[arg(long, default_value_t = 1.0, value_parser = gib)]
-        gib: f64,
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Uploads that a host serves at a time.
-        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
-        uploads: u32,
-        /// Connections of each host, about.
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=1_000))]
-        neighbours: u32,
-        /// Hosts that serve wrong bytes, where the scenario has any.
-        #[arg(long, default_value_t = 1)]
-        liars: u16,
-        /// Transfers cut at a random point, of a thousand.
-        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000))]
-        loss_permille: u32,
-        /// Crashes with a restart.
-        #[arg(long, default_value_t = 0)]
-        crashes: u16,
-        /// Writes the JSON to this file too.
-        #[arg(long)]
-        out: Option<PathBuf>,
-    },
-    /// Runs small hostile worlds, one per seed and scenario, and stops at the first that violates an invariant.
+    /// Runs one scenario, prints a table and draws the completion curve; the last line is JSON.
+    Run(Box<RunArgs>),
+    /// Runs small hostile worlds, one per seed and scenario, and reports those that violate an invariant.
     Sweep {
+        /// How many seeds
         #[arg(long, default_value_t = 50)]
         seeds: u64,
-        /// The first seed.
+        /// The first seed
         #[arg(long, default_value_t = 1)]
         from: u64,
-        /// Only this scenario.
+        /// Only this scenario
         #[arg(long, value_enum)]
         scenario: Option<Scenario>,
+        /// Goes on after a violation and lists all
+        #[arg(long)]
+        all: bool,
+    },
+    /// Runs worlds of the statement fold, one per seed: gossip, partitions, crashes, hostile authors, then healing.
+    Statements {
+        /// How many seeds
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
+        /// The first seed
+        #[arg(long, default_value_t = 1)]
+        from: u64,
     },
     /// Runs one seed of a sweep again and prints everything.
     Replay {
         seed: u64,
-        /// Only this scenario.
+        /// Only this scenario
         #[arg(long, value_enum)]
         scenario: Option<Scenario>,
     },
@@ -69,86 +57,113 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Run {
-            scenario,
-            hosts,
-            gib,
-            seed,
-            uploads,
-            neighbours,
-            liars,
-            loss_permille,
-            crashes,
-            out,
-        } => {
-            let bytes = (gib * f64::from(1 << 30)) as u64;
-            let mut options = Options::flash_crowd(hosts as usize, bytes, seed);
-            options.uploads_max = uploads as usize;
-            options.neighbours = neighbours as usize;
-            options.liars = usize::from(liars);
-            options.loss_permille = loss_permille;
-            options.crashes = usize::from(crashes);
-            scenario.apply(&mut options);
-            let report = show(options);
-            if let Some(path) = out
-                && let Err(error) = std::fs::write(&path, report.json() + "\n")
-            {
-                eprintln!("error: cannot write {}: {error}", path.display());
-                return ExitCode::FAILURE;
-            }
-            verdict(&report)
+        Command::Run(args) => run(&args),
+        Command::Sweep { seeds, from, scenario, all } => {
+            let code = if scenario.is_none() { statements(seeds, from, false) } else { ExitCode::SUCCESS };
+            if code == ExitCode::SUCCESS { sweep(seeds, from, scenario, all) } else { code }
         }
-        Command::Sweep { seeds, from, scenario } => sweep(seeds, from, scenario),
+        Command::Statements { seeds, from } => statements(seeds, from, seeds == 1),
         Command::Replay { seed, scenario } => {
-            let mut code = ExitCode::SUCCESS;
-            for scenario in chosen(scenario) {
-                let report = show(Options::draw(scenario, seed));
-                if !report.violations.is_empty() {
-                    code = ExitCode::FAILURE;
-                }
-            }
-            code
+            let reports = chosen(scenario).into_iter().map(|scenario| show(draw(scenario, seed)));
+            let bad = reports.filter(|report| !report.violations.is_empty()).count();
+            if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
     }
+}
+
+fn run(args: &RunArgs) -> ExitCode {
+    let report = show(args.options());
+    let picture = args.picture();
+    let files = [(picture.as_deref(), report.svg()), (args.out.as_deref(), report.json() + "\n")];
+    for (path, text) in files {
+        if let Some(path) = path
+            && let Err(code) = write(path, &text)
+        {
+            return code;
+        }
+    }
+    if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), ExitCode> {
+    std::fs::write(path, text).map_err(|error| {
+        eprintln!("error: cannot write {}: {error}", path.display());
+        ExitCode::FAILURE
+    })?;
+    eprintln!("wrote {}", path.display());
+    Ok(())
 }
 
 fn chosen(scenario: Option<Scenario>) -> Vec<Scenario> {
     scenario.map_or(Scenario::ALL.to_vec(), |one| vec![one])
 }
 
-fn gib(text: &str) -> Result<f64, String> {
-    let gib: f64 = text.parse().map_err(|_| "not a number".to_string())?;
-    if (0.000_1..=100_000.0).contains(&gib) { Ok(gib) } else { Err("between 0.0001 and 100000".into()) }
-}
-
+/// Standard output holds what is the same each time; how long it took goes to standard error.
 fn show(options: Options) -> Report {
     println!("{options}");
+    let begun = Instant::now();
     let report = World::new(options).run();
+    let seconds = begun.elapsed().as_secs_f64();
     println!("{report}");
     println!("{}", report.json());
+    let deeds = (report.counts.events + report.counts.frames) as f64;
+    eprintln!("took {seconds:.2} s, {:.2} million events and frames a second", deeds / seconds / 1e6);
     report
 }
 
-fn verdict(report: &Report) -> ExitCode {
-    if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn sweep(seeds: u64, from: u64, scenario: Option<Scenario>) -> ExitCode {
-    let mut runs = 0u64;
+fn sweep(seeds: u64, from: u64, scenario: Option<Scenario>, all: bool) -> ExitCode {
+    let (mut runs, mut bad) = (0u64, 0u64);
     for seed in from..from.saturating_add(seeds) {
         for scenario in chosen(scenario) {
-            let options = Options::draw(scenario, seed);
-            let text = options.to_string();
-            let report = World::new(options).run();
+            let report = World::new(draw(scenario, seed)).run();
             runs += 1;
-            if !report.violations.is_empty() {
-                println!("{text}\n{report}\nagain: weighlock-sim replay {seed} --scenario {scenario}");
-                println!("{}", report.json());
-                return ExitCode::FAILURE;
+            let Some(first) = report.violations.first() else {
+                continue;
+            };
+            bad += 1;
+            if all {
+                println!("{scenario} {seed}: {}: {}", first.check, first.what);
+                continue;
             }
+            println!(
+                "{}\n{report}\nagain: weighlock-sim replay {seed} --scenario {scenario}",
+                report.options
+            );
+            println!("{}", report.json());
+            return ExitCode::FAILURE;
         }
     }
-    println!("{runs} runs from seed {from} on, no violation");
-    println!("{{\"schema_version\":1,\"runs\":{runs},\"from\":{from},\"violations\":0}}");
+    println!(
+        "{runs} runs from seed {from} on, {}",
+        if bad == 0 { "no violation".into() } else { format!("{bad} violate an invariant") }
+    );
+    println!("{{\"schema_version\":2,\"runs\":{runs},\"from\":{from},\"violations\":{bad}}}");
+    if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// With `show` all of each world is printed, else only of the first that violates a rule.
+fn statements(seeds: u64, from: u64, show: bool) -> ExitCode {
+    for seed in from..from.saturating_add(seeds) {
+        let options = FoldOptions::draw(seed);
+        if show {
+            println!("{options}");
+        }
+        let report = fold::run(options);
+        let bad = !report.violations.is_empty();
+        if bad && !show {
+            println!("{}", report.options);
+        }
+        if bad || show {
+            println!("{report}");
+            println!("{}", report.json());
+        }
+        if bad {
+            eprintln!("again: weighlock-sim statements --from {seed}");
+            return ExitCode::FAILURE;
+        }
+    }
+    if !show {
+        println!("{seeds} statement worlds from seed {from} on, no violation");
+    }
     ExitCode::SUCCESS
 }

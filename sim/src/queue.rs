@@ -1,47 +1,111 @@
 //! What happens next: events by time, and in order of their making where times are equal.
+//!
+//! Most events are messages that take one of a few fixed latencies: each latency has a lane, and a lane is in order by
+//! itself. Only the rest needs a heap.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
 
 use weighlock_protocol::Time;
 
 /// A queue of future events.
 #[derive(Debug)]
 pub struct Queue<E> {
-    events: BTreeMap<(Time, u64), E>,
+    lanes: Vec<Lane<E>>,
+    heap: BinaryHeap<Reverse<Entry<E>>>,
     next: u64,
 }
 
-impl<E> Default for Queue<E> {
-    fn default() -> Self {
-        Self { events: BTreeMap::new(), next: 0 }
+#[derive(Debug)]
+struct Lane<E> {
+    delay: Duration,
+    events: VecDeque<Entry<E>>,
+}
+
+#[derive(Debug)]
+struct Entry<E> {
+    key: (Time, u64),
+    event: E,
+}
+
+impl<E> PartialEq for Entry<E> {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+impl<E> Eq for Entry<E> {}
+
+impl<E> PartialOrd for Entry<E> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<E> Ord for Entry<E> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key.cmp(&other.key)
     }
 }
 
 impl<E> Queue<E> {
-    /// Lets `event` happen at `at`.
-    pub fn push(&mut self, at: Time, event: E) {
-        self.events.insert((at, self.next), event);
-        self.next += 1;
+    /// An empty queue with a lane per latency.
+    pub fn new(latencies: &[Duration]) -> Self {
+        let lanes = latencies.iter().map(|delay| Lane { delay: *delay, events: VecDeque::new() });
+        Self { lanes: lanes.collect(), heap: BinaryHeap::new(), next: 0 }
     }
 
-    /// Takes the earliest event.
-    pub fn pop(&mut self) -> Option<(Time, E)> {
-        self.events.pop_first().map(|((at, _), event)| (at, event))
+    /// Lets `event` happen at `at`.
+    pub fn push(&mut self, at: Time, event: E) {
+        let key = (at, self.number());
+        self.heap.push(Reverse(Entry { key, event }));
+    }
+
+    /// Lets `event` happen after the latency of `lane`. `now` never decreases from call to call.
+    pub fn send(&mut self, now: Time, lane: u8, event: E) {
+        let number = self.number();
+        let lane = &mut self.lanes[usize::from(lane)];
+        lane.events.push_back(Entry { key: (now + lane.delay, number), event });
     }
 
     /// When the earliest event happens.
     pub fn next_at(&self) -> Option<Time> {
-        self.events.first_key_value().map(|((at, _), _)| *at)
+        let lane = self.lanes.iter().filter_map(|lane| lane.events.front()).map(|entry| entry.key.0).min();
+        let heap = self.heap.peek().map(|entry| entry.0.key.0);
+        lane.into_iter().chain(heap).min()
+    }
+
+    /// Takes the earliest event.
+    pub fn pop(&mut self) -> Option<(Time, E)> {
+        let mut first = self.heap.peek().map(|entry| (entry.0.key, None));
+        for (index, lane) in self.lanes.iter().enumerate() {
+            if let Some(entry) = lane.events.front()
+                && first.is_none_or(|(key, _)| entry.key < key)
+            {
+                first = Some((entry.key, Some(index)));
+            }
+        }
+        let entry = match first? {
+            (_, Some(lane)) => self.lanes[lane].events.pop_front(),
+            (_, None) => self.heap.pop().map(|entry| entry.0),
+        };
+        entry.map(|entry| (entry.key.0, entry.event))
     }
 
     /// Events waiting.
     pub fn len(&self) -> usize {
-        self.events.len()
+        self.heap.len() + self.lanes.iter().map(|lane| lane.events.len()).sum::<usize>()
     }
 
     /// True if nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
+        self.len() == 0
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
     }
 }
 
@@ -50,13 +114,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn earliest_first_and_equal_times_in_order() {
-        let mut queue = Queue::default();
-        for (at, what) in [(5, 'c'), (1, 'a'), (5, 'd'), (2, 'b')] {
-            queue.push(Time(at), what);
-        }
+    fn earliest_first_and_equal_times_in_order_of_making() {
+        let mut queue = Queue::new(&[Duration::from_nanos(4), Duration::from_nanos(1)]);
+        queue.push(Time(5), 'c');
+        queue.push(Time(1), 'a');
+        queue.send(Time(1), 0, 'd');
+        queue.send(Time(1), 1, 'b');
+        queue.push(Time(5), 'e');
+        queue.send(Time(1), 0, 'f');
+        assert_eq!((queue.len(), queue.next_at()), (6, Some(Time(1))));
         let all: String = std::iter::from_fn(|| queue.pop()).map(|(_, what)| what).collect();
-        assert_eq!(all, "abcd");
+        assert_eq!(all, "abcdef");
         assert!(queue.is_empty());
     }
 }

@@ -1,40 +1,60 @@
 //! Bringing an artifact here: one fetch per manifest, whoever asks, with progress for all who wait.
 
+mod delta;
 mod driver;
+mod gets;
+mod jobs;
+mod layers;
+mod links;
+mod run;
 mod sources;
+mod wait;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use quinn::{RecvStream, SendStream};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use weighlock_cache::Store;
 use weighlock_protocol::manifest::Manifest;
-use weighlock_protocol::{KeyId, ManifestDigest};
+use weighlock_protocol::swarm::{RackId, SwarmConfig};
+use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
+pub use delta::DeltaLimits;
+pub use driver::WorkReport;
+
+use self::driver::Happening;
 use crate::error::{Error, Kind, Result};
 use crate::facts;
 use crate::local::message::Progress;
-use crate::net::control::ControlHandle;
-use crate::net::data::DataPlane;
+use crate::net::control::{ControlEvent, ControlHandle};
+use crate::net::data::{DataPlane, Pass};
+
+/// Pause between two looks for a manifest that no connected host has.
+const MANIFEST_RETRY: Duration = Duration::from_secs(1);
 
 /// Limits of fetching.
 #[derive(Debug, Clone)]
 pub struct FetchLimits {
-    /// Peers fetched from at once, per manifest.
-    pub sources_max: usize,
-    /// Ranges in flight from one peer.
-    pub slots_per_peer_max: usize,
+    /// Limits of the swarm: neighbours, uploads, downloads, rates.
+    pub swarm: SwarmConfig,
     /// Longest wait for the next bytes of a range.
     pub stall: Duration,
     /// A fetch that moves nothing for this long, because nobody has what is missing, fails for those who wait.
     pub patience: Duration,
-    /// Memory for ranges in flight is bounded by this many bytes of them, per manifest.
-    pub in_flight_bytes_max: u64,
+    /// How long those who need a manifest that no connected host has are kept waiting: after a start connections are
+    /// still being made.
+    pub manifest_patience: Duration,
+    /// After a full disk, fetching goes on once so many bytes are available, or all that are missing.
+    pub room_bytes_min: u64,
+    /// Limits of taking tensors from layers that are here already.
+    pub delta: DeltaLimits,
 }
 
 /// Counters of one peer since the daemon started.
@@ -59,6 +79,14 @@ struct Inner {
     control: ControlHandle,
     data: DataPlane,
     limits: FetchLimits,
+    /// This host's rack.
+    rack: Option<RackId>,
+    /// Tells the loop around the swarm.
+    swarm: mpsc::Sender<Happening>,
+    /// The latest failure of the disk.
+    disk_error: Mutex<Option<Error>>,
+    /// Admitted hosts other than this one.
+    members: watch::Receiver<Arc<BTreeSet<KeyId>>>,
     running: Mutex<BTreeMap<ManifestDigest, Running>>,
     bans: Mutex<BTreeMap<KeyId, Instant>>,
     traffic: Mutex<BTreeMap<KeyId, PeerTraffic>>,
@@ -75,6 +103,8 @@ struct Inner {
 pub struct Arrival {
     manifest: Manifest,
     running: Option<Running>,
+    /// The last word on its progress was told.
+    told: bool,
 }
 
 /// What [`Arrival::next`] tells.
@@ -100,6 +130,9 @@ impl Arrival {
             Ok(Ok(done)) => done.clone(),
             Ok(Err(_)) => None,
         };
+        if !std::mem::replace(&mut self.told, true) {
+            return Ok(Step::Progress(running.progress.borrow().clone()));
+        }
         let stopping =
             || Err(Error::unavailable("the daemon is stopping").hint("open it again when it runs"));
         done.unwrap_or_else(stopping).map(|()| Step::Here(self.manifest.clone()))
@@ -110,24 +143,34 @@ impl Arrival {
 struct Running {
     progress: watch::Receiver<Progress>,
     done: watch::Receiver<Option<Result<()>>>,
+    urgent: mpsc::Sender<wait::Urgent>,
     cancel: CancellationToken,
 }
 
 impl Fetcher {
-    /// Nothing runs yet.
+    /// Starts the loop around the swarm; nothing is fetched yet. `members` are the admitted hosts other than this one,
+    /// `labels` this host's own.
+    #[expect(clippy::too_many_arguments, reason = "the composition root hands in each part once")]
     pub fn new(
         store: Store,
         control: ControlHandle,
         data: DataPlane,
         limits: FetchLimits,
+        members: watch::Receiver<Arc<BTreeSet<KeyId>>>,
+        labels: &BTreeMap<String, String>,
         grown: watch::Sender<u64>,
         stop: CancellationToken,
     ) -> Self {
+        let (swarm, heard) = mpsc::channel(driver::HAPPENINGS_MAX);
         let inner = Inner {
             store,
             control,
             data,
             limits,
+            rack: sources::rack(labels),
+            swarm,
+            disk_error: Mutex::default(),
+            members,
             running: Mutex::default(),
             bans: Mutex::default(),
             traffic: Mutex::default(),
@@ -137,7 +180,14 @@ impl Fetcher {
             tasks: TaskTracker::new(),
             stop,
         };
-        Self { inner: Arc::new(inner) }
+        let inner = Arc::new(inner);
+        let mut seed = [0; 8];
+        if let Err(e) = getrandom::fill(&mut seed) {
+            // Only the order of choices hangs on it.
+            warn!(error = %e, "no randomness from the system");
+        }
+        inner.tasks.spawn(driver::run(inner.clone(), heard, u64::from_le_bytes(seed)));
+        Self { inner }
     }
 
     /// Starts to bring all of `digest` here, fetching what is missing. Several callers share one fetch; dropping the
@@ -163,17 +213,48 @@ impl Fetcher {
             self.note_change();
         }
         let running = if complete { None } else { Some(self.start(&manifest)) };
-        Ok(Arrival { manifest, running })
+        Ok(Arrival { manifest, running, told: false })
     }
 
-    /// The manifest, asked of peers if it is not here.
+    /// The manifest, asked of peers if it is not here, again and again for [`FetchLimits::manifest_patience`].
     ///
     /// # Errors
-    /// No connected peer has it.
+    /// No peer had it in that time, or there is nobody to ask; then it fails at once.
     pub async fn manifest(&self, digest: ManifestDigest) -> Result<Manifest> {
+        let since = Instant::now();
+        loop {
+            // Subscribed before the look: a host that connects in the middle of it is asked right after.
+            let mut events = self.inner.control.events().map_err(Error::unavailable)?;
+            if let Some(manifest) = self.manifest_now(digest).await? {
+                return Ok(manifest);
+            }
+            let missing = |who: &str| Error::unavailable(format!("{who} has the manifest {digest}"));
+            if self.inner.members.borrow().is_empty() {
+                return Err(missing("this host is alone in its cluster and neither it nor anyone else")
+                    .hint("add the artifact again, or let a host that has it join (`weighlock invite`)"));
+            }
+            let Some(left) = self.inner.limits.manifest_patience.checked_sub(since.elapsed()) else {
+                return Err(missing("no connected host")
+                    .hint("see `weighlock peers`; it comes as soon as a host that has it is reachable"));
+            };
+            tokio::select! {
+                () = self.inner.stop.cancelled() => {
+                    return Err(Error::unavailable("the daemon is stopping").hint("open it again when it runs"));
+                }
+                () = connected(&mut events) => {}
+                () = tokio::time::sleep(left.min(MANIFEST_RETRY)) => {}
+            }
+        }
+    }
+
+    /// The manifest if it is here or a connected peer has it now.
+    ///
+    /// # Errors
+    /// The store failed, or the control plane has stopped.
+    pub async fn manifest_now(&self, digest: ManifestDigest) -> Result<Option<Manifest>> {
         let store = self.inner.store.clone();
         if let Some(manifest) = blocking(move || facts::manifest(&store, &digest)).await? {
-            return Ok(manifest);
+            return Ok(Some(manifest));
         }
         let connected = self.inner.control.peers().await.map_err(Error::unavailable)?;
         let mut peers: Vec<KeyId> = connected.into_iter().map(|peer| peer.key).collect();
@@ -192,10 +273,7 @@ impl Fetcher {
             }
         }
         let store = self.inner.store.clone();
-        blocking(move || facts::manifest(&store, &digest)).await?.ok_or_else(|| {
-            Error::unavailable(format!("no connected host has the manifest {digest}"))
-                .hint("see `weighlock peers`; it comes as soon as a host that has it is reachable")
-        })
+        blocking(move || facts::manifest(&store, &digest)).await
     }
 
     /// Ends the fetch of `digest`, if one runs, and waits for its end. What it stored stays.
@@ -205,6 +283,31 @@ impl Fetcher {
             running.cancel.cancel();
             let _ = running.done.wait_for(Option::is_some).await;
         }
+        let (closed, wait) = oneshot::channel();
+        let _ = self.inner.swarm.send(Happening::Close { digest: *digest, closed: Some(closed) }).await;
+        let _ = wait.await;
+    }
+
+    /// A host opened a link to this one.
+    pub(crate) fn link(&self, peer: KeyId, digest: ManifestDigest, send: SendStream, recv: RecvStream) {
+        let swarm = self.inner.swarm.clone();
+        self.inner.tasks.spawn(async move {
+            let _ = swarm.send(Happening::LinkIn { peer, digest, send, recv }).await;
+        });
+    }
+
+    /// Waits for the turn of a peer that asks for groups of a layer. `None` if it is not to be served now.
+    pub(crate) async fn admit(&self, peer: KeyId, layer: LayerId, groups: Range<u64>) -> Option<Pass> {
+        let (admitted, wait) = oneshot::channel();
+        self.inner.swarm.send(Happening::Asked { peer, layer, groups, admitted }).await.ok()?;
+        wait.await.ok()
+    }
+
+    /// What goes on with each manifest that this host fetches or gives to others.
+    pub async fn works(&self) -> Vec<WorkReport> {
+        let (answer, wait) = oneshot::channel();
+        let _ = self.inner.swarm.send(Happening::Status { answer }).await;
+        wait.await.unwrap_or_default()
     }
 
     /// Fetches in progress.
@@ -260,19 +363,22 @@ impl Fetcher {
             watch::channel(Progress { phase: "fetch".into(), ..Progress::default() });
         let (done, done_seen) = watch::channel(None);
         let cancel = self.inner.stop.child_token();
-        let one = Running { progress: progress_seen, done: done_seen, cancel: cancel.clone() };
+        let (urgent, wanted) = wait::urgent();
+        let one = Running { progress: progress_seen, done: done_seen, urgent, cancel: cancel.clone() };
         running.insert(digest, one.clone());
         self.inner.changed.send_modify(|n| *n += 1);
         let (inner, manifest) = (self.inner.clone(), manifest.clone());
         self.inner.tasks.spawn(async move {
             let started = Instant::now();
             let ended = Ended { inner: inner.clone(), digest };
-            let result = driver::run(&inner, &manifest, &progress, &cancel).await;
+            let (all, reused) = (manifest.total_bytes(), progress.subscribe());
+            let result = run::run(&inner, &manifest, progress, wanted, &cancel).await;
             drop(ended);
             match &result {
                 Ok(()) => {
                     let seconds = started.elapsed().as_secs_f64();
-                    info!(%digest, bytes = manifest.total_bytes(), seconds, "artifact is complete");
+                    let reused_bytes = reused.borrow().reused_bytes;
+                    info!(%digest, bytes = all, reused_bytes, seconds, "artifact is complete");
                     inner.changed.send_modify(|n| *n += 1);
                 }
                 Err(e) if e.kind == Kind::Unavailable => info!(%digest, error = %e, "fetch paused"),
@@ -281,6 +387,18 @@ impl Fetcher {
             let _ = done.send(Some(result));
         });
         one
+    }
+}
+
+/// Waits until a host connects, or until that may have gone unheard.
+async fn connected(events: &mut broadcast::Receiver<ControlEvent>) {
+    loop {
+        match events.recv().await {
+            Ok(ControlEvent::Connected(_)) => return,
+            Ok(_) => {}
+            Err(broadcast::error::RecvError::Lagged(_)) => return,
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
     }
 }
 
@@ -306,6 +424,22 @@ impl Inner {
         let now = Instant::now();
         bans.retain(|_, until| *until > now);
         bans.get(peer).copied()
+    }
+
+    /// Counts bytes that came from a peer and tells of the growth.
+    fn fetched(&self, peer: &KeyId, bytes: u64) {
+        self.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.count(peer, |traffic| traffic.fetched_bytes += bytes);
+        self.grown.send_modify(|n| *n += 1);
+    }
+
+    fn set_disk_error(&self, error: Error) {
+        *self.disk_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    fn disk_error(&self) -> Error {
+        let error = self.disk_error.lock().unwrap_or_else(PoisonError::into_inner).take();
+        error.unwrap_or_else(|| Error::internal("the disk failed"))
     }
 
     fn ban(&self, peer: KeyId, duration: Duration) {

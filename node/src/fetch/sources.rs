@@ -1,93 +1,83 @@
-//! Finding hosts that have a manifest and hearing what each of them declares, while a fetch runs.
+//! Hosts that have something of an artifact: who they are, where they are, in which rack.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tracing::debug;
-use weighlock_protocol::wire::bao::GroupSet;
-use weighlock_protocol::{KeyId, ManifestDigest};
+use weighlock_protocol::swarm::{Candidate, RackId};
+use weighlock_protocol::wire::host::HostRecord;
+use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
-use super::Inner;
-use crate::net::data::{self, GetError};
+use super::{Inner, blocking};
+use crate::error::Error;
+use crate::facts;
 
-/// How often hosts are looked for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// Look-ups in the provider table come once in this many rounds, and in the first.
-const TABLE_ROUNDS: u64 = 20;
-/// Pause before a host that could not be reached is tried again.
-const RETRY: Duration = Duration::from_secs(2);
-/// A host that has declared nothing for this long makes room for another.
-const IDLE_MAX: Duration = Duration::from_secs(10);
-
-/// What is heard of a source.
-#[derive(Debug)]
-pub(super) enum Heard {
-    /// It has these groups of some layers, by place in `Manifest::layers`, beside what it declared before.
-    Declared { peer: KeyId, layers: Vec<(u32, GroupSet)> },
-    /// It cannot be reached any more.
-    Gone { peer: KeyId },
+/// Hosts that take part in an artifact, as their records say. Those that hold more than they list may, too.
+pub(super) fn candidates(inner: &Inner, digest: &ManifestDigest) -> Vec<Candidate> {
+    let own = inner.control.key();
+    let records = inner.control.host_records();
+    let records = records.borrow();
+    let candidate = |(host, known): (&KeyId, &crate::net::control::KnownHost)| {
+        let record = &known.record;
+        let held = record.held.iter().find(|held| held.digest == *digest);
+        let takes_part = *host != own && (held.is_some() || record.held_truncated);
+        takes_part.then(|| Candidate {
+            peer: *host,
+            rack: rack_id(record),
+            complete: held.is_some_and(|held| held.complete),
+        })
+    };
+    records.iter().filter_map(candidate).collect()
 }
 
-/// Looks for hosts until the fetch that listens at the other end of `heard` is dropped.
-pub(super) async fn look(
-    inner: Arc<Inner>,
-    digest: ManifestDigest,
-    heard: mpsc::Sender<Heard>,
-    mut again: mpsc::UnboundedReceiver<KeyId>,
-) {
-    let mut watching: BTreeMap<KeyId, tokio::task::AbortHandle> = BTreeMap::new();
-    let mut watchers: JoinSet<KeyId> = JoinSet::new();
-    let mut listed: BTreeSet<KeyId> = BTreeSet::new();
-    let mut table: JoinSet<Vec<KeyId>> = JoinSet::new();
-    for round in 0u64.. {
-        // Beside the rest: a member that is down makes the look-up wait.
-        if round % TABLE_ROUNDS == 0 && table.is_empty() {
-            let inner = inner.clone();
-            table.spawn(async move { inner.control.providers(digest).await.unwrap_or_default() });
-        }
-        while let Some(providers) = table.try_join_next() {
-            listed = providers.unwrap_or_default().into_iter().collect();
-        }
-        // Those that say they have all of it come first, those that may have some of it last.
-        let mut ranked: BTreeMap<KeyId, u8> = listed.iter().map(|host| (*host, 1)).collect();
-        for (host, known) in inner.control.host_records().borrow().iter() {
-            let record = &known.record;
-            match record.held.iter().find(|held| held.digest == digest) {
-                Some(held) => ranked.insert(*host, if held.complete { 0 } else { 2 }),
-                None if record.held_truncated => Some(*ranked.entry(*host).or_insert(3)),
-                None => None,
-            };
-        }
-        ranked.remove(&inner.control.key());
-        // Among equals each host starts elsewhere, or everybody would crowd the same few.
-        let mut candidates: Vec<KeyId> = ranked.keys().copied().collect();
-        let own = inner.control.key();
-        candidates.sort_by_key(|host| (ranked[host], distance(&own, host)));
-        for peer in candidates {
-            if watching.len() >= inner.limits.sources_max {
-                break;
-            }
-            if watching.contains_key(&peer) || inner.banned_until(&peer).is_some() {
-                continue;
-            }
-            let handle = watchers.spawn(watch(inner.clone(), peer, digest, heard.clone()));
-            watching.insert(peer, handle);
-        }
-        let pause = tokio::time::sleep(LOOK_INTERVAL);
-        tokio::pin!(pause);
-        loop {
-            tokio::select! {
-                () = heard.closed() => return,
-                () = &mut pause => break,
-                Some(ended) = watchers.join_next() => if let Ok(peer) = ended { watching.remove(&peer); },
-                Some(peer) = again.recv() => if let Some(watcher) = watching.remove(&peer) { watcher.abort(); },
-            }
-        }
+/// Hosts that may have something of an artifact: those that say they have all of it come first, then those that are
+/// `listed` as providers, those that may have some of it last.
+pub(super) fn ranked(inner: &Inner, digest: &ManifestDigest, listed: &BTreeSet<KeyId>) -> Vec<KeyId> {
+    let mut ranked: BTreeMap<KeyId, u8> = listed.iter().map(|host| (*host, 1)).collect();
+    for (host, known) in inner.control.host_records().borrow().iter() {
+        let record = &known.record;
+        match record.held.iter().find(|held| held.digest == *digest) {
+            Some(held) => ranked.insert(*host, if held.complete { 0 } else { 2 }),
+            None if record.held_truncated => Some(*ranked.entry(*host).or_insert(3)),
+            None => None,
+        };
     }
+    let own = inner.control.key();
+    ranked.remove(&own);
+    // Among equals each host starts elsewhere, or everybody would crowd the same few.
+    let mut hosts: Vec<KeyId> = ranked.keys().copied().collect();
+    hosts.sort_by_key(|host| (ranked[host], distance(&own, host)));
+    hosts
+}
+
+/// The rack that a host says it is in.
+pub(super) fn rack_of(inner: &Inner, peer: &KeyId) -> Option<RackId> {
+    inner.control.host_records().borrow().get(peer).and_then(|known| rack_id(&known.record))
+}
+
+fn rack_id(record: &HostRecord) -> Option<RackId> {
+    rack(&record.labels)
+}
+
+/// The rack that labels name: racks of different zones may have the same name.
+pub(super) fn rack(labels: &BTreeMap<String, String>) -> Option<RackId> {
+    let rack = labels.get("rack")?;
+    let zone = labels.get("zone").map_or("", String::as_str);
+    let hash = blake3::hash(format!("{zone}\0{rack}").as_bytes());
+    let mut id = [0; 8];
+    id.copy_from_slice(&hash.as_bytes()[..8]);
+    Some(RackId(u64::from_le_bytes(id)))
+}
+
+/// The layers of an artifact, in loading order, if all of it is here and may be given to others.
+pub(super) async fn complete_layers(inner: &Inner, digest: ManifestDigest) -> Option<Vec<(LayerId, u64)>> {
+    let store = inner.store.clone();
+    let look = move || {
+        let Some(manifest) = facts::manifest(&store, &digest)? else { return Ok(None) };
+        let complete = store.manifest_complete(&manifest).map_err(Error::from)?;
+        let layers = manifest.layers().map(|layer| (layer.id, layer.size)).collect();
+        Ok(complete.then_some(layers))
+    };
+    blocking(look).await.ok().flatten()
 }
 
 /// A random-looking order of hosts that differs from host to host.
@@ -110,44 +100,4 @@ pub(super) fn addresses(inner: &Inner, peer: &KeyId) -> Vec<SocketAddr> {
         .find(|contact| contact.host == *peer)
         .map(|contact| contact.data)
         .unwrap_or_default()
-}
-
-/// Hears what one host declares until it ends; then waits a little, so that it is not tried at once again.
-async fn watch(inner: Arc<Inner>, peer: KeyId, digest: ManifestDigest, heard: mpsc::Sender<Heard>) -> KeyId {
-    let result = listen(&inner, peer, digest, &heard).await;
-    match result {
-        // It has all of it and said so; the stream's end is no loss. It stays a source as long as it lives.
-        Ok(connection) => {
-            connection.closed().await;
-        }
-        Err(e) => debug!(%peer, %digest, error = %e, "source not usable"),
-    }
-    let _ = heard.send(Heard::Gone { peer }).await;
-    tokio::time::sleep(RETRY).await;
-    peer
-}
-
-async fn listen(
-    inner: &Inner,
-    peer: KeyId,
-    digest: ManifestDigest,
-    heard: &mpsc::Sender<Heard>,
-) -> Result<quinn::Connection, GetError> {
-    let connection = inner.data.connect(peer, &addresses(inner, &peer)).await?;
-    let mut declared = data::possession(&connection, digest).await?;
-    let mut useful = false;
-    loop {
-        let next = if useful {
-            declared.next().await
-        } else {
-            let idle = || GetError::Lost("it has nothing of this yet".into());
-            tokio::time::timeout(IDLE_MAX, declared.next()).await.map_err(|_| idle())?
-        };
-        let Some(item) = next? else { break };
-        useful |= !item.layers.is_empty();
-        if heard.send(Heard::Declared { peer, layers: item.layers }).await.is_err() {
-            break;
-        }
-    }
-    Ok(connection)
 }

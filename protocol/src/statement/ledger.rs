@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::authority::{Authority, Held, Set};
-use super::body::{Kind, Statement};
+use super::body::{Kind, Role, Root, Statement};
 use super::chain::Chains;
 use super::envelope::{Envelope, SIGNATURES_MAX, Signed, StatementError, Unverified, Verified};
 use super::summary::Summary;
 use super::tags::Tags;
 use super::why::{Status, Why};
 use crate::id::{ClusterId, KeyId, StatementId};
+
+/// One in so many places of a ledger is kept free of publishes and unknown kinds.
+pub const SAID_SHARE: usize = 16;
 
 /// What a ledger is told from outside the set.
 #[derive(Debug, Clone)]
@@ -22,7 +25,7 @@ pub struct LedgerConfig {
     pub clock_tolerance_secs: u64,
     /// How long before its expiry a root raises an alarm, in seconds.
     pub root_warning_secs: u64,
-    /// Most statements held.
+    /// Most statements held. A part of the room, one in [`SAID_SHARE`], is only for what changes authority.
     pub statements_max: usize,
     /// Most statements held that have no effect.
     pub idle_max: usize,
@@ -129,6 +132,8 @@ pub struct Ledger {
     pub(super) chains: Chains,
     pub(super) authority: Authority,
     authority_idle: Idle,
+    /// What came since the last fold and may have no effect.
+    fresh: Idle,
     /// Publishes and unknown statements without effect.
     said_idle: Idle,
     pub(super) tags: Tags,
@@ -146,6 +151,7 @@ impl Ledger {
             chains: Chains::default(),
             authority: Authority::default(),
             authority_idle: Idle::default(),
+            fresh: Idle::default(),
             said_idle: Idle::default(),
             tags: Tags::default(),
             summary: Summary::default(),
@@ -189,7 +195,7 @@ impl Ledger {
         let mut stale = false;
         for (n, checked) in all {
             let said = is_said(checked.statement());
-            if said && stale {
+            if stale && (said || self.may_make_room(&checked)) {
                 self.refold();
                 stale = false;
             }
@@ -247,9 +253,13 @@ impl Ledger {
             _ => false,
         };
         if !effective {
-            self.check_room(&held.statement).map_err(Applied::Refused)?;
+            self.check_room(&held.statement, &held.signers).map_err(Applied::Refused)?;
         }
-        self.full("statements_max", self.set.len(), self.config.statements_max).map_err(Applied::Refused)?;
+        let max = self.config.statements_max;
+        let said = matches!(held.statement.kind, Kind::Publish(_) | Kind::Unknown { .. });
+        // Whoever publishes without end must leave room for its own revocation.
+        let max = if said { max - max / SAID_SHARE } else { max };
+        self.full("statements_max", self.set.len(), max).map_err(Applied::Refused)?;
 
         for signer in &held.signers {
             self.summary.insert(&id, signer);
@@ -270,6 +280,7 @@ impl Ledger {
             Kind::Unknown { .. } => self.said_idle.add(by),
             _ => {
                 self.authority_ids.insert(id);
+                self.fresh.add(by);
             }
         }
         self.set.insert(id, Box::new(held));
@@ -313,12 +324,18 @@ impl Ledger {
     }
 
     /// Whether there is room for a statement that may have no effect.
-    fn check_room(&self, statement: &Statement) -> Result<(), Refusal> {
+    fn check_room(&self, statement: &Statement, signers: &[KeyId]) -> Result<(), Refusal> {
         let by = &statement.by;
         let author_max = self.config.idle_per_author_max;
-        let author = self.said_idle.of(by) + self.authority_idle.of(by);
+        let author = self.said_idle.of(by) + self.authority_idle.of(by) + self.fresh.of(by);
+        let all = self.said_idle.all + self.authority_idle.all + self.fresh.all;
+        // Without the first root nothing ever has an effect, so nothing may keep it out.
+        if statement.cluster.is_none() {
+            return Ok(());
+        }
         // What can take effect at once must not be kept out by others' junk.
         match (&statement.kind, statement.chain) {
+            (Kind::Root(root), _) if self.would_rotate(root, signers) => return Ok(()),
             (_, Some(chain)) => {
                 if self.chains.would_link(by, chain) && self.authority.names(by) {
                     return Ok(());
@@ -335,7 +352,25 @@ impl Ledger {
             _ => {}
         }
         self.full("idle_per_author_max", author, author_max)?;
-        self.full("idle_max", self.said_idle.all + self.authority_idle.all, self.config.idle_max)
+        self.full("idle_max", all, self.config.idle_max)
+    }
+
+    /// Whether `root` would be the next in force, whoever its author is.
+    fn would_rotate(&self, root: &Root, signers: &[KeyId]) -> bool {
+        let admits = |root: &Root| root.roles.get(&Role::Admin).is_some_and(|admin| admin.met_by(signers));
+        self.authority
+            .root()
+            .is_some_and(|(id, now)| root.prev_root == Some(id) && admits(now) && admits(root))
+    }
+
+    /// Whether a statement has no room until a fold tells which of the latest ones need none.
+    fn may_make_room(&self, checked: &Checked) -> bool {
+        let statement = checked.statement();
+        let idle = self.said_idle.all + self.authority_idle.all;
+        let fresh = self.fresh.of(&statement.by) > 0
+            || (self.fresh.all > 0 && idle + self.fresh.all >= self.config.idle_max);
+        let signers = || checked.envelope().signatures().iter().map(|s| s.key).collect::<Vec<_>>();
+        fresh && self.check_room(statement, &signers()).is_err()
     }
 
     fn full(&self, limit: &'static str, count: usize, max: usize) -> Result<(), Refusal> {
@@ -351,7 +386,7 @@ impl Ledger {
             &self.config.chosen_roots,
         );
         let before = std::mem::replace(&mut self.authority, after);
-        self.authority_idle = Idle::default();
+        (self.authority_idle, self.fresh) = (Idle::default(), Idle::default());
         for by in self.authority.idle(&self.set) {
             self.authority_idle.add(by);
         }

@@ -12,6 +12,7 @@ pub mod envelope;
 mod ledger;
 mod payload;
 mod query;
+pub mod reconcile;
 mod summary;
 mod tags;
 mod why;
@@ -21,7 +22,7 @@ pub use body::{
     Target,
 };
 pub use envelope::{Envelope, Keypair, Signature, Signed, StatementError, Unverified, Verified};
-pub use ledger::{Applied, Checked, Ledger, LedgerConfig, Refusal};
+pub use ledger::{Applied, Checked, Ledger, LedgerConfig, Refusal, SAID_SHARE};
 pub use query::{Alarm, Denied, InviteStatus, Member, Revocation, RootStatus};
 pub use summary::{BUCKETS, Bucket, BucketsError, Entry, Summary};
 pub use tags::{Published, Resolution};

@@ -21,7 +21,7 @@ impl Swarm {
             if work.asks.len() >= self.config.asks_max
                 || work.pieces.is_complete()
                 || self.paused
-                || self.stopped
+                || work.stopped
             {
                 return;
             }
@@ -34,7 +34,7 @@ impl Swarm {
                 let Some(piece) = link.have().first_of(idle, &turns.allowed, &work.near_set) else {
                     continue;
                 };
-                let key = (link.asked + link.in_flight, link.load);
+                let key = (link.asked + link.in_flight, link.load(self.now, self.stale()));
                 if best.is_none_or(|(least, ..)| key < least) {
                     best = Some((key, at, piece));
                 }
@@ -61,7 +61,7 @@ impl Swarm {
                 link.begun && link.have().contains(piece) && self.peers.is_free(&link.peer, now)
             };
             let links = work.links().iter().enumerate().filter(|(_, link)| usable(link));
-            let best = links.min_by_key(|(_, link)| (!link.near, link.asked + link.in_flight, link.load));
+            let best = links.min_by_key(|(_, link)| (!link.near, link.asked + link.in_flight, link.load(self.now, self.stale())));
             if let Some((at, _)) = best {
                 self.ask(id, at, piece, true);
             }
@@ -110,16 +110,16 @@ impl Swarm {
         self.timers.set_earlier(Due::Starve(id), now + again);
         self.import(id);
         self.ask_urgent(id);
-        if self.paused || self.stopped {
-            return;
-        }
-        let Some(work) = self.works.get(&id) else {
+        let Some(work) = self.works.get(&id).filter(|work| !work.stopped) else {
             return;
         };
-        if work.in_flight > 0 || !work.asks.is_empty() {
+        if self.paused || work.in_flight > 0 || !work.asks.is_empty() {
             return;
         }
-        match self.rescue(id) {
+        let since = *self.works.get_mut(&id).map_or(&mut None, |work| &mut work.starving_since).get_or_insert(now);
+        // Who starves for a turn may fetch from other racks whatever it is.
+        let far = now.since(since) >= Duration::from_millis(self.config.rack_turn_ms);
+        match self.rescue(id, far) {
             Some((at, piece)) => self.ask(id, at, piece, false),
             None => {
                 let Some(work) = self.works.get_mut(&id) else { return };
@@ -136,7 +136,7 @@ impl Swarm {
     }
 
     /// Any piece that any neighbour has: the least busy one first, near ones first.
-    fn rescue(&mut self, id: WorkId) -> Option<(usize, PieceNo)> {
+    fn rescue(&mut self, id: WorkId, far: bool) -> Option<(usize, PieceNo)> {
         let now = self.now;
         let work = self.works.get(&id)?;
         let idle = work.pieces.idle();
@@ -153,7 +153,7 @@ impl Swarm {
             } else {
                 link.have().common_nth(idle, self.rng.random_range(0..count))
             };
-            let whole = whole.filter(|piece| link.near || may_import(work, *piece));
+            let whole = whole.filter(|piece| far || link.near || may_import(work, *piece));
             let piece = whole.or_else(|| {
                 link.partial
                     .keys()
@@ -161,7 +161,7 @@ impl Swarm {
                     .find(|piece| idle.contains(*piece) && useful_part(work, link, *piece))
             });
             let Some(piece) = piece else { continue };
-            let key = (!link.near, link.load + link.asked);
+            let key = (!link.near, link.load(self.now, self.stale()) + link.asked);
             if best.is_none_or(|(least, ..)| key < least) {
                 best = Some((key, at, piece));
             }

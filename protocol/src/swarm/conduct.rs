@@ -21,8 +21,10 @@ pub(super) struct Conduct {
     banned_until: Time,
     /// Payload that it is sent.
     pub(super) uploads: Option<Bucket>,
-    /// Requests of it that wait or run.
+    /// Requests of it, made without a promise, that wait or run.
     pub(super) requests: usize,
+    /// Requests that were refused since the last one was served.
+    pub(super) refused: usize,
     /// Links with it.
     pub(super) links: usize,
 }

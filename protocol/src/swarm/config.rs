@@ -22,17 +22,23 @@ pub struct SwarmConfig {
     pub uploads_max: usize,
     /// Pieces that are promised beyond those, so that no upload slot waits for a round trip.
     pub grants_ahead_max: usize,
-    /// Requests of one peer that wait here; further ones are refused.
+    /// Requests of one peer, made without a promise, that wait here; further ones are refused.
     pub requests_per_peer_max: usize,
-    /// Requests that wait in all.
+    /// Such requests of all peers.
     pub requests_max: usize,
+    /// Refusals in a row before a peer that goes on asking is banned.
+    pub refusals_max: usize,
+    /// Uploads without a promise that run at a time, while nothing that was promised waits.
+    pub unpromised_max: usize,
     /// Pieces that one peer may have asked for by name.
     pub asks_per_peer_max: usize,
     /// A promise that is not used for this long is taken back.
     pub grant_ms: u64,
     /// A neighbour that declined is offered nothing for this long, unless it has news.
     pub declined_ms: u64,
-    /// Fetches in flight, all manifests together.
+    /// Fetches in flight up to which offers of any piece are taken, all manifests together.
+    pub downloads_aim: usize,
+    /// Fetches in flight, all manifests together: beyond the aim only pieces that are offered by name.
     pub downloads_max: usize,
     /// Pieces asked for by name and not yet granted, per manifest.
     pub asks_max: usize,
@@ -95,12 +101,15 @@ impl Default for SwarmConfig {
             candidates_max: 20_000,
             reconnect_ms: 1_000,
             uploads_max: 4,
-            grants_ahead_max: 2,
+            grants_ahead_max: 1,
             requests_per_peer_max: 64,
             requests_max: 1_024,
+            refusals_max: 1_024,
+            unpromised_max: 2,
             asks_per_peer_max: 16,
             grant_ms: 5_000,
             declined_ms: 500,
+            downloads_aim: 5,
             downloads_max: 10,
             asks_max: 4,
             ask_ms: 5_000,

@@ -37,6 +37,8 @@ pub(super) struct Slot {
     started: Time,
     /// It crosses racks, and the rack was told.
     imported: bool,
+    /// Pieces of other manifests that it brings, too.
+    shadows: Vec<(WorkId, PieceNo)>,
     pub(super) cancelled: Option<Why>,
 }
 
@@ -51,7 +53,8 @@ impl Swarm {
             _ => {
                 let link = self.works.get(&id).and_then(|work| work.links().get(at)).map(|link| link.id);
                 if let Some(link) = link {
-                    self.act(Action::Send { link, frame: Frame::Decline { piece: named } });
+                    let frame = Frame::Decline { piece: named, load: self.load() };
+                    self.act(Action::Send { link, frame });
                 }
             }
         }
@@ -59,7 +62,7 @@ impl Swarm {
 
     /// The piece to fetch from a neighbour now.
     fn pick(&mut self, id: WorkId, at: usize, named: Option<PieceNo>) -> Option<PieceNo> {
-        if !self.may_fetch(id) {
+        if !self.may_fetch(id, named.is_some()) {
             return None;
         }
         let Self { works, peers, rng, now, .. } = self;
@@ -128,16 +131,17 @@ impl Swarm {
         oldest.map(|(_, piece)| piece)
     }
 
-    /// True if one more fetch may begin.
-    fn may_fetch(&mut self, id: WorkId) -> bool {
-        if self.stopped || self.paused || self.slots.len() >= self.config.downloads_max {
+    /// True if one more fetch may begin. A piece that is offered by name may go over the aim: it is asked for, or new.
+    fn may_fetch(&mut self, id: WorkId, named: bool) -> bool {
+        let most = if named { self.config.downloads_max } else { self.config.downloads_aim };
+        if self.paused || self.slots.len() >= most {
             return false;
         }
         let wanting = self.works.values().filter(|work| !work.pieces.is_complete()).count().max(1);
-        let share = self.config.downloads_max.div_ceil(wanting).max(2);
+        let share = most.div_ceil(wanting).max(2);
         let now = self.now;
         let in_budget = self.downloads.as_mut().is_none_or(|bucket| bucket.ready_at(now) <= now);
-        in_budget && self.works.get(&id).is_some_and(|work| work.in_flight < share)
+        in_budget && self.works.get(&id).is_some_and(|work| !work.stopped && work.in_flight < share)
     }
 
     /// Asks for a piece, or for what the neighbour has of it. False if there is nothing, or no budget.
@@ -175,31 +179,63 @@ impl Swarm {
         self.slot_next += 1;
         work.pieces.begin(piece, slot);
         work.in_flight += 1;
-        work.stalled = false;
+        (work.stalled, work.starving_since) = (false, None);
         work.link_mut(at).in_flight += 1;
         let imported = !near;
         let deadline = now + peers.of(config, now, peer).patience(config, bytes);
         if imported {
             work.near_more(piece);
-            let mates: Vec<LinkId> =
-                work.links().iter().filter(|link| link.near && link.begun).map(|link| link.id).collect();
-            if !mates.is_empty() {
-                let frame = Frame::Coming { pieces: vec![piece] };
-                self.out.push_back(super::Poll::Action(Action::Broadcast { links: mates, frame }));
-            }
+        }
+        if imported {
+            self.tell_near(id, &Frame::Coming { pieces: vec![piece] });
         }
         self.bytes_in_flight += bytes;
         if let Some(bucket) = &mut self.downloads {
             bucket.take(now, bytes);
         }
         self.timers.set(Due::Slot(slot), deadline);
+        let shadows = self.shadow(id, slot, &request);
         let parts = (!whole).then_some(parts);
         self.slots.insert(
             slot,
-            Slot { work: id, link, from: peer, piece, parts, bytes, started: now, imported, cancelled: None },
+            Slot { work: id, link, from: peer, piece, parts, bytes, started: now, imported, shadows, cancelled: None },
         );
         self.act(Action::Fetch { slot, work: id, from: peer, parts: request, deadline });
         true
+    }
+
+    /// Marks pieces of other manifests that the fetch brings, too, so that nobody fetches them beside it.
+    fn shadow(&mut self, id: WorkId, slot: SlotId, request: &[(LayerId, GroupSet)]) -> Vec<(WorkId, PieceNo)> {
+        let mut shadows = Vec::new();
+        if !self.works_share {
+            return shadows;
+        }
+        for (other, work) in self.works.iter_mut().filter(|(other, _)| **other != id) {
+            for (layer, groups) in request {
+                let Some(layer) = work.pieces.space.layer_index(layer) else { continue };
+                for (piece, ..) in work.pieces.space.split(layer, groups) {
+                    if !shadows.contains(&(*other, piece)) {
+                        work.pieces.begin(piece, slot);
+                        shadows.push((*other, piece));
+                    }
+                }
+            }
+        }
+        shadows
+    }
+
+    /// Tells the neighbours in the rack.
+    fn tell_near(&mut self, id: WorkId, frame: &Frame) {
+        let links = self.works.get(&id).map_or(&[][..], |work| work.links()).iter();
+        let links: Vec<LinkId> = links.filter(|link| link.near && link.begun).map(|link| link.id).collect();
+        if !links.is_empty() {
+            self.act(Action::Broadcast { links, frame: frame.clone() });
+        }
+    }
+
+    /// Fetches in flight, as neighbours are told.
+    pub(super) fn load(&self) -> u8 {
+        u8::try_from(self.slots.len()).unwrap_or(u8::MAX)
     }
 
     pub(super) fn stored(&mut self, id: SlotId, bytes: u64) {
@@ -250,6 +286,11 @@ impl Swarm {
         let Some(slot) = self.take(id) else {
             return;
         };
+        let held = |work: &super::Work| work.pieces.held().contains(slot.piece);
+        if slot.imported && !self.works.get(&slot.work).is_none_or(held) {
+            // The rack was told that it comes.
+            self.tell_near(slot.work, &Frame::Lost { pieces: vec![slot.piece] });
+        }
         let mut bytes = 0;
         if let Some(work) = self.works.get_mut(&slot.work) {
             work.pieces.end(slot.piece, id);
@@ -264,7 +305,7 @@ impl Swarm {
         }
         let (now, took) = (self.now, self.now.since(slot.started));
         match fault {
-            Fault::Local => return self.stop(),
+            Fault::Local => return self.stop(slot.work),
             Fault::NoSpace => return self.pause(),
             _ => {}
         }
@@ -287,12 +328,18 @@ impl Swarm {
                 charge
             }
             (Fault::Timeout, _) | (Fault::Cancelled, Some(Why::Late)) => {
-                conduct.measure(bytes, took);
                 // A slow peer that delivers something is still worth asking.
-                if bytes == 0 { conduct.silent(&self.config, now) } else { None }
+                if bytes == 0 {
+                    conduct.silent(&self.config, now)
+                } else {
+                    conduct.measure(bytes, took);
+                    None
+                }
             }
             (Fault::Cancelled, Some(Why::Duplicate)) => {
-                conduct.measure(bytes, took);
+                if bytes > 0 {
+                    conduct.measure(bytes, took);
+                }
                 None
             }
             (Fault::Cancelled, Some(Why::NoUse)) => None,
@@ -311,6 +358,11 @@ impl Swarm {
         let slot = self.slots.remove(&id)?;
         self.timers.clear(Due::Slot(id));
         self.bytes_in_flight -= slot.bytes;
+        for (work, piece) in &slot.shadows {
+            if let Some(work) = self.works.get_mut(work) {
+                work.pieces.end(*piece, id);
+            }
+        }
         if let Some(work) = self.works.get_mut(&slot.work) {
             work.in_flight -= 1;
             if let Some(link) = work.find_mut(slot.link) {
@@ -385,13 +437,14 @@ impl Swarm {
         }
     }
 
-    fn stop(&mut self) {
-        if !self.stopped {
-            self.stopped = true;
-            self.cancel_where(Why::NoUse, |_| true);
-            let missing_bytes = self.missing_bytes();
-            self.tell(Event::Stopped { missing_bytes });
-        }
+    fn stop(&mut self, id: WorkId) {
+        let Some(work) = self.works.get_mut(&id).filter(|work| !work.stopped) else {
+            return;
+        };
+        work.stopped = true;
+        let missing_bytes = work.pieces.missing_bytes();
+        self.cancel_where(Why::NoUse, |slot| slot.work == id);
+        self.tell(Event::Stopped { work: id, missing_bytes });
     }
 
     fn pause(&mut self) {

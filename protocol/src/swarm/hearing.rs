@@ -37,17 +37,18 @@ impl Swarm {
             Frame::News { held: pieces, .. } | Frame::Coming { pieces } | Frame::Lost { pieces } => {
                 pieces.iter().all(known)
             }
-            Frame::Grant { piece } | Frame::Decline { piece } => piece.iter().all(known),
+            Frame::Grant { piece } | Frame::Decline { piece, .. } => piece.iter().all(known),
             Frame::Ask { piece, .. } => known(piece),
         };
         if !sane {
             return self.punish(peer, Charge::Protocol);
         }
         match frame {
-            Frame::Begin { rack, .. } => {
+            Frame::Begin { rack, releasing, .. } => {
                 let near = self.rack.is_none() || rack.is_none() || *rack == self.rack;
                 let entry = work.link_mut(at);
                 entry.begun = true;
+                entry.releasing = *releasing;
                 if rack.is_some() {
                     entry.near = near;
                 }
@@ -63,7 +64,10 @@ impl Swarm {
                 }
             }
             Frame::Grant { piece } => self.granted(id, at, *piece),
-            Frame::Decline { piece } => self.declined(link, *piece),
+            Frame::Decline { piece, load } => {
+                work.link_mut(at).told_load(now, *load);
+                self.declined(link, *piece);
+            }
             Frame::Ask { piece, urgent } => self.wanted(id, at, *piece, *urgent),
         }
     }
@@ -110,7 +114,7 @@ impl Swarm {
             return;
         };
         let link = work.link_mut(at);
-        link.load = u32::from(load);
+        link.told_load(self.now, load);
         let was_quiet = link.declined_until > self.now;
         link.declined_until = Time(0);
         let outside = !link.near;
@@ -158,7 +162,7 @@ impl Swarm {
     }
 
     pub(super) fn tell_news(&mut self, id: WorkId) {
-        let load = u8::try_from(self.slots.len()).unwrap_or(u8::MAX);
+        let load = self.load();
         let Some(work) = self.works.get_mut(&id) else {
             return;
         };

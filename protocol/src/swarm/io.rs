@@ -193,7 +193,7 @@ pub enum Fault {
     Cancelled,
     /// Our own disk is full: everything pauses until [`Input::Room`].
     NoSpace,
-    /// Our own disk failed: everything stops.
+    /// Our own disk failed: the manifest stops.
     Local,
 }
 
@@ -320,9 +320,12 @@ pub enum Event {
         /// Bytes still missing over all manifests.
         missing_bytes: u64,
     },
-    /// The local disk failed. What is in flight is cancelled and nothing more is asked for.
+    /// The local disk failed. What is in flight for the manifest is cancelled and nothing more is asked for until it is
+    /// opened anew.
     Stopped {
-        /// Bytes still missing over all manifests.
+        /// Which manifest.
+        work: WorkId,
+        /// Bytes still missing of it.
         missing_bytes: u64,
     },
 }

@@ -80,7 +80,6 @@ pub struct Swarm {
     last_piece: Option<Time>,
     uploads_dirty: bool,
     paused: bool,
-    stopped: bool,
     out: VecDeque<Poll>,
 }
 
@@ -142,7 +141,6 @@ impl Swarm {
             last_piece: None,
             uploads_dirty: false,
             paused: false,
-            stopped: false,
             out: VecDeque::new(),
             config,
         }
@@ -341,6 +339,11 @@ impl Swarm {
             Due::Release(work, piece) => self.release_due(work, piece),
             Due::Uploads => self.uploads_dirty = true,
         }
+    }
+
+    /// What a neighbour told of its load before this is not believed any more.
+    fn stale(&self) -> Duration {
+        Duration::from_millis(self.config.declined_ms)
     }
 
     /// Takes one more piece into the measure of short waits.

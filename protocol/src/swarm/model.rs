@@ -308,10 +308,10 @@ impl Model {
                 let (_, asked) = self.requests.remove(&request).expect("it was asked");
                 self.part_ended(&asked, request, GroupSet::empty(), Some(Fault::Miss));
             }
-            Action::Ban { peer, until, .. } => {
+            Action::Ban { peer, charge, until } => {
                 assert!(until > self.now);
                 let peer = usize::from(peer.0[0]);
-                assert_ne!(self.hosts[peer].kind, Kind::Honest, "{host} banned the honest {peer}");
+                assert_ne!(self.hosts[peer].kind, Kind::Honest, "{host} banned the honest {peer}: {charge}");
                 self.hosts[host].banned.insert(peer);
             }
         }

@@ -170,7 +170,9 @@ impl Swarm {
         let near = self.rack.is_none() || rack.is_none() || rack == self.rack;
         let count = work.pieces.count();
         work.add_link(Link::new(id, peer, ours, near, count, frames));
-        let begin = Frame::Begin { piece_bytes: work.pieces.space.piece_bytes(), rack: self.rack };
+        let releasing = !work.release.is_empty();
+        let begin =
+            Frame::Begin { piece_bytes: work.pieces.space.piece_bytes(), rack: self.rack, releasing };
         let have = work.pieces.have(BITFIELD_WEIGHT_MAX);
         self.link_work.insert(id, work_id);
         self.peers.of(&self.config, now, peer).links += 1;

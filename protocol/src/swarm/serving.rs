@@ -10,12 +10,13 @@ use std::time::Duration;
 use rand::RngExt;
 
 use super::bucket::Bucket;
-use super::io::{Action, LinkId, PieceNo, RequestId, WorkId};
+use super::io::{Action, Charge, LinkId, PieceNo, RequestId, WorkId};
 use super::timers::Due;
 use super::work::Work;
 use super::{Poll, Swarm};
 use crate::id::{KeyId, LayerId};
 use crate::time::Time;
+use crate::wire::bao::GROUP_BYTES;
 use crate::wire::swarm::Frame;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +37,9 @@ struct Job {
     release: bool,
     urgent: bool,
     state: State,
-    requests: Vec<(RequestId, u64)>,
+    requests: Vec<RequestId>,
+    /// All that was asked for, so that nothing is asked twice under one promise.
+    ranges: Vec<(RequestId, LayerId, Range<u64>)>,
     sent_bytes: u64,
     complete: bool,
     since: Time,
@@ -47,9 +50,14 @@ struct Job {
 pub(super) struct Uploads {
     jobs: BTreeMap<u64, Job>,
     by_request: BTreeMap<RequestId, u64>,
+    /// Promised jobs whose requests are here.
     waiting: VecDeque<u64>,
+    /// Jobs without a promise.
+    unpromised: VecDeque<u64>,
     next: u64,
     running: usize,
+    /// Those among them without a promise.
+    running_unpromised: usize,
     /// Promised, or waiting with a promise.
     ahead: usize,
     bucket: Option<Bucket>,
@@ -73,6 +81,13 @@ impl Uploads {
     }
 }
 
+/// Requests under one promise: the files of a bundle, or ranges around what the asker has.
+const PARTS_MAX: usize = 2 * super::BUNDLE_LAYERS_MAX;
+
+fn bytes_of(range: &Range<u64>) -> u64 {
+    range.end.saturating_sub(range.start).saturating_mul(GROUP_BYTES)
+}
+
 /// A choice of whom to promise what.
 struct Choice {
     work: WorkId,
@@ -86,16 +101,12 @@ impl Swarm {
     /// A peer asks for groups of a layer.
     pub(super) fn asked(&mut self, request: RequestId, peer: KeyId, layer: &LayerId, range: &Range<u64>) {
         let now = self.now;
-        let waits = self.peers.get(&peer).map_or(0, |conduct| conduct.requests);
-        if self.uploads.by_request.len() >= self.config.requests_max
-            || waits >= self.config.requests_per_peer_max
-        {
+        let job = self.promised_job(&peer, layer, range);
+        if job.is_none() && !self.may_wait(peer) {
             return self.act(Action::Refuse { request });
         }
-        let bytes = range.end.saturating_sub(range.start).saturating_mul(crate::wire::bao::GROUP_BYTES);
-        let job = self.promised_job(&peer, layer, range.start);
-        self.peers.of(&self.config, now, peer).requests += 1;
         let number = job.unwrap_or_else(|| {
+            self.peers.of(&self.config, now, peer).requests += 1;
             let number = self.uploads.next;
             self.uploads.next += 1;
             let job = Job {
@@ -107,19 +118,22 @@ impl Swarm {
                 urgent: false,
                 state: State::Waiting,
                 requests: Vec::new(),
+                ranges: Vec::new(),
                 sent_bytes: 0,
                 complete: true,
                 since: now,
             };
             self.uploads.jobs.insert(number, job);
-            self.uploads.waiting.push_back(number);
+            self.uploads.unpromised.push_back(number);
             number
         });
         self.uploads.by_request.insert(request, number);
         let Some(job) = self.uploads.jobs.get_mut(&number) else {
             return;
         };
-        job.requests.push((request, bytes));
+        job.requests.push(request);
+        job.ranges.push((request, *layer, range.clone()));
+        let bytes = bytes_of(range);
         match job.state {
             State::Promised => {
                 job.state = State::Waiting;
@@ -137,14 +151,36 @@ impl Swarm {
         self.start_waiting();
     }
 
-    /// The job that a request belongs to: one that is promised, or one more file of a bundle.
-    fn promised_job(&mut self, peer: &KeyId, layer: &LayerId, group: u64) -> Option<u64> {
+    /// True if a request without a promise may wait. Who goes on asking after many refusals is banned.
+    fn may_wait(&mut self, peer: KeyId) -> bool {
+        let all: usize = self.uploads.unpromised.len() + self.uploads.running_unpromised;
+        let conduct = self.peers.of(&self.config, self.now, peer);
+        if all < self.config.requests_max && conduct.requests < self.config.requests_per_peer_max {
+            return true;
+        }
+        conduct.refused += 1;
+        if conduct.refused > self.config.refusals_max {
+            conduct.refused = 0;
+            self.punish(peer, Charge::Flood);
+        }
+        false
+    }
+
+    /// The job that a request belongs to: one that is promised, or one more part of its piece.
+    fn promised_job(&mut self, peer: &KeyId, layer: &LayerId, range: &Range<u64>) -> Option<u64> {
         let mut open = None;
+        let group = range.start;
         for (number, job) in self.uploads.jobs.iter_mut().filter(|(_, job)| job.peer == *peer) {
             let Some(work) = job.work.and_then(|work| self.works.get(&work)) else { continue };
             let at =
                 work.pieces.space.layer_index(layer).and_then(|at| work.pieces.space.piece_at(at, group));
             let Some((piece, _)) = at else { continue };
+            let asked = |(_, other, asked): &(RequestId, LayerId, Range<u64>)| {
+                other == layer && asked.start < range.end && range.start < asked.end
+            };
+            if job.ranges.len() >= PARTS_MAX || job.ranges.iter().any(asked) {
+                continue;
+            }
             if job.piece == Some(piece) {
                 return Some(*number);
             }
@@ -177,11 +213,16 @@ impl Swarm {
         let Some(job) = self.uploads.jobs.get_mut(&number) else {
             return;
         };
-        job.requests.retain(|(other, _)| *other != request);
+        job.requests.retain(|other| *other != request);
         job.sent_bytes += bytes;
         job.complete &= complete;
-        if let Some(conduct) = self.peers.get_mut(&job.peer) {
+        if job.work.is_none()
+            && let Some(conduct) = self.peers.get_mut(&job.peer)
+        {
             conduct.requests = conduct.requests.saturating_sub(1);
+            if bytes > 0 {
+                conduct.refused = 0;
+            }
         }
         if job.requests.is_empty() {
             self.end_job(number);
@@ -193,17 +234,22 @@ impl Swarm {
             return;
         };
         match job.state {
-            State::Running => self.uploads.running -= 1,
+            State::Running => {
+                self.uploads.running -= 1;
+                self.uploads.running_unpromised -= usize::from(job.work.is_none());
+            }
             State::Promised | State::Waiting => {
                 self.timers.clear(Due::Promise(number));
                 self.uploads.waiting.retain(|other| *other != number);
+                self.uploads.unpromised.retain(|other| *other != number);
                 self.uploads.ahead -= usize::from(job.work.is_some());
             }
         }
         if job.state == State::Running {
             self.pace(job.since);
         }
-        let again = Duration::from_millis(self.config.news_ms_max.saturating_mul(8).max(2_000));
+        // Longer than its news takes.
+        let again = (self.pace * 64).clamp(Duration::from_millis(100), Duration::from_secs(2));
         if let Some(work) = job.work.and_then(|work| self.works.get_mut(&work)) {
             work.sent_bytes += job.sent_bytes;
             if let Some(link) = job.link.and_then(|link| work.find_mut(link)) {
@@ -240,16 +286,7 @@ impl Swarm {
         let Some(number) = number else {
             return;
         };
-        let pause = (self.pace * 2).min(Duration::from_millis(self.config.declined_ms));
-        let again = Duration::from_millis(self.config.news_ms_max.saturating_mul(8).max(2_000));
-        let job = &mut self.uploads.jobs.get_mut(&number);
-        if let Some(job) = job
-            && let (true, Some(piece), Some(work)) = (job.release, job.piece, job.work)
-        {
-            // It has it or gets it from elsewhere.
-            job.release = false;
-            self.timers.set(Due::Release(work, piece), self.now + again);
-        }
+        let pause = (self.pace * 2).min(self.stale());
         let work = self.uploads.jobs.get(&number).and_then(|job| job.work);
         self.hush(Some(link), work, pause);
         self.end_job(number);
@@ -303,7 +340,13 @@ impl Swarm {
 
     /// Starts what waits, as far as slots and rates allow.
     fn start_waiting(&mut self) {
-        while self.uploads.running < self.config.uploads_max && !self.uploads.waiting.is_empty() {
+        while self.uploads.running < self.config.uploads_max {
+            let promised = !self.uploads.waiting.is_empty();
+            let unpromised = !self.uploads.unpromised.is_empty()
+                && self.uploads.running_unpromised < self.config.unpromised_max.min(self.config.uploads_max);
+            if !promised && !unpromised {
+                return;
+            }
             if let Some(at) = self.blocked_until() {
                 self.timers.set_earlier(Due::Uploads, at);
                 return;
@@ -316,7 +359,8 @@ impl Swarm {
             };
             let mut chosen = None;
             let mut later: Option<Time> = None;
-            for (at, number) in self.uploads.waiting.clone().iter().enumerate() {
+            let queue = if promised { &self.uploads.waiting } else { &self.uploads.unpromised };
+            for (at, number) in queue.clone().iter().enumerate() {
                 match ready(self, number) {
                     Some(time) if time <= now => {
                         chosen = Some((at, *number));
@@ -332,11 +376,19 @@ impl Swarm {
                 }
                 return;
             };
-            self.uploads.waiting.remove(at);
+            if promised {
+                self.uploads.waiting.remove(at);
+            } else {
+                self.uploads.unpromised.remove(at);
+                self.uploads.running_unpromised += 1;
+            }
             let Some(job) = self.uploads.jobs.get_mut(&number) else { continue };
             job.state = State::Running;
             job.since = now;
-            let (peer, requests) = (job.peer, job.requests.clone());
+            let peer = job.peer;
+            let open = job.ranges.iter().filter(|(request, ..)| job.requests.contains(request));
+            let requests: Vec<(RequestId, u64)> =
+                open.map(|(request, _, range)| (*request, bytes_of(range))).collect();
             self.uploads.ahead -= usize::from(job.work.is_some());
             self.uploads.running += 1;
             for (request, bytes) in requests {
@@ -389,6 +441,7 @@ impl Swarm {
             urgent,
             state: State::Promised,
             requests: Vec::new(),
+            ranges: Vec::new(),
             sent_bytes: 0,
             complete: true,
             since: now,
@@ -447,9 +500,12 @@ impl Swarm {
         let (mut best, mut ties, mut least) = (None, 0u64, (u32::MAX, u32::MAX));
         let mut wake: Option<Time> = None;
         for (at, link) in work.links().iter().enumerate() {
+            let load = link.load(self.now, self.stale()) + link.jobs;
             let useful = match release {
                 Some(piece) => !link.have().contains(piece),
-                None => link.near && link.useful > link.jobs,
+                None => {
+                    link.near && link.useful > link.jobs && (load as usize) < self.config.downloads_aim
+                }
             };
             if !link.begun || !useful {
                 continue;
@@ -458,7 +514,7 @@ impl Swarm {
                 wake = Some(wake.map_or(link.declined_until, |at| at.min(link.declined_until)));
                 continue;
             }
-            let key = (link.load + link.jobs, link.jobs);
+            let key = (load, link.jobs);
             if key > least {
                 continue;
             }

@@ -1,6 +1,7 @@
 //! One manifest's share of the swarm: its neighbours, what they have, and what follows from both.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use super::bucket::Bucket;
 use super::io::{LinkId, PieceNo, WorkId};
@@ -22,6 +23,8 @@ pub(super) struct Link {
     pub(super) ours: bool,
     /// Its first frame came.
     pub(super) begun: bool,
+    /// It releases each piece once: what it has is not near yet.
+    pub(super) releasing: bool,
     /// Pieces that it has whole.
     have: PieceSet,
     /// What it has of others, by part. Bounded by the count of pieces.
@@ -31,7 +34,8 @@ pub(super) struct Link {
     /// Pieces held here that it lacks.
     pub(super) useful: u32,
     /// Fetches that it has in flight, as it last told.
-    pub(super) load: u32,
+    load: u32,
+    load_told: Time,
     /// Pieces promised to it or on their way.
     pub(super) jobs: u32,
     /// It declined; nothing is offered before.
@@ -53,11 +57,13 @@ impl Link {
             near,
             ours,
             begun: false,
+            releasing: false,
             have: PieceSet::new(count),
             partial: BTreeMap::new(),
             coming: PieceSet::new(count),
             useful: 0,
             load: 0,
+            load_told: Time(0),
             jobs: 0,
             declined_until: Time(0),
             asks: VecDeque::new(),
@@ -69,6 +75,15 @@ impl Link {
 
     pub(super) fn have(&self) -> &PieceSet {
         &self.have
+    }
+
+    pub(super) fn told_load(&mut self, now: Time, load: u8) {
+        (self.load, self.load_told) = (u32::from(load), now);
+    }
+
+    /// Fetches that it has in flight, as far as is known: what it told long ago counts for nothing.
+    pub(super) fn load(&self, now: Time, stale: Duration) -> u32 {
+        if now.since(self.load_told) > stale { 0 } else { self.load }
     }
 }
 
@@ -106,6 +121,10 @@ pub(super) struct Work {
     pub(super) origins: Vec<KeyId>,
     pub(super) turns: Option<Turns>,
     pub(super) stalled: bool,
+    /// Since when nothing is in flight although something is missing.
+    pub(super) starving_since: Option<Time>,
+    /// The disk failed.
+    pub(super) stopped: bool,
 }
 
 impl Work {
@@ -130,6 +149,8 @@ impl Work {
             origins: Vec::new(),
             turns: None,
             stalled: false,
+            starving_since: None,
+            stopped: false,
             pieces,
         }
     }
@@ -194,7 +215,7 @@ impl Work {
             self.release.remove(piece);
             self.releasing.remove(&piece);
         }
-        if link.near && !link.coming.remove(piece) {
+        if link.near && !link.releasing && !link.coming.remove(piece) {
             self.near_more(piece);
         }
         true
@@ -207,7 +228,7 @@ impl Work {
         if !link.have.remove(piece) {
             return;
         }
-        let near = link.near;
+        let near = link.near && !link.releasing;
         if self.pieces.held().contains(piece) {
             link.useful += 1;
         }

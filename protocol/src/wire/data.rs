@@ -1,7 +1,8 @@
 //! The data plane's requests, byte for byte those of iroh-blobs (ALPN `/iroh-bytes/4`), and our own hello.
 //!
 //! A request is one byte of kind, then postcard. A get is answered by the layer's size (u64, little-endian) and the
-//! BAO encoding of the asked ranges; an observe by length-prefixed items for as long as the asker keeps the stream.
+//! BAO encoding of the asked ranges; a tree by the size and the tree's hash pairs ([`tree`](super::tree)); an observe
+//! by length-prefixed items for as long as the asker keeps the stream.
 
 use bao_tree::{ChunkNum, ChunkRanges};
 use serde::{Deserialize, Serialize};
@@ -11,8 +12,13 @@ use crate::id::{ClusterId, LayerId, ManifestDigest};
 
 /// Largest request or observe item, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// Our own request kind, well away from those of iroh-blobs (0..=9).
+/// Our own request kinds, well away from those of iroh-blobs (0..=9).
 const KIND_INTEREST: u8 = 0x40;
+const KIND_TREE: u8 = 0x42;
+/// Kind of [`Request::Link`]. Unlike the others, it does not end the asker's side of the stream: frames follow.
+pub const KIND_LINK: u8 = 0x41;
+/// Bytes of a link request after its kind: the manifest's digest.
+pub const LINK_BYTES: usize = 32;
 /// Largest hello, in bytes.
 pub const HELLO_BYTES_MAX: usize = 4096;
 /// Most range boundaries in one message: what fits in [`MESSAGE_BYTES_MAX`] with room to spare.
@@ -60,10 +66,20 @@ pub enum Request {
         /// Which layer.
         layer: LayerId,
     },
+    /// Our own: be neighbours in a manifest's swarm; [`super::swarm::Frame`]s follow on both sides of the stream.
+    Link {
+        /// Which manifest.
+        manifest: ManifestDigest,
+    },
     /// Our own: tell what is there of all layers of a manifest, now and as they grow ([`HaveItem`]s).
     Interest {
         /// Which manifest.
         manifest: ManifestDigest,
+    },
+    /// Our own: send the tree of a layer, so that the asker can prove bytes that it has from elsewhere.
+    Tree {
+        /// Which layer.
+        layer: LayerId,
     },
 }
 
@@ -128,7 +144,9 @@ impl Request {
             Request::Observe { layer } => {
                 (1, postcard::to_allocvec(&ObserveWire { hash: *layer, ranges: vec![0] }))
             }
+            Request::Link { manifest } => (KIND_LINK, postcard::to_allocvec(manifest)),
             Request::Interest { manifest } => (KIND_INTEREST, postcard::to_allocvec(manifest)),
+            Request::Tree { layer } => (KIND_TREE, postcard::to_allocvec(layer)),
         };
         let mut out = vec![kind];
         out.extend(body.expect("encoding plain data to memory does not fail"));
@@ -157,10 +175,19 @@ impl Request {
                     .map_err(|_| RequestError::Form("observe request is malformed"))?;
                 Ok(Request::Observe { layer: observe.hash })
             }
+            KIND_LINK => {
+                let manifest = postcard::from_bytes(body).map_err(|_| RequestError::Form("link is malformed"))?;
+                Ok(Request::Link { manifest })
+            }
             KIND_INTEREST => {
                 let manifest =
                     postcard::from_bytes(body).map_err(|_| RequestError::Form("interest is malformed"))?;
                 Ok(Request::Interest { manifest })
+            }
+            KIND_TREE => {
+                let layer =
+                    postcard::from_bytes(body).map_err(|_| RequestError::Form("tree is malformed"))?;
+                Ok(Request::Tree { layer })
             }
             8 => Err(RequestError::Unsupported("push")),
             9 => Err(RequestError::Unsupported("get-many")),
@@ -339,6 +366,10 @@ mod tests {
         let observe = Request::Observe { layer };
         assert_eq!(observe.encode()[33..], [1, 0]);
         assert_eq!(Request::parse(&observe.encode()), Ok(observe));
+        let tree = Request::Tree { layer };
+        assert_eq!(tree.encode(), [&[0x42], &[7; 32][..]].concat());
+        assert_eq!(Request::parse(&tree.encode()), Ok(tree));
+        assert!(Request::parse(&[0x42; 32]).is_err(), "a layer id has 32 bytes");
     }
 
     #[test]

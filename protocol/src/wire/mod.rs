@@ -7,3 +7,4 @@ pub mod data;
 pub mod host;
 pub mod join;
 pub mod swarm;
+pub mod tree;

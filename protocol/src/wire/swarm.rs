@@ -24,6 +24,8 @@ pub enum Frame {
         piece_bytes: u64,
         /// The sender's rack.
         rack: Option<RackId>,
+        /// The sender is a first holder that releases each piece once: not a source for its whole rack yet.
+        releasing: bool,
     },
     /// What the sender has, in addition to what it said before: layers by place in `Manifest::layers()`, with groups.
     Bitfield {
@@ -56,6 +58,8 @@ pub enum Frame {
     Decline {
         /// Which grant.
         piece: Option<PieceNo>,
+        /// Fetches that the sender has in flight.
+        load: u8,
     },
     /// The sender would like to be granted this piece.
     Ask {
@@ -81,7 +85,7 @@ impl Frame {
     /// The bytes to send, length prefix included.
     pub fn encode(&self) -> Vec<u8> {
         let body = match self {
-            Frame::Begin { piece_bytes, rack } => body(BEGIN, &(piece_bytes, rack)),
+            Frame::Begin { piece_bytes, rack, releasing } => body(BEGIN, &(piece_bytes, rack, releasing)),
             Frame::Bitfield { layers } => {
                 let layers: Vec<(u32, &[u64])> = layers
                     .iter()
@@ -96,7 +100,7 @@ impl Frame {
             Frame::Coming { pieces } => body(COMING, pieces),
             Frame::Lost { pieces } => body(LOST, pieces),
             Frame::Grant { piece } => body(GRANT, piece),
-            Frame::Decline { piece } => body(DECLINE, piece),
+            Frame::Decline { piece, load } => body(DECLINE, &(piece, load)),
             Frame::Ask { piece, urgent } => body(ASK, &(piece, urgent)),
         };
         let len = u32::try_from(body.len()).expect("frames are far below 4 GiB: their lists are bounded");
@@ -114,8 +118,8 @@ impl Frame {
         let (&kind, rest) = bytes.split_first().ok_or(FrameError::Form("it is empty"))?;
         Ok(Some(match kind {
             BEGIN => {
-                let (piece_bytes, rack) = read(rest, "begin")?;
-                Frame::Begin { piece_bytes, rack }
+                let (piece_bytes, rack, releasing) = read(rest, "begin")?;
+                Frame::Begin { piece_bytes, rack, releasing }
             }
             BITFIELD => {
                 let wire: Vec<(u32, Vec<u64>)> = read(rest, "bitfield")?;
@@ -137,7 +141,10 @@ impl Frame {
             COMING => Frame::Coming { pieces: bounded(read(rest, "coming")?)? },
             LOST => Frame::Lost { pieces: bounded(read(rest, "lost")?)? },
             GRANT => Frame::Grant { piece: read(rest, "grant")? },
-            DECLINE => Frame::Decline { piece: read(rest, "decline")? },
+            DECLINE => {
+                let (piece, load) = read(rest, "decline")?;
+                Frame::Decline { piece, load }
+            }
             ASK => {
                 let (piece, urgent) = read(rest, "ask")?;
                 Frame::Ask { piece, urgent }
@@ -176,13 +183,13 @@ mod tests {
 
     fn samples() -> Vec<Frame> {
         vec![
-            Frame::Begin { piece_bytes: 1 << 20, rack: Some(RackId(7)) },
+            Frame::Begin { piece_bytes: 1 << 20, rack: Some(RackId(7)), releasing: true },
             Frame::Bitfield { layers: vec![(0, GroupSet::from(0..4)), (9, GroupSet::from(2..))] },
             Frame::News { held: vec![0, 3, 4_000_000_000], load: 4 },
             Frame::Coming { pieces: vec![1] },
             Frame::Lost { pieces: vec![] },
             Frame::Grant { piece: Some(300) },
-            Frame::Decline { piece: None },
+            Frame::Decline { piece: None, load: 3 },
             Frame::Ask { piece: 5, urgent: true },
         ]
     }

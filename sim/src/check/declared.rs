@@ -1,23 +1,43 @@
-//! Nobody asks for what was not declared to it.
+//! Nobody asks for what was not declared to it on a link that is up.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use weighlock_protocol::Time;
-use weighlock_protocol::wire::bao::GroupSet;
+use weighlock_protocol::wire::bao::{GroupSet, all_groups};
+use weighlock_protocol::wire::swarm::Frame;
 
 use super::{Check, Seen};
+use crate::world::World;
 
+/// By host and its number of the link: from whom, and what of which layer.
 #[derive(Debug, Default)]
 pub(super) struct DeclaredOnly {
-    /// By who heard it, from whom, of which layer.
-    heard: BTreeMap<(usize, usize, usize), GroupSet>,
+    heard: BTreeMap<(u32, u32), Heard>,
 }
 
-impl DeclaredOnly {
-    fn forget(&mut self, from: (usize, usize, usize), to: (usize, usize, usize)) {
-        let keys: Vec<_> = self.heard.range(from..to).map(|(key, _)| *key).collect();
-        for key in keys {
-            self.heard.remove(&key);
+#[derive(Debug, Default)]
+struct Heard {
+    peer: u32,
+    work: u32,
+    groups: BTreeMap<u32, GroupSet>,
+}
+
+impl Heard {
+    fn pieces(&mut self, world: &World, pieces: &[u32], there: bool) {
+        let space = world.space(self.work);
+        for piece in pieces.iter().filter(|piece| (**piece as usize) < space.count()) {
+            for part in space.parts(*piece) {
+                let Some(layer) = world.layout().index_of(&space.layer_id(part.layer)) else {
+                    continue;
+                };
+                let groups = GroupSet::from(part.groups.clone());
+                let known = self.groups.entry(layer).or_default();
+                if there {
+                    *known |= groups;
+                } else {
+                    *known -= groups;
+                }
+            }
         }
     }
 }
@@ -27,43 +47,63 @@ impl Check for DeclaredOnly {
         "only declared ranges are asked for"
     }
 
-    fn see(&mut self, _: Time, seen: &Seen<'_>) -> Result<(), String> {
+    fn wants_frames(&self) -> bool {
+        true
+    }
+
+    fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
         match seen {
-            Seen::Declared { to, from, layer, have } => {
-                *self.heard.entry((*to, *from, *layer)).or_default() |= (*have).clone();
+            Seen::LinkUp { by, link, peer, work } => {
+                self.heard.insert((*by, *link), Heard { peer: *peer, work: *work, groups: BTreeMap::new() });
             }
-            Seen::Gone { by, peer } => self.forget((*by, *peer, 0), (*by, *peer + 1, 0)),
-            Seen::Restarted { host } => self.forget((*host, 0, 0), (*host + 1, 0, 0)),
-            Seen::Asked { by, from, layer, range, .. } => {
-                let asked = GroupSet::from((*range).clone());
-                let heard = self.heard.get(&(*by, *from, *layer));
-                if !heard.is_some_and(|have| asked.is_subset(have)) {
-                    return Err(format!(
-                        "host {by} asked {from} for {range:?} of layer {layer}, which it never declared"
-                    ));
+            Seen::LinkDown { by, link } => {
+                self.heard.remove(&(*by, *link));
+            }
+            Seen::Frame { to, link, frame } => {
+                let Some(heard) = self.heard.get_mut(&(*to, *link)) else {
+                    return Ok(());
+                };
+                match frame {
+                    Frame::Bitfield { layers } => {
+                        let names = &world.layout().models[heard.work as usize].layers;
+                        for (place, groups) in layers {
+                            let Some(layer) = names.get(*place as usize) else {
+                                continue;
+                            };
+                            let all = all_groups(world.layout().layers[*layer as usize].size);
+                            *heard.groups.entry(*layer).or_default() |= groups & &all;
+                        }
+                    }
+                    Frame::News { held, .. } => heard.pieces(world, held, true),
+                    Frame::Lost { pieces } => heard.pieces(world, pieces, false),
+                    // A grant of a named piece declares it.
+                    Frame::Grant { piece: Some(piece) } => heard.pieces(world, &[*piece], true),
+                    _ => {}
                 }
             }
-            Seen::Received { .. } | Seen::Banned { .. } => {}
+            Seen::Asked { by, from, parts, .. } => {
+                let links: Vec<&Heard> =
+                    self.heard.range((*by, 0)..(*by + 1, 0)).map(|(_, heard)| heard).collect();
+                for (layer, range) in *parts {
+                    if !declared(&links, *from, *layer, range) {
+                        return Err(format!(
+                            "host {by} asked {from} for {range:?} of layer {layer}, which it never declared"
+                        ));
+                    }
+                }
+            }
+            _ => {}
         }
         Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_undeclared_or_forgotten_range_is_a_violation() {
-        let mut check = DeclaredOnly::default();
-        let have = GroupSet::from(0..10);
-        let none = GroupSet::empty();
-        let declared = Seen::Declared { to: 1, from: 2, layer: 0, have: &have };
-        let asked = |range| Seen::Asked { by: 1, from: 2, layer: 0, range, stored: &none };
-        assert_eq!(check.see(Time(0), &declared), Ok(()));
-        assert_eq!(check.see(Time(0), &asked(&(3..10))), Ok(()));
-        assert!(check.see(Time(0), &asked(&(3..11))).is_err());
-        assert_eq!(check.see(Time(0), &Seen::Gone { by: 1, peer: 2 }), Ok(()));
-        assert!(check.see(Time(0), &asked(&(3..4))).is_err());
+fn declared(links: &[&Heard], from: u32, layer: u32, range: &Range<u64>) -> bool {
+    let mut left = GroupSet::from(range.clone());
+    for heard in links.iter().filter(|heard| heard.peer == from) {
+        if let Some(groups) = heard.groups.get(&layer) {
+            left -= groups.clone();
+        }
     }
+    left.is_empty()
 }

@@ -1,10 +1,15 @@
 //! What must hold in every run: one invariant per file, fed with everything that happens.
 
 mod banned;
+mod complete;
 mod culprits;
 mod declared;
 mod finished;
+mod limits;
+mod named;
 mod once;
+mod rates;
+pub(crate) mod shares;
 mod verified;
 
 use std::fmt;
@@ -12,70 +17,130 @@ use std::ops::Range;
 
 use serde::Serialize;
 use weighlock_protocol::Time;
-use weighlock_protocol::wire::bao::GroupSet;
+use weighlock_protocol::swarm::{Charge, Fault, SlotId};
+use weighlock_protocol::wire::swarm::Frame;
 
+use crate::options::Options;
 use crate::world::World;
 
-/// Something that happened. Hosts and layers by number.
+/// Runs with more hosts are not shown every frame: checkers that need it keep more than the hosts themselves.
+const SHOWN_HOSTS_MAX: usize = 80;
+
+/// Something that happened. Hosts, manifests and layers by number.
 #[derive(Debug, Clone)]
 pub enum Seen<'a> {
-    /// `to` heard that `from` has these groups.
-    Declared {
-        /// Who heard.
-        to: usize,
-        /// Who has.
-        from: usize,
-        /// Of which layer.
-        layer: usize,
-        /// Which groups.
-        have: &'a GroupSet,
+    /// A host is about to hear that it has a neighbour.
+    LinkUp {
+        /// Which host.
+        by: u32,
+        /// Its number of the link.
+        link: u32,
+        /// The other side.
+        peer: u32,
+        /// For which manifest.
+        work: u32,
     },
-    /// `by` heard that `peer` is gone.
-    Gone {
-        /// Who heard.
-        by: usize,
-        /// Who is gone.
-        peer: usize,
+    /// It heard, and did what it does about it.
+    Linked {
+        /// Which host.
+        by: u32,
+        /// For which manifest.
+        work: u32,
     },
-    /// A host came back and knows only what is on its disk.
-    Restarted {
+    /// A host closed its side of a link, or is about to hear that it ended.
+    LinkDown {
+        /// Which host.
+        by: u32,
+        /// Its number of the link.
+        link: u32,
+    },
+    /// A host is about to hear a frame. Only in small runs.
+    Frame {
+        /// Which host.
+        to: u32,
+        /// Its number of the link.
+        link: u32,
+        /// The frame.
+        frame: &'a Frame,
+    },
+    /// A host lost everything that is not on its disk.
+    Crashed {
         /// Which.
-        host: usize,
+        host: u32,
     },
-    /// `by` asked `from` for a range.
+    /// A host's disk lost something.
+    Rotten {
+        /// Which.
+        host: u32,
+    },
+    /// `by` asks `from` for ranges. They are not yet among its downloads.
     Asked {
         /// Who asks.
-        by: usize,
+        by: u32,
         /// Whom.
-        from: usize,
-        /// Of which layer.
-        layer: usize,
-        /// Groups.
-        range: &'a Range<u64>,
-        /// What the asking host has stored of the layer.
-        stored: &'a GroupSet,
+        from: u32,
+        /// The fetch.
+        slot: SlotId,
+        /// For which manifest.
+        work: u32,
+        /// Layers with groups.
+        parts: &'a [(u32, Range<u64>)],
     },
-    /// An answer came.
+    /// An answer to one range came.
     Received {
         /// Who receives.
-        by: usize,
+        by: u32,
         /// From whom.
-        from: usize,
+        from: u32,
         /// Of which layer.
-        layer: usize,
-        /// Groups that the receiver took as proven and stored.
+        layer: u32,
+        /// Groups that the receiver takes as proven; about to be stored.
         stored: &'a Range<u64>,
-        /// The group that the sender had spoiled.
+        /// The group among those that came that the sender had spoiled.
         bad: Option<u64>,
+        /// Why it is not the whole range.
+        fault: Option<Fault>,
+    },
+    /// A fetch was cancelled by the state machine.
+    Cancelled {
+        /// Who cancels.
+        by: u32,
+        /// Whom it had asked.
+        from: u32,
+        /// The fetch.
+        slot: SlotId,
+        /// Payload bytes that had come.
+        bytes: u64,
     },
     /// `by` banned `peer`.
     Banned {
         /// Who bans.
-        by: usize,
+        by: u32,
         /// Whom.
-        peer: usize,
-        /// Until when.
+        peer: u32,
+        /// For what.
+        charge: Charge,
+        /// Until when, on the clock of the run.
         until: Time,
+    },
+    /// What a server has to do changed.
+    Load {
+        /// Which host.
+        server: u32,
+    },
+    /// A host says that it has all of a manifest.
+    SaysComplete {
+        /// Which host.
+        by: u32,
+        /// Which manifest.
+        work: u32,
+    },
+    /// A host says that it has all of a layer.
+    SaysLayerComplete {
+        /// Which host.
+        by: u32,
+        /// Which layer.
+        layer: u32,
     },
 }
 
@@ -84,11 +149,16 @@ pub trait Check: fmt::Debug {
     /// What holds, in a few words.
     fn name(&self) -> &'static str;
 
+    /// True if it must be shown [`Seen::Frame`].
+    fn wants_frames(&self) -> bool {
+        false
+    }
+
     /// Looks at something that happened.
     ///
     /// # Errors
     /// One line that says what was violated and by whom.
-    fn see(&mut self, now: Time, seen: &Seen<'_>) -> Result<(), String>;
+    fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String>;
 
     /// Looks at the world when the run is over.
     ///
@@ -111,14 +181,21 @@ pub struct Violation {
     pub what: String,
 }
 
-/// The invariants of every scenario.
-pub fn always() -> Vec<Box<dyn Check>> {
-    vec![
+/// The invariants of every scenario. In a run of many hosts those that must see every frame are left out.
+pub fn always(_: &Options, hosts: usize) -> Vec<Box<dyn Check>> {
+    let mut checks: Vec<Box<dyn Check>> = vec![
         Box::<verified::Verified>::default(),
-        Box::<declared::DeclaredOnly>::default(),
         Box::<once::Once>::default(),
         Box::<culprits::Culprits>::default(),
+        Box::<named::Named>::default(),
         Box::<banned::Banned>::default(),
+        Box::<limits::Limits>::default(),
+        Box::<rates::Rates>::default(),
+        Box::<complete::Complete>::default(),
         Box::<finished::Finished>::default(),
-    ]
+    ];
+    if hosts <= SHOWN_HOSTS_MAX {
+        checks.push(Box::<declared::DeclaredOnly>::default());
+    }
+    checks
 }

@@ -1,9 +1,8 @@
-//! Nothing that is stored is asked for again, not even after a restart.
-
-use weighlock_protocol::Time;
-use weighlock_protocol::wire::bao::GroupSet;
+//! Nothing that is stored is asked for again, not even after a restart, and nothing is asked for more than twice at a
+//! time: the second time is a hedge.
 
 use super::{Check, Seen};
+use crate::world::World;
 
 #[derive(Debug, Default)]
 pub(super) struct Once;
@@ -13,14 +12,31 @@ impl Check for Once {
         "nothing stored is asked for again"
     }
 
-    fn see(&mut self, _: Time, seen: &Seen<'_>) -> Result<(), String> {
-        match seen {
-            Seen::Asked { by, layer, range, stored, .. }
-                if stored.intersects(&GroupSet::from((*range).clone())) =>
-            {
-                Err(format!("host {by} asked for {range:?} of layer {layer} and has some of it"))
+    fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
+        let Seen::Asked { by, from, parts, .. } = seen else {
+            return Ok(());
+        };
+        let host = &world.hosts()[*by as usize];
+        for (layer, groups) in *parts {
+            let same = |(other, range): &(u32, std::ops::Range<u64>)| {
+                other == layer && range.start < groups.end && groups.start < range.end
+            };
+            let others = host.downloads.iter().filter(|download| download.parts.iter().any(same));
+            let (count, twice) =
+                others.fold((0, false), |(count, twice), other| (count + 1, twice || other.from == *from));
+            // What a fetch in flight has stored of a bundle is known when all of it ends.
+            if count == 0 && host.disk.touches(world.layout(), *layer, groups) {
+                return Err(format!("host {by} asked for {groups:?} of layer {layer} and has some of it"));
             }
-            _ => Ok(()),
+            if count > 1 {
+                return Err(format!(
+                    "host {by} asked {count} others for {groups:?} of layer {layer} already"
+                ));
+            }
+            if twice {
+                return Err(format!("host {by} asked {from} twice for {groups:?} of layer {layer}"));
+            }
         }
+        Ok(())
     }
 }

@@ -1,6 +1,5 @@
 //! The asking side: fetches ranges into a partial layer, verified before they are written, and watches possession.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -74,12 +73,12 @@ pub struct GetOptions {
 pub async fn get(
     connection: &Connection,
     partial: Arc<PartialLayer>,
-    groups: Range<u64>,
+    groups: GroupSet,
     options: GetOptions,
 ) -> Got {
     let (layer, size) = (partial.id(), partial.size());
     let GetOptions { batch_bytes, stall, progress, cancel } = options;
-    let wanted = GroupSet::from(groups);
+    let wanted = groups;
     let decoder = Decoder::new(layer, size, &wanted);
     // Raw bytes to the thread that proves and writes; two batches in flight bound the memory of a slot.
     let (raw, batches) = mpsc::channel::<BytesMut>(2);
@@ -106,7 +105,7 @@ pub async fn get(
 }
 
 /// Sends `request`, checks the size header, passes everything after it on in batches.
-async fn receive(
+pub(super) async fn receive(
     connection: &Connection,
     request: &[u8],
     size: u64,
@@ -278,11 +277,11 @@ async fn read_prefixed(recv: &mut RecvStream) -> Result<Option<Vec<u8>>, GetErro
     Ok(Some(body))
 }
 
-async fn within<F: Future>(stall: Duration, read: F) -> Result<F::Output, GetError> {
+pub(super) async fn within<F: Future>(stall: Duration, read: F) -> Result<F::Output, GetError> {
     tokio::time::timeout(stall, read).await.map_err(|_| GetError::Stalled(stall))
 }
 
-fn exact_error(error: ReadExactError) -> GetError {
+pub(super) fn exact_error(error: ReadExactError) -> GetError {
     match error {
         ReadExactError::FinishedEarly(_) => GetError::Miss(reset::INTERNAL),
         ReadExactError::ReadError(error) => read_error(error),

@@ -2,14 +2,18 @@
 
 mod endpoint;
 mod get;
+mod link;
 mod pool;
 mod serve;
+mod tree;
 
 use std::sync::Arc;
 
 pub use endpoint::{DataPlane, Doors, JoinDoor};
 pub use get::{Declared, GetError, GetOptions, Got, get, observe, possession};
-pub use serve::{Possession, serve_stream};
+pub use link::{open_link, read_frame, refuse_link};
+pub use serve::{Pass, Possession, serve_stream};
+pub use tree::tree;
 
 /// Limits and tuning of the data plane. Sizes in bytes, times in seconds.
 #[derive(Debug, Clone)]
@@ -46,7 +50,7 @@ impl Default for DataConfig {
             connections_max: 512,
             joins_max: 16,
             joins_per_address_max: 4,
-            streams_max: 64,
+            streams_max: 256,
             uploads_max: 64,
             stream_window_bytes: 4 << 20,
             connection_window_bytes: 16 << 20,

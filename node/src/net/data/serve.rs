@@ -1,5 +1,6 @@
-//! The providing side: answers get, observe and interest from sealed and partial layers.
+//! The providing side: answers get, tree, observe and interest from sealed and partial layers.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,17 +8,20 @@ use bao_tree::io::sync::truncate_ranges;
 use bao_tree::iter::BaoChunk;
 use bao_tree::{ChunkRanges, ChunkRangesRef, TreeNode};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::debug;
 use weighlock_cache::LayerReader;
 use weighlock_protocol::wire::bao::{self, GROUP_BYTES, GroupSet};
 use weighlock_protocol::wire::data::{
-    HaveItem, MESSAGE_BYTES_MAX, ObserveItem, Request, RequestError, reset,
+    HaveItem, KIND_LINK, LINK_BYTES, MESSAGE_BYTES_MAX, ObserveItem, Request, RequestError, reset,
 };
+use weighlock_protocol::wire::tree::{PAIR_BYTES, tree_bytes};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
 use super::DataConfig;
+use super::link::refuse_link;
 
 /// How often at most a change is told to those who observe.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
@@ -37,8 +41,45 @@ pub trait Possession: Send + Sync + 'static {
     fn layers_of(&self, manifest: &ManifestDigest) -> Option<Vec<(LayerId, u64)>>;
     /// Changes whenever any layer grew.
     fn grown(&self) -> watch::Receiver<u64>;
-    /// Told of every answered get, for the metrics: payload bytes sent.
+    /// Told of every answered get or tree, for the metrics: bytes sent.
     fn sent(&self, peer: &KeyId, bytes: u64);
+    /// Waits for the turn of a peer that asks for groups of a layer. `None` if it is not to be served now.
+    fn admit(&self, _peer: KeyId, _layer: LayerId, _groups: Range<u64>) -> BoxFuture<'static, Option<Pass>> {
+        Box::pin(std::future::ready(Some(Pass::new(|_, _| {}))))
+    }
+    /// A peer wants to be this host's neighbour in a manifest's swarm.
+    fn link(&self, _peer: KeyId, _manifest: ManifestDigest, send: SendStream, recv: RecvStream) {
+        refuse_link(send, recv);
+    }
+}
+
+/// What [`Pass`] reports to: bytes sent, and whether that was all.
+type Report = Box<dyn FnOnce(u64, bool) + Send>;
+
+/// Leave to serve one get. Reports how it ended, also when it is dropped on the way.
+pub struct Pass {
+    report: Option<Report>,
+}
+
+impl Pass {
+    /// `report` hears how many bytes were sent, and whether that was all.
+    pub fn new(report: impl FnOnce(u64, bool) + Send + 'static) -> Self {
+        Self { report: Some(Box::new(report)) }
+    }
+
+    fn end(mut self, bytes: u64, complete: bool) {
+        if let Some(report) = self.report.take() {
+            report(bytes, complete);
+        }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if let Some(report) = self.report.take() {
+            report(0, false);
+        }
+    }
 }
 
 /// Reads one request from a stream and answers it; resets the stream where it cannot.
@@ -50,26 +91,46 @@ pub async fn serve_stream(
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
-    let request = match recv.read_to_end(MESSAGE_BYTES_MAX).await {
-        Ok(bytes) => Request::parse(&bytes),
-        Err(e) => return debug!(%peer, error = %e, "request could not be read"),
+    let request = match read_request(&mut recv).await {
+        Ok(Ok(Request::Link { manifest })) => return possession.link(peer, manifest, send, recv),
+        Ok(request) => request,
+        Err(e) => return debug!(%peer, error = e, "request could not be read"),
     };
     let refused = match request {
         Ok(Request::Get { layer, chunks }) => {
+            let admitted = tokio::select! {
+                pass = possession.admit(peer, layer, asked_groups(&chunks)) => pass,
+                // It waits no longer.
+                _ = send.stopped() => return,
+            };
+            let Some(pass) = admitted else {
+                let _ = send.reset(VarInt::from_u32(reset::LIMIT));
+                return;
+            };
             let Ok(_share) = uploads[0].acquire().await else { return };
             let Ok(_permit) = uploads[1].acquire().await else { return };
-            let answer = Get { possession, peer, layer, chunks, batch_bytes: config.batch_bytes };
-            answer.run(&mut send).await
+            let get = Get { possession: possession.clone(), layer, chunks, batch_bytes: config.batch_bytes };
+            let sent = stream(&*possession, peer, &mut send, move |batches| get.read(batches)).await;
+            pass.end(*sent.as_ref().unwrap_or(&0), sent.is_ok());
+            sent
         }
-        Ok(Request::Observe { layer }) => observe(possession, layer, &mut send).await,
-        Ok(Request::Interest { manifest }) => interest(possession, manifest, &mut send).await,
+        Ok(Request::Tree { layer }) => {
+            let Ok(_share) = uploads[0].acquire().await else { return };
+            let Ok(_permit) = uploads[1].acquire().await else { return };
+            let (look, batch_bytes) = (possession.clone(), config.batch_bytes);
+            let read = move |batches: &_| read_tree(&*look, &layer, batch_bytes, batches);
+            stream(&*possession, peer, &mut send, read).await
+        }
+        Ok(Request::Observe { layer }) => observe(possession, layer, &mut send).await.map(|()| 0),
+        Ok(Request::Interest { manifest }) => interest(possession, manifest, &mut send).await.map(|()| 0),
+        Ok(Request::Link { .. }) => Err(refuse("it was answered above")),
         Err(RequestError::Unsupported(what)) => {
             Err(Refusal { code: reset::PERMISSION, why: what.to_owned() })
         }
         Err(e) => Err(Refusal { code: reset::INTERNAL, why: e.to_string() }),
     };
     match refused {
-        Ok(()) => {
+        Ok(_) => {
             let _ = send.finish();
         }
         Err(Refusal { code, why }) => {
@@ -77,6 +138,37 @@ pub async fn serve_stream(
             let _ = send.reset(VarInt::from_u32(code));
         }
     }
+}
+
+/// A request, read to its end unless it is a link, on which frames follow.
+async fn read_request(recv: &mut RecvStream) -> Result<Result<Request, RequestError>, String> {
+    let mut first = [0];
+    match recv.read_exact(&mut first).await {
+        Ok(()) => {}
+        Err(quinn::ReadExactError::FinishedEarly(_)) => return Ok(Request::parse(&[])),
+        Err(e) => return Err(e.to_string()),
+    }
+    let mut bytes = first.to_vec();
+    if first[0] == KIND_LINK {
+        let mut rest = [0; LINK_BYTES];
+        recv.read_exact(&mut rest).await.map_err(|e| e.to_string())?;
+        bytes.extend(rest);
+    } else {
+        bytes.extend(recv.read_to_end(MESSAGE_BYTES_MAX).await.map_err(|e| e.to_string())?);
+    }
+    Ok(Request::parse(&bytes))
+}
+
+/// The groups between the first and the last chunk that a peer asks for. The layer's end is not known here.
+fn asked_groups(chunks: &ChunkRanges) -> Range<u64> {
+    let boundaries = chunks.boundaries();
+    let first = boundaries.first().map_or(0, |chunk| chunk.0 / bao::GROUP_CHUNKS);
+    let last = match boundaries.len() % 2 {
+        0 => boundaries.last().map_or(first, |chunk| chunk.0.div_ceil(bao::GROUP_CHUNKS)),
+        // Open: to the end of the layer.
+        _ => boundaries.last().map_or(first, |chunk| chunk.0 / bao::GROUP_CHUNKS + 1),
+    };
+    first..last.max(first + 1)
 }
 
 /// Why a request ends in a stream reset.
@@ -89,42 +181,76 @@ fn refuse(why: impl ToString) -> Refusal {
     Refusal { code: reset::INTERNAL, why: why.to_string() }
 }
 
+/// Sends what `read` hands on, batch by batch; `read` runs on a blocking thread and ends when nobody takes more.
+async fn stream(
+    possession: &dyn Possession,
+    peer: KeyId,
+    send: &mut SendStream,
+    read: impl FnOnce(&mpsc::Sender<Bytes>) -> Result<(), Refusal> + Send + 'static,
+) -> Result<u64, Refusal> {
+    // Two batches: one on its way to the wire, one being read.
+    let (batches, mut ready) = mpsc::channel::<Bytes>(1);
+    let reading = tokio::task::spawn_blocking(move || read(&batches));
+    let (mut sent, mut cut) = (0, false);
+    while let Some(batch) = ready.recv().await {
+        sent += batch.len() as u64;
+        match tokio::time::timeout(TAKE_MAX, send.write_chunk(batch)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => {
+                // The asker lost interest or the connection; the reader stops at its next send.
+                debug!(%peer, error = %e, "answer not finished");
+                cut = true;
+                break;
+            }
+            Err(_) => {
+                drop(ready);
+                let _ = reading.await;
+                return Err(Refusal { code: reset::LIMIT, why: "the asker takes nothing".into() });
+            }
+        }
+    }
+    drop(ready);
+    possession.sent(&peer, sent);
+    reading.await.map_err(refuse)??;
+    if cut { Err(refuse("the asker stopped it")) } else { Ok(sent) }
+}
+
+/// Blocking: the tree of a layer that is here as a whole, after the layer's size.
+fn read_tree(
+    possession: &dyn Possession,
+    layer: &LayerId,
+    batch_bytes: usize,
+    batches: &mpsc::Sender<Bytes>,
+) -> Result<(), Refusal> {
+    let reader = possession.reader(layer).ok_or_else(|| refuse("layer is not here"))?;
+    let (size, total) = (reader.size(), tree_bytes(reader.size()));
+    if !bao::all_groups(size).is_subset(&reader.have()) {
+        return Err(refuse("not all of the layer is here"));
+    }
+    let batch_bytes = batch_bytes.max(PAIR_BYTES) as u64;
+    let mut batch = size.to_le_bytes().to_vec();
+    let mut offset = 0;
+    while offset < total || !batch.is_empty() {
+        let len = batch_bytes.min(total - offset);
+        let at = batch.len();
+        batch.resize(at + len as usize, 0);
+        reader.read_tree_at(&mut batch[at..], offset).map_err(refuse)?;
+        offset += len;
+        if batches.blocking_send(std::mem::take(&mut batch).into()).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
 struct Get {
     possession: Arc<dyn Possession>,
-    peer: KeyId,
     layer: LayerId,
     chunks: ChunkRanges,
     batch_bytes: usize,
 }
 
 impl Get {
-    async fn run(self, send: &mut SendStream) -> Result<(), Refusal> {
-        let (possession, peer) = (self.possession.clone(), self.peer);
-        // Two batches: one on its way to the wire, one being read.
-        let (batches, mut ready) = mpsc::channel::<Bytes>(1);
-        let reading = tokio::task::spawn_blocking(move || self.read(&batches));
-        let mut sent = 0;
-        while let Some(batch) = ready.recv().await {
-            sent += batch.len() as u64;
-            match tokio::time::timeout(TAKE_MAX, send.write_chunk(batch)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => {
-                    // The asker lost interest or the connection; the reader stops at its next send.
-                    debug!(%peer, error = %e, "get not finished");
-                    break;
-                }
-                Err(_) => {
-                    drop(ready);
-                    let _ = reading.await;
-                    return Err(Refusal { code: reset::LIMIT, why: "the asker takes nothing".into() });
-                }
-            }
-        }
-        drop(ready);
-        possession.sent(&peer, sent);
-        reading.await.map_err(refuse)?
-    }
-
     /// Blocking: reads and encodes, one batch at a time.
     fn read(self, batches: &mpsc::Sender<Bytes>) -> Result<(), Refusal> {
         let reader = self.possession.reader(&self.layer).ok_or_else(|| refuse("layer is not here"))?;

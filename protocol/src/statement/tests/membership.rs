@@ -198,3 +198,72 @@ fn junk_fills_its_own_room_only() {
     let published = Voice::new(50, ledger.cluster()).say(at(4), publish("1", 1));
     assert_eq!(put(&mut ledger, &published), Applied::Effective);
 }
+
+#[test]
+fn one_batch_brings_no_more_junk_than_many() {
+    let (mut admin, ledger) = cluster();
+    let config = LedgerConfig { idle_max: 8, idle_per_author_max: 3, ..LedgerConfig::new(ledger.cluster()) };
+    let mut ledger = Ledger::new(config);
+    let mut all: Vec<Envelope> = cluster().1.root_chain().cloned().collect();
+    // Nobody needs a role to sign these, and each hangs on something that is not there.
+    for stranger in 60..80 {
+        let mut stranger = Voice::new(stranger, ledger.cluster());
+        for n in 0..5 {
+            stranger.next = Chain { seq: 5 + n, prev: Some(StatementId([9; 32])) };
+            all.push(stranger.say(at(1), revoke_key(50)));
+        }
+    }
+    all.extend((81..101).map(|host| admin.say(at(1), admit(host, None))));
+    let checked: Vec<Checked> = all.iter().map(|e| ledger.check(e).expect("form")).collect();
+    ledger.apply_all(checked);
+    assert_eq!(ledger.members(at(2)).count(), 20, "what has an effect needs none of that room");
+    assert_eq!(ledger.len(), 1 + 20 + 8);
+}
+
+#[test]
+fn the_first_root_finds_room_after_what_follows_it() {
+    let (mut admin, ledger) = cluster();
+    let mut junked = Ledger::new(LedgerConfig {
+        idle_max: 3,
+        idle_per_author_max: 2,
+        ..LedgerConfig::new(ledger.cluster())
+    });
+    for host in 50..54 {
+        put(&mut junked, &admin.say(at(1), admit(host, None)));
+    }
+    assert_eq!(junked.len(), 2);
+    let root = ledger.root_chain().next().cloned().expect("root");
+    assert_eq!(put(&mut junked, &root), Applied::Effective);
+    assert_eq!(junked.members(at(2)).count(), 2);
+}
+
+#[test]
+fn a_root_with_its_signatures_finds_room_whoever_wrote_it() {
+    let (_, ledger) = cluster();
+    let first = ledger.root_chain().next().cloned().expect("root");
+    let config = LedgerConfig { idle_max: 1, ..LedgerConfig::new(ledger.cluster()) };
+    let mut ledger = Ledger::new(config);
+    put(&mut ledger, &first);
+    let junk = Voice::new(9, ledger.cluster()).say(at(1), publish("1", 1));
+    put(&mut ledger, &junk);
+    let next = Root { version: 2, prev_root: Some(first.id()), ..root_of(&[1, 2], 1) };
+    let mut envelope = Voice::new(2, ledger.cluster()).say(at(2), Kind::Root(next));
+    assert!(matches!(put(&mut ledger, &envelope), Applied::Refused(_)), "not yet signed by an admin");
+    envelope.endorse(&key(1));
+    assert_eq!(put(&mut ledger, &envelope), Applied::Effective);
+}
+
+#[test]
+fn whoever_publishes_without_end_can_still_be_revoked() {
+    let (mut admin, ledger) = cluster();
+    let config = LedgerConfig { statements_max: 32, ..LedgerConfig::new(ledger.cluster()) };
+    let mut ledger = Ledger::new(config);
+    put(&mut ledger, &cluster().1.root_chain().next().cloned().expect("root"));
+    put(&mut ledger, &admin.say(at(1), admit(50, None)));
+    let mut member = Voice::new(50, ledger.cluster());
+    let published = (0..40).map(|n| put(&mut ledger, &member.say(at(2), publish(&format!("1.0.{n}"), 1))));
+    let refused = published.filter(|applied| matches!(applied, Applied::Refused(_))).count();
+    assert_eq!(refused, 40 - 28);
+    assert_eq!(put(&mut ledger, &admin.say(at(3), revoke_key(50))), Applied::Effective);
+    assert!(!ledger.is_member(&id(50), at(4)));
+}

@@ -1,0 +1,94 @@
+//! One fetch from its beginning to its end: what is missing, what local layers have of it, then the swarm.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use weighlock_cache::Store;
+use weighlock_protocol::LayerId;
+use weighlock_protocol::manifest::Manifest;
+use weighlock_protocol::swarm::LayerWant;
+use weighlock_protocol::wire::bao::{GroupSet, all_groups};
+
+use super::delta::{self, OpenLayers};
+use super::driver::Happening;
+use super::jobs::Job;
+use super::wait::Urgent;
+use super::{Inner, blocking};
+use crate::error::{Error, Result};
+use crate::local::message::Progress;
+
+/// Fetches all that is missing of `manifest`. What was stored stays when it fails.
+pub(super) async fn run(
+    inner: &Arc<Inner>,
+    manifest: &Manifest,
+    progress: watch::Sender<Progress>,
+    mut wanted: mpsc::Receiver<Urgent>,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    let digest = manifest.digest();
+    let layers: Vec<(LayerId, u64)> = manifest.layers().map(|layer| (layer.id, layer.size)).collect();
+    let (store, all) = (inner.store.clone(), layers.clone());
+    let (mut open, mut wants) = blocking(move || missing(&store, &all)).await?;
+    let reused_bytes = delta::apply(inner, manifest, &mut wants, &mut open, &progress, cancel).await;
+    let mut lacks: BTreeMap<LayerId, GroupSet> =
+        wants.into_iter().map(|want| (want.layer, want.missing)).collect();
+    let want = |(layer, size): (LayerId, u64)| LayerWant {
+        layer,
+        size,
+        missing: lacks.remove(&layer).unwrap_or_else(GroupSet::empty),
+    };
+    let layers = layers.into_iter().map(want).collect();
+    let (done, mut ended) = oneshot::channel();
+    let job = Job { digest, layers, open, reused_bytes, progress, done };
+    let stopping = || Error::unavailable("the daemon is stopping").hint("open it again; it resumes");
+    inner.swarm.send(Happening::Fetch(Box::new(job))).await.map_err(|_| stopping())?;
+    loop {
+        tokio::select! {
+            result = &mut ended => return result.unwrap_or_else(|_| Err(stopping())),
+            Some((layer, groups)) = wanted.recv() => {
+                let _ = inner.swarm.send(Happening::Urgent { digest, layer, groups }).await;
+            }
+            () = cancel.cancelled() => {
+                let (closed, wait) = oneshot::channel();
+                let _ = inner.swarm.send(Happening::Close { digest, closed: Some(closed) }).await;
+                let _ = wait.await;
+                return Err(Error::unavailable("the artifact was removed from this host while it was fetched"));
+            }
+        }
+    }
+}
+
+/// What is missing of each distinct layer, resumed partial layers, and room on the disk for the rest.
+fn missing(store: &Store, layers: &[(LayerId, u64)]) -> Result<(OpenLayers, Vec<LayerWant>)> {
+    let begun: BTreeSet<LayerId> =
+        store.partials().map_err(Error::from)?.into_iter().map(|(layer, _)| layer).collect();
+    let (mut open, mut wants, mut seen) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
+    let mut needed = 0;
+    for (layer, size) in layers {
+        if !seen.insert(*layer) || store.layer(layer).map_err(Error::from)?.is_some() {
+            continue;
+        }
+        let missing = if begun.contains(layer) {
+            let partial = store.partial(layer, *size).map_err(Error::from)?;
+            let missing = partial.missing();
+            open.insert(*layer, partial);
+            missing
+        } else {
+            // A begun layer has its room already.
+            needed += size;
+            all_groups(*size)
+        };
+        wants.push(LayerWant { layer: *layer, size: *size, missing });
+    }
+    let available = store.available_bytes().map_err(Error::from)?;
+    if needed > available {
+        return Err(Error::unavailable(format!(
+            "no space: {needed} bytes are to be fetched and {available} are available in {}",
+            store.dir().display()
+        ))
+        .hint("free some space, for example with `weighlock rm`, and open it again"));
+    }
+    Ok((open, wants))
+}

@@ -1,0 +1,46 @@
+//! Whole runs of the statement world, small enough for the dev profile.
+
+use super::*;
+
+/// Seeds that once failed, each with what it found.
+const CORPUS: &[u64] = &[
+    // One batch brought more junk than a ledger had room for.
+    35, // Junk kept out a root that its admins had signed and a newcomer had written.
+    139,
+];
+
+#[test]
+fn the_same_seed_gives_the_same_run_and_another_seed_another() {
+    let (one, again, other) =
+        (run(FoldOptions::draw(1)), run(FoldOptions::draw(1)), run(FoldOptions::draw(2)));
+    assert_eq!(one, again);
+    assert_ne!(one.trace, other.trace);
+}
+
+#[test]
+fn seeds_that_once_failed() {
+    for seed in CORPUS {
+        let report = run(FoldOptions::draw(*seed));
+        assert_eq!(report.violations, [], "{}\n{report}", report.options);
+    }
+}
+
+#[test]
+fn dozens_of_seeds_of_small_hostile_worlds() {
+    let mut seen = FoldCounts::default();
+    for seed in 1..=16 {
+        let report = run(FoldOptions::draw(seed));
+        assert_eq!(report.violations, [], "{}\n{report}", report.options);
+        let c = &report.counts;
+        seen.late += c.late;
+        seen.forgeries += c.forgeries;
+        seen.lies += c.lies;
+        seen.over_limit += c.over_limit;
+        seen.joins += c.joins;
+        seen.partitions += c.partitions;
+        seen.crashes += c.crashes;
+    }
+    let least =
+        [seen.late, seen.forgeries, seen.lies, seen.over_limit, seen.joins, seen.partitions, seen.crashes];
+    assert!(least.iter().all(|n| *n > 5), "every fault happens: {seen:?}");
+}
