@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use tracing::info;
 use weighlock_cache::inspect;
 use weighlock_cache::{ImportOptions, ImportProgress};
-use weighlock_protocol::statement::{Applied, Envelope, Resolution};
-use weighlock_protocol::{ManifestDigest, Reference};
+use weighlock_protocol::statement::{Applied, Envelope, Ledger, Resolution, Revocation, Target};
+use weighlock_protocol::{KeyId, ManifestDigest, Reference};
 
+use crate::cli::counted;
 use crate::cluster::{self, now};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
@@ -22,6 +23,9 @@ use crate::fetch::{Step, blocking};
 use crate::local::frame;
 use crate::local::message::*;
 use crate::{facts, loader};
+
+/// Pause between two words to a command line that waits for a host to be found.
+const LOOK_TELL: Duration = Duration::from_millis(500);
 
 /// Serves one command line until it closes.
 pub(crate) async fn serve(node: Arc<Node>, mut stream: UnixStream) {
@@ -72,7 +76,7 @@ async fn answer(
             let node = in_background;
             json(blocking(move || list(&node)).await?)
         }
-        AdminRequest::Inspect { reference } => json(inspect_reference(node, &reference).await?),
+        AdminRequest::Inspect { reference } => json(inspect_reference(node, stream, &reference).await?),
         AdminRequest::Remove { reference, force } => {
             if force {
                 let reference: Reference = reference.parse()?;
@@ -130,6 +134,7 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         cluster: node.cluster,
         cluster_name: root.map_or_else(String::new, |root| root.root.name.clone()),
         member: ledger.is_member(&node.host, now),
+        revoked: revoked(&ledger, &node.host),
         members: ledger.members(now).count(),
         peers,
         control: node.control.listen_addrs(),
@@ -146,6 +151,15 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         ungated,
         alarms: ledger.alarms(now).iter().map(ToString::to_string).collect(),
     })
+}
+
+/// The last revocation of `host`, if none of its admissions came after.
+fn revoked(ledger: &Ledger, host: &KeyId) -> Option<String> {
+    let of_host = |r: &Revocation| matches!(&r.revoke.target, Target::Key { key, .. } if key == host);
+    let last = ledger.revocations().filter(of_host).max_by_key(|r| r.time);
+    let last = last.filter(|_| ledger.is_revoked(host))?;
+    let why = if last.revoke.reason.is_empty() { String::new() } else { format!(": {}", last.revoke.reason) };
+    Some(format!("at {} by {}{why}", last.time, last.by))
 }
 
 async fn add(
@@ -170,7 +184,7 @@ async fn add(
                 phase,
                 done_bytes: p.done_bytes,
                 total_bytes: p.total_bytes,
-                sources: 0,
+                ..Progress::default()
             });
         };
         import(&worker, &path, &reference, include, exclude, &step, &stop)
@@ -209,8 +223,11 @@ fn import(
         node.store.layers().map_err(Error::from)?.into_iter().map(|(id, _)| id).collect();
     let staged = node.store.import(&plan, &ImportOptions::default(), step, cancel).map_err(Error::from)?;
     let manifest = staged.manifest().clone();
-    let new_bytes =
-        staged.layers().iter().filter(|layer| !known.contains(&layer.id)).map(|layer| layer.size).sum();
+    // Of the files alone, as the total is: the contract and the configuration blob are ours.
+    let new_files: BTreeMap<_, _> =
+        manifest.files().iter().map(|f| (f.id, f.size)).filter(|(id, _)| !known.contains(id)).collect();
+    let had_all = node.store.held().map_err(Error::from)?.contains(&manifest.digest())
+        && node.store.manifest_complete(&manifest).map_err(Error::from)?;
     let (statement, new) = node.facts.publish(reference, staged)?;
     node.fetcher.note_change();
     info!(%reference, digest = %manifest.digest(), new, "added");
@@ -219,9 +236,10 @@ fn import(
         digest: manifest.digest(),
         statement,
         new,
+        again: !new && !had_all,
         files: manifest.files().len(),
         total_bytes: manifest.total_bytes(),
-        new_bytes,
+        new_bytes: new_files.into_values().sum(),
         seconds: 0.0,
         warnings: plan.warnings,
     })
@@ -291,10 +309,10 @@ fn copies_elsewhere(
     records.borrow().iter().filter(|(host, known)| **host != node.host && holds(&known.record)).count()
 }
 
-async fn inspect_reference(node: &Arc<Node>, text: &str) -> Result<Inspected> {
+async fn inspect_reference(node: &Arc<Node>, stream: &mut UnixStream, text: &str) -> Result<Inspected> {
     let reference: Reference = text.parse()?;
     let digest = node.facts.resolve(&reference)?;
-    let manifest = node.fetcher.manifest(digest).await?;
+    let manifest = looking(stream, node.fetcher.manifest(digest)).await?;
     let node = node.clone();
     blocking(move || {
         let ledger = node.facts.ledger();
@@ -325,7 +343,8 @@ fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
     }
     if !force {
         if let Some(loaders) = node.leases.open().get(&digest) {
-            return Err(Error::refused(format!("{reference} is open by {loaders} loader(s)"))
+            let loaders = counted(*loaders, "loader");
+            return Err(Error::refused(format!("{reference} is open by {loaders}"))
                 .hint("close them, or say --force: they keep what they have mapped"));
         }
         if node.fetcher.running().iter().any(|(running, _)| *running == digest) {
@@ -342,19 +361,22 @@ fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
     let freed_bytes = node.store.remove_artifact(&digest).map_err(Error::from)?;
     node.fetcher.note_change();
     info!(%reference, %digest, freed_bytes, "dropped");
-    Ok(Removed { digest, freed_bytes })
+    let mut also: BTreeSet<String> = {
+        let ledger = node.facts.ledger();
+        ledger.publishes_of(&digest).map(|p| format!("{}:{}", p.publish.artifact, p.publish.tag)).collect()
+    };
+    also.remove(&reference.to_string());
+    Ok(Removed { digest, freed_bytes, also: also.into_iter().collect() })
 }
 
 async fn view(node: &Arc<Node>, stream: &mut UnixStream, text: &str) -> Result<Viewed> {
     let reference: Reference = text.parse()?;
     let digest = node.facts.resolve(&reference)?;
-    let mut arrival = node.fetcher.begin(digest).await?;
+    let mut arrival = looking(stream, node.fetcher.begin(digest)).await?;
     let manifest = loop {
         match arrival.next().await? {
             Step::Here(manifest) => break manifest,
-            Step::Progress(step) => frame::write(stream, &Event::Progress(step))
-                .await
-                .map_err(|_| Error::unavailable("the command line went away"))?,
+            Step::Progress(step) => tell(stream, step).await?,
         }
     };
     let node = node.clone();
@@ -363,6 +385,24 @@ async fn view(node: &Arc<Node>, stream: &mut UnixStream, text: &str) -> Result<V
         node.store.view(&manifest).map_err(Error::from)
     });
     Ok(Viewed { digest, path: path.await? })
+}
+
+/// Waits for something that may have to look for a host first, and says so.
+async fn looking<T>(stream: &mut UnixStream, wanted: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut wanted = std::pin::pin!(wanted);
+    loop {
+        tokio::select! {
+            found = &mut wanted => return found,
+            () = tokio::time::sleep(LOOK_TELL) => {
+                tell(stream, Progress { phase: "look".into(), ..Progress::default() }).await?;
+            }
+        }
+    }
+}
+
+async fn tell(stream: &mut UnixStream, step: Progress) -> Result<()> {
+    let told = frame::write(stream, &Event::Progress(step)).await;
+    told.map_err(|_| Error::unavailable("the command line went away"))
 }
 
 async fn members(node: &Arc<Node>) -> Result<Vec<MemberRow>> {

@@ -148,6 +148,25 @@ impl Default for Log {
     }
 }
 
+/// What a level may be.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Checks a log filter: levels, or `target=level`, separated by commas. The library behind it would take a level
+/// with a typing error for a target and log nothing.
+///
+/// # Errors
+/// The part that is wrong.
+pub fn check_log_filter(filter: &str) -> Result<(), String> {
+    for part in filter.split(',').map(str::trim) {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        // `target[span{field=value}]` has no level.
+        if !LEVELS.iter().any(|known| level.eq_ignore_ascii_case(known)) && !part.ends_with(']') {
+            return Err(format!("`{level}` is not a log level: {}", LEVELS.join(", ")));
+        }
+    }
+    tracing_subscriber::EnvFilter::try_new(filter).map(drop).map_err(|e| e.to_string())
+}
+
 impl Config {
     /// Reads `path`, or the default file if there is one, or the defaults.
     ///
@@ -223,6 +242,7 @@ impl Config {
                 self.listen.http
             ));
         }
+        check_log_filter(&self.log.level).map_err(|e| format!("log.level `{}`: {e}", self.log.level))?;
         if self.labels.len() > 32 {
             return Err("labels has more than 32 entries".into());
         }
@@ -353,6 +373,20 @@ mod tests {
         assert!(config.check().expect_err("zero").contains("limits.uploads_max"));
         let config = Config { hardware: Some("h100".into()), ..Config::default() };
         assert!(config.check().expect_err("no slash").contains("vendor/arch"));
+    }
+
+    #[test]
+    fn a_log_filter_with_a_typing_error_is_refused() {
+        for good in ["info", "WARN", "off", "info,weighlock=debug", "weighlock::net=trace, warn", "a[b]=info"]
+        {
+            assert_eq!(check_log_filter(good), Ok(()), "{good}");
+        }
+        for bad in ["", "infoo", "weighlock=debg", "info,", "info,,warn", "loud", "weighlock", "a[b=info"] {
+            assert!(check_log_filter(bad).is_err(), "{bad:?}");
+        }
+        let mut config = Config::default();
+        config.log.level = "verbose".into();
+        assert!(config.check().expect_err("no level").contains("log.level"));
     }
 
     #[test]

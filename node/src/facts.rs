@@ -261,6 +261,19 @@ impl Facts {
                 let named = ledger.publishes_of(digest).any(|p| p.publish.artifact == reference.artifact);
                 if named { Ok(*digest) } else { Err(unknown(&ledger, reference)) }
             }
+            Selector::Prefix(prefix) => {
+                let mut found = digests(&ledger, &reference.artifact);
+                found.retain(|digest| prefix.matches(digest));
+                match found.first() {
+                    Some(digest) if found.len() == 1 => Ok(*digest),
+                    Some(_) => {
+                        let all: Vec<String> = found.iter().map(ToString::to_string).collect();
+                        Err(Error::invalid(format!("{reference} may be any of {}", all.join(", ")))
+                            .hint("give more digits"))
+                    }
+                    None => Err(unknown(&ledger, reference)),
+                }
+            }
             Selector::Stage(stage) => {
                 Err(Error::not_found(format!("{reference}: nothing was promoted to {stage}"))
                     .hint("promotion is not built yet in this release; name a tag, see `weighlock ls`"))
@@ -449,6 +462,19 @@ pub fn manifest(store: &Store, digest: &ManifestDigest) -> Result<Option<Manifes
         return Ok(None);
     };
     Manifest::parse(&bytes).map(Some).map_err(|e| Error::integrity(format!("stored manifest {digest}: {e}")))
+}
+
+/// Every manifest that a tag of `artifact` means, or may mean.
+fn digests(ledger: &Ledger, artifact: &Artifact) -> BTreeSet<ManifestDigest> {
+    let mut all = BTreeSet::new();
+    for (_, resolution) in ledger.tags(artifact) {
+        match resolution {
+            Resolution::Resolved(digest) => all.extend([digest]),
+            Resolution::Conflict { digests } => all.extend(digests.into_keys()),
+            Resolution::Unknown => {}
+        }
+    }
+    all
 }
 
 fn conflict(reference: &Reference) -> Error {

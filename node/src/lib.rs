@@ -20,5 +20,7 @@ mod loader;
 pub mod local;
 mod membership;
 pub mod net;
+pub mod preflight;
 mod proof;
+mod readiness;
 mod server;

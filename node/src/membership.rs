@@ -1,7 +1,7 @@
 //! Keeping in touch: hands in a ticket's admission until a member took it, keeps both planes' lists of members
 //! current, remembers where members are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,9 @@ use crate::net::data::DataPlane;
 const REFRESH: Duration = Duration::from_secs(30);
 /// How often members' addresses are compared with those that are written down.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long the control plane stays open to a host that is no longer a member, so that it hears why. The data plane
+/// does not wait.
+const PARTING: Duration = Duration::from_millis(500);
 /// Pause between attempts to hand in an admission.
 const JOIN_RETRY: Duration = Duration::from_secs(2);
 /// Longest such pause.
@@ -34,7 +37,7 @@ pub(crate) async fn run(node: Arc<Node>, data_addr: SocketAddr) {
     let mut look = tokio::time::interval(LOOK);
     let mut contacts_told = BTreeMap::new();
     let pending = load_pending(&node).await;
-    allow(&node, &mut members).await;
+    let mut allowed = allow(&node, &mut members).await;
     dial_remembered(&node, pending.as_ref()).await;
     // Beside the loop: while it waits for hosts that do not answer, members still come and go.
     let mut joining = tokio::task::JoinSet::new();
@@ -48,7 +51,10 @@ pub(crate) async fn run(node: Arc<Node>, data_addr: SocketAddr) {
                 if changed.is_err() {
                     return;
                 }
-                allow(&node, &mut members).await;
+                if !allowed.is_subset(&members.borrow()) {
+                    tokio::time::sleep(PARTING).await;
+                }
+                allowed = allow(&node, &mut members).await;
             }
             _ = refresh.tick() => node.facts.refresh_members(),
             _ = look.tick() => {
@@ -144,15 +150,17 @@ async fn hand_in_until_taken(node: Arc<Node>, join: PendingJoin) {
     }
 }
 
+/// Tells the control plane who may connect, and answers it.
 async fn allow(
     node: &Node,
-    members: &mut tokio::sync::watch::Receiver<Arc<std::collections::BTreeSet<KeyId>>>,
-) {
-    let now = members.borrow_and_update().as_ref().clone();
+    members: &mut tokio::sync::watch::Receiver<Arc<BTreeSet<KeyId>>>,
+) -> Arc<BTreeSet<KeyId>> {
+    let now = members.borrow_and_update().clone();
     debug!(members = now.len(), "members changed");
-    if node.control.set_members(now).await.is_err() {
+    if node.control.set_members(now.as_ref().clone()).await.is_err() {
         debug!("the control plane is stopping");
     }
+    now
 }
 
 async fn dial_remembered(node: &Node, pending: Option<&PendingJoin>) {

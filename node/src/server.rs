@@ -84,13 +84,20 @@ impl Sockets {
     }
 }
 
+/// Whether both sockets can be made, without making them.
+///
+/// # Errors
+/// Another daemon listens there, or something that is no socket lies there.
+pub(crate) fn check(dirs: &Dirs) -> Result<()> {
+    for path in [dirs.admin_socket(), dirs.loader_socket()] {
+        stale(&path)?;
+    }
+    Ok(())
+}
+
 impl Bound {
     fn new(path: PathBuf, mode: u32) -> Result<Self> {
         let shown = path.display().to_string();
-        if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-            return Err(Error::unavailable(format!("another daemon listens on {shown}"))
-                .hint("stop it, or give this one its own --data-dir or --socket-dir"));
-        }
         remove_stale(&path)?;
         // Bound under another name, so that nobody connects before the mode is right.
         let fresh = path.with_extension("new");
@@ -109,17 +116,28 @@ impl Drop for Bound {
     }
 }
 
-/// A socket that a killed daemon left behind; anything else is not ours to remove.
-fn remove_stale(path: &Path) -> Result<()> {
+/// Whether a socket lies there that a killed daemon left behind; anything else is not ours to remove.
+fn stale(path: &Path) -> Result<bool> {
     use std::os::unix::fs::FileTypeExt;
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(Error::unavailable(format!("another daemon listens on {}", path.display()))
+            .hint("stop it, or give this one its own --data-dir or --socket-dir"));
+    }
     match std::fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path).map_err(|e| {
-            Error::unavailable(format!("cannot replace the stale socket {}: {e}", path.display()))
-        }),
+        Ok(found) if found.file_type().is_socket() => Ok(true),
         Ok(_) => Err(Error::invalid(format!("{} exists and is not a socket", path.display()))
             .hint("move it away, or give another --socket-dir")),
-        Err(_) => Ok(()),
+        Err(_) => Ok(false),
     }
+}
+
+fn remove_stale(path: &Path) -> Result<()> {
+    if stale(path)? {
+        std::fs::remove_file(path).map_err(|e| {
+            Error::unavailable(format!("cannot replace the stale socket {}: {e}", path.display()))
+        })?;
+    }
+    Ok(())
 }
 
 /// The number of a group, by name (from `/etc/group`) or number.

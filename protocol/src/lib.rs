@@ -13,5 +13,5 @@ pub mod time;
 pub mod wire;
 
 pub use id::{ClusterId, KeyId, LayerId, ManifestDigest, Sha256, StatementId};
-pub use names::{Artifact, NameError, Reference, Selector, Stage, Tag};
+pub use names::{Artifact, DigestPrefix, NameError, Reference, Selector, Stage, Tag};
 pub use time::{Time, UnixTime};

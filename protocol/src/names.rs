@@ -11,6 +11,8 @@ use crate::id::ManifestDigest;
 pub const NAME_LEN_MAX: usize = 128;
 /// Longest tag, in bytes (as in the OCI distribution specification).
 pub const TAG_LEN_MAX: usize = 128;
+/// Fewest hex digits that a shortened digest may have.
+pub const DIGEST_PREFIX_LEN_MIN: usize = 8;
 
 /// Why a text is not a name, tag or reference, in words that say what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +37,14 @@ pub enum NameError {
         "`{0}` is a stage, not a tag: heads move by promotion; add under a version such as 1.0.0 instead"
     )]
     ReservedTag(Stage),
+    /// `latest`, which elsewhere means whatever came last.
+    #[error(
+        "`{text}` cannot be a tag: it would move and tags never do; name a version such as 1.0.0, or a stage such as production"
+    )]
+    Latest {
+        /// What was given.
+        text: String,
+    },
     /// Not a tag.
     #[error("`{text}` is not a tag: {reason}")]
     Tag {
@@ -109,6 +119,17 @@ impl Stage {
     }
 }
 
+/// The beginning of a manifest digest, as people shorten it: 8 to 63 lower-case hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DigestPrefix(String);
+
+impl DigestPrefix {
+    /// Whether `digest` begins so.
+    pub fn matches(&self, digest: &ManifestDigest) -> bool {
+        digest.hex().starts_with(&self.0)
+    }
+}
+
 /// What a reference selects of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Selector {
@@ -118,6 +139,8 @@ pub enum Selector {
     Stage(Stage),
     /// Exact manifest bytes.
     Digest(ManifestDigest),
+    /// The one manifest of the artifact whose digest begins so.
+    Prefix(DigestPrefix),
 }
 
 /// A full reference: an artifact and what is selected of it.
@@ -143,7 +166,7 @@ impl Reference {
         match &self.selector {
             Selector::Tag(tag) => Ok(tag),
             Selector::Stage(stage) => Err(NameError::ReservedTag(*stage)),
-            Selector::Digest(_) => Err(NameError::Shape {
+            Selector::Digest(_) | Selector::Prefix(_) => Err(NameError::Shape {
                 text: self.to_string(),
                 reason: "a digest is computed, not chosen; name a tag here",
             }),
@@ -187,6 +210,9 @@ impl FromStr for Tag {
         if let Ok(stage) = s.parse::<Stage>() {
             return Err(NameError::ReservedTag(stage));
         }
+        if s.eq_ignore_ascii_case("latest") {
+            return Err(NameError::Latest { text: s.to_owned() });
+        }
         Ok(Self(s.to_owned()))
     }
 }
@@ -210,11 +236,11 @@ impl FromStr for Reference {
             if artifact.contains(':') {
                 return Err(NameError::Shape { text: clip(s), reason: "give a tag or a digest, not both" });
             }
-            let digest = digest.parse().map_err(|_| NameError::Shape {
+            let selector = digest_selector(digest).ok_or_else(|| NameError::Shape {
                 text: clip(s),
-                reason: "after `@` comes sha256: and 64 lower-case hex digits",
+                reason: "after `@` comes sha256: and 64 lower-case hex digits, or the first 8 or more of them",
             })?;
-            return Ok(Self { artifact: artifact.parse()?, selector: Selector::Digest(digest) });
+            return Ok(Self { artifact: artifact.parse()?, selector });
         }
         let Some((artifact, selector)) = s.split_once(':') else {
             return Err(NameError::Bare(s.parse()?));
@@ -252,6 +278,7 @@ impl fmt::Display for Reference {
             Selector::Tag(tag) => write!(f, "{}:{tag}", self.artifact),
             Selector::Stage(stage) => write!(f, "{}:{stage}", self.artifact),
             Selector::Digest(digest) => write!(f, "{}@{digest}", self.artifact),
+            Selector::Prefix(prefix) => write!(f, "{}@sha256:{}", self.artifact, prefix.0),
         }
     }
 }
@@ -271,6 +298,17 @@ macro_rules! serde_as_text {
     )*};
 }
 serde_as_text!(Artifact, Tag, Reference);
+
+/// What stands behind the `@`: a whole digest or its beginning.
+fn digest_selector(text: &str) -> Option<Selector> {
+    if let Ok(digest) = text.parse() {
+        return Some(Selector::Digest(digest));
+    }
+    let hex = text.strip_prefix("sha256:")?;
+    let is_prefix = (DIGEST_PREFIX_LEN_MIN..64).contains(&hex.len())
+        && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    is_prefix.then(|| Selector::Prefix(DigestPrefix(hex.to_owned())))
+}
 
 /// One component of the OCI repository grammar: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`.
 fn component(part: &str) -> Result<(), &'static str> {
@@ -317,6 +355,7 @@ mod tests {
             "a/b:step-12000",
             "a1/b__c.d:1.0.0-rc.1+cu12",
             &digest,
+            "acme/support-bot@sha256:0123abcd",
         ] {
             let parsed: Reference = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(parsed.to_string(), text);
@@ -350,6 +389,10 @@ mod tests {
             "acme/b:1@sha256:00",
             "acme/b@sha256:00",
             "acme/b@md5:00",
+            "acme/b@sha256:0123abc",
+            "acme/b@sha256:0123ABCD",
+            "acme/b@sha256:0123abcg",
+            "acme/b@0123abcd",
             "acme/b:a b",
             "../etc:1",
             "acme/..:1",
@@ -359,6 +402,30 @@ mod tests {
         }
         assert!("production".parse::<Tag>().is_err());
         assert!(format!("a/b:{}", "x".repeat(129)).parse::<Reference>().is_err());
+    }
+
+    #[test]
+    fn a_shortened_digest_matches_what_begins_so() {
+        let digest = ManifestDigest::of(b"");
+        for digits in [DIGEST_PREFIX_LEN_MIN, 63] {
+            let text = format!("acme/b@sha256:{}", &digest.hex()[..digits]);
+            let Selector::Prefix(prefix) = text.parse::<Reference>().expect("a reference").selector else {
+                panic!("{text} is no prefix")
+            };
+            assert!(prefix.matches(&digest) && !prefix.matches(&ManifestDigest::of(b"other")));
+        }
+        let long = format!("acme/b@sha256:{}0", digest.hex());
+        assert!(long.parse::<Reference>().is_err(), "65 digits");
+    }
+
+    #[test]
+    fn latest_is_no_tag() {
+        for text in ["latest", "Latest"] {
+            let error = text.parse::<Tag>().expect_err("it would move").to_string();
+            assert!(error.contains("; name a version"), "{error}");
+            assert!(format!("acme/b:{text}").parse::<Reference>().is_err());
+        }
+        assert!("latest-2".parse::<Tag>().is_ok());
     }
 
     #[test]

@@ -88,6 +88,8 @@ fn wrong_and_unknown_references() {
         "",
         long.as_str(),
         "acme/model",
+        "acme/model:latest",
+        "acme/model@sha256:0123abc",
     ];
     for reference in malformed {
         for arguments in [
@@ -100,6 +102,12 @@ fn wrong_and_unknown_references() {
             report.expect(&format!("{} {reference:?}", arguments[0]), &ran, 2, &[]);
         }
     }
+    report.expect(
+        "add latest",
+        &alpha.run(&["add", &text(&source), "acme/model:latest"]),
+        2,
+        &["cannot be a tag", "hint: name a version"],
+    );
     // A bare name never means a silent "latest": the stages are listed.
     for command in ["pull", "path", "inspect"] {
         let ran = alpha.run(&[command, "acme/model"]);
@@ -111,6 +119,12 @@ fn wrong_and_unknown_references() {
         let ran = alpha.run(&["path", &format!("acme/model:{stage}")]);
         report.expect(&format!("path {stage}"), &ran, 4, &[stage]);
     }
+    // A digest may be shortened.
+    let short = &string(&alpha.listed("acme/model:1.0.0").expect("listed")["digest"])[..15];
+    let inspected = alpha.ok(&["inspect", &format!("acme/model@{short}")]);
+    assert!(string(&inspected["digest"]).starts_with(short), "{inspected}");
+    alpha.loader().open(&format!("acme/model@{short}")).expect("opened");
+
     let digest = format!("acme/model@sha256:{}", "0".repeat(64));
     let elsewhere =
         format!("other/model@{}", string(&alpha.listed("acme/model:1.0.0").expect("listed")["digest"]));
@@ -203,6 +217,8 @@ fn a_daemon_that_cannot_start_says_why() {
         }
         let ran = Ran::of(child.wait_with_output().expect("its output"));
         report.expect(&format!("{flag} taken"), &ran, 6, &[flag, &taken.to_string()]);
+        let keys = lab.path(&format!("gamma{}", taken.port())).join("keys");
+        assert!(!keys.exists(), "{flag} taken: it founded a cluster all the same");
     }
 
     // Paths that do not fit into a socket address, and things in the way of a socket.
@@ -251,6 +267,7 @@ fn configuration_is_checked_to_the_letter() {
         ("out of range", "[limits]\nuploads_max = 0\n", "limits.uploads_max"),
         ("no TOML", "[limits\n", "config.toml"),
         ("bad address", "[listen]\ncontrol = \"nowhere\"\n", "control"),
+        ("bad log level", "[log]\nlevel = \"infoo\"\n", "infoo"),
     ];
     for (what, toml, word) in cases {
         host.configure(toml);

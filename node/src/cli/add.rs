@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use weighlock_protocol::Reference;
 
-use super::output::bytes;
+use super::output::{bytes, counted};
 use super::{Context, absolute};
 use crate::error::Result;
 use crate::local::message::{Added, AdminRequest};
@@ -43,14 +43,18 @@ impl Add {
             eprintln!("warning: {warning}");
         }
         context.output.print(&added, |a| {
-            let state = if a.new { "added" } else { "already there:" };
+            let state = match (a.new, a.again) {
+                (true, _) => "added",
+                (false, true) => "published before, stored here again:",
+                (false, false) => "already there:",
+            };
             let rate = if a.seconds > 0.0 { a.total_bytes as f64 / a.seconds } else { 0.0 };
             format!(
-                "{state} {} {}\n{} in {} files, {} new, {:.1} s, {}/s\n",
+                "{state} {} {}\n{} in {}, {} new, {:.1} s, {}/s\n",
                 a.reference,
                 a.digest,
                 bytes(a.total_bytes),
-                a.files,
+                counted(a.files, "file"),
                 bytes(a.new_bytes),
                 a.seconds,
                 bytes(rate as u64)

@@ -11,6 +11,7 @@ use weighlock_protocol::{StatementId, UnixTime};
 
 use super::Context;
 use super::member::{admin_key, sign_and_submit};
+use super::output::counted;
 use crate::error::{Error, Result};
 use crate::local::message::{AdminRequest, Introduction};
 use crate::{cluster, keys};
@@ -81,7 +82,7 @@ impl Invite {
             (Some(ticket), _) => ticket.clone(),
             (None, file) => {
                 let file = file.as_ref().map_or(String::new(), |f| f.display().to_string());
-                format!("ticket in {file}, for {} host(s) until {}\n", i.uses, i.expires)
+                format!("ticket in {file}, for {} until {}\n", counted(i.uses as usize, "host"), i.expires)
             }
         })
     }

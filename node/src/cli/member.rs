@@ -1,5 +1,6 @@
 //! `weighlock member list|admit|revoke`, and how an admin's statements are signed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -48,6 +49,9 @@ pub(super) enum Member {
         /// Why, for the record
         #[arg(long, default_value = "")]
         reason: String,
+        /// Also when it is this very host
+        #[arg(long)]
+        force: bool,
         /// Admin key [default: the cluster's in the keys directory]
         #[arg(long, value_name = "FILE", env = "WEIGHLOCK_ADMIN_KEY")]
         key: Option<PathBuf>,
@@ -74,9 +78,15 @@ impl Member {
                 let (_, submitted) = sign_and_submit(context, &admin, Kind::Admit(admit))?;
                 context.output.print(&submitted, |_| format!("admitted {host} until {expires}\n"))
             }
-            Member::Revoke { host, reason, key } => {
+            Member::Revoke { host, reason, force, key } => {
                 let rows: Vec<MemberRow> = context.ask(&AdminRequest::Members)?;
                 let host = find(&rows, &host)?;
+                if !force && rows.iter().any(|row| row.this_host && row.host == host) {
+                    return Err(Error::refused("this is the host that you are on").hint(
+                        "with --force all others shut it out and it can publish nothing; \
+                         letting it in again takes `weighlock member admit` with the admin key on another host",
+                    ));
+                }
                 let admin = admin_key(context, key.as_deref(), &chain(context, &host)?.cluster)?;
                 let revoke = Revoke { target: Target::Key { key: host, since: None }, reason };
                 let (_, submitted) = sign_and_submit(context, &admin, Kind::Revoke(revoke))?;
@@ -160,5 +170,36 @@ fn text(rows: &[MemberRow]) -> String {
         let expires = row.expires.map_or("never".into(), |at| UnixTime(at).to_string());
         vec![row.name.clone(), row.host.to_string(), state.into(), expires, labels.join(" ")]
     });
-    table(&["NAME", "KEY", "STATE", "ADMITTED UNTIL", "LABELS"], &[], &cells.collect::<Vec<_>>())
+    let mut out =
+        table(&["NAME", "KEY", "STATE", "ADMITTED UNTIL", "LABELS"], &[], &cells.collect::<Vec<_>>());
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in rows {
+        *names.entry(&row.name).or_default() += 1;
+    }
+    for (name, hosts) in names.into_iter().filter(|(_, hosts)| *hosts > 1) {
+        out += &format!("warning: {hosts} hosts are named {name}; tell them apart by their keys\n");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_share_a_name_are_pointed_out() {
+        let row = |key, name: &str| MemberRow {
+            host: KeyId([key; 32]),
+            name: name.into(),
+            labels: BTreeMap::new(),
+            since: 0,
+            expires: None,
+            this_host: false,
+            connected: false,
+        };
+        assert!(!text(&[row(1, "alpha"), row(2, "beta")]).contains("warning"));
+        let warned = text(&[row(1, "alpha"), row(2, "beta"), row(3, "alpha")]);
+        assert!(warned.contains("warning: 2 hosts are named alpha"), "{warned}");
+        assert!(find(&[row(1, "alpha"), row(3, "alpha")], "alpha").is_err());
+    }
 }

@@ -29,6 +29,7 @@ use crate::error::{Error, Kind, Result};
 use crate::local::frame::Client;
 use crate::local::message::{AdminRequest, Event};
 use output::Output;
+pub(crate) use output::counted;
 
 const AFTER_HELP: &str = "\
 Artifacts are named namespace/name:tag, channels namespace/name:stage.

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -52,7 +52,7 @@ impl Output {
     }
 
     pub(crate) fn progress(&self) -> Bar {
-        Bar { output: *self, bar: None, phase: String::new() }
+        Bar { output: *self, bar: None, phase: String::new(), pace: Pace::default() }
     }
 }
 
@@ -61,11 +61,37 @@ pub(crate) struct Bar {
     output: Output,
     bar: Option<ProgressBar>,
     phase: String,
+    pace: Pace,
+}
+
+/// Which steps are worth a line: what changed, at most one a second within a phase.
+#[derive(Debug, Default)]
+struct Pace {
+    last: Option<(Instant, Progress)>,
+}
+
+impl Pace {
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    fn is_due(&mut self, now: Instant, step: &Progress) -> bool {
+        let due = match &self.last {
+            None => true,
+            Some((_, last)) if last.phase != step.phase => true,
+            Some((at, last)) => last != step && now.duration_since(*at) >= Self::PAUSE,
+        };
+        if due {
+            self.last = Some((now, step.clone()));
+        }
+        due
+    }
 }
 
 impl Bar {
     pub(crate) fn show(&mut self, step: &Progress) {
         if self.output.json {
+            if !self.pace.is_due(Instant::now(), step) {
+                return;
+            }
             let mut line = json!(step);
             line["event"] = json!("progress");
             line["schema_version"] = json!(SCHEMA_VERSION);
@@ -79,7 +105,10 @@ impl Bar {
             self.clear();
             self.phase.clone_from(&step.phase);
             let bar = ProgressBar::new(step.total_bytes);
-            let template = "{prefix:>8} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left{msg}";
+            let template = match step.phase.as_str() {
+                "look" => "{prefix:>8} for a host that has it, {elapsed}",
+                _ => "{prefix:>8} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left{msg}",
+            };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
@@ -91,11 +120,7 @@ impl Bar {
             bar.set_length(step.total_bytes);
             bar.set_position(step.done_bytes);
             if step.sources > 0 {
-                bar.set_message(format!(
-                    ", from {} host{}",
-                    step.sources,
-                    if step.sources == 1 { "" } else { "s" }
-                ));
+                bar.set_message(format!(", from {}", counted(step.sources, "host")));
             }
         }
     }
@@ -164,6 +189,11 @@ pub(crate) fn bytes(n: u64) -> String {
     HumanBytes(n).to_string()
 }
 
+/// `1 file`, `2 files`.
+pub(crate) fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// `just now`, `5 min`, `3 h`, `12 d`.
 pub(crate) fn age(seconds: u64) -> String {
     match seconds {
@@ -177,6 +207,29 @@ pub(crate) fn age(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(
+            [counted(0, "file"), counted(1, "file"), counted(2, "file")],
+            ["0 files", "1 file", "2 files"]
+        );
+    }
+
+    #[test]
+    fn only_what_changed_gets_a_line_and_not_too_often() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let step =
+            |phase: &str, done_bytes| Progress { phase: phase.into(), done_bytes, ..Progress::default() };
+        let mut pace = Pace::default();
+        assert!(pace.is_due(at(0), &step("fetch", 0)), "the first");
+        assert!(!pace.is_due(at(5000), &step("fetch", 0)), "nothing new");
+        assert!(pace.is_due(at(5100), &step("fetch", 1)), "new");
+        assert!(!pace.is_due(at(5200), &step("fetch", 2)), "new, but too soon");
+        assert!(pace.is_due(at(5300), &step("seal", 2)), "another phase");
+        assert!(pace.is_due(at(6300), &step("seal", 3)), "a second later");
+    }
 
     #[test]
     fn tables_align() {

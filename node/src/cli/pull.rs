@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use weighlock_protocol::{ManifestDigest, Reference};
 
-use super::output::bytes;
+use super::output::{bytes, counted};
 use super::{Context, absolute, connect};
 use crate::error::{Error, Result};
 use crate::local::frame::{Client, FRAME_FDS_MAX};
@@ -33,6 +33,8 @@ struct Pulled {
     total_bytes: u64,
     path: Option<PathBuf>,
     reflinked: bool,
+    /// Taken from other artifacts of this host rather than fetched.
+    reused_bytes: u64,
 }
 
 impl Pull {
@@ -47,7 +49,7 @@ impl Pull {
                 .hint("name a new directory with --to"));
         }
         let mut client = connect(&context.dirs.loader_socket())?;
-        let opened = open(context, &mut client, &reference)?;
+        let (opened, reused_bytes) = open(context, &mut client, &reference)?;
         let mut reflinked = false;
         if let Some(target) = &target {
             reflinked = write(&mut client, &opened, target)?;
@@ -59,6 +61,7 @@ impl Pull {
             total_bytes: opened.files.iter().map(|file| file.size).sum(),
             path: target,
             reflinked,
+            reused_bytes,
         };
         context.output.print(&pulled, |p| {
             let (at, how) = match &p.path {
@@ -67,20 +70,31 @@ impl Pull {
                 }
                 None => (" on this host".into(), ""),
             };
-            format!("{} {}\n{} in {} files{how}{at}\n", p.reference, p.digest, bytes(p.total_bytes), p.files)
+            let files = counted(p.files, "file");
+            let reused = match p.reused_bytes {
+                0 => String::new(),
+                reused => format!(", {} of it from what was here", bytes(reused)),
+            };
+            format!("{} {}\n{} in {files}{how}{at}{reused}\n", p.reference, p.digest, bytes(p.total_bytes))
         })
     }
 }
 
-/// Opens a reference over the loader socket, showing progress.
-fn open(context: &Context, client: &mut Client, reference: &Reference) -> Result<Opened> {
-    let request = LoaderRequest::Open { reference: reference.to_string(), fds: FdsWanted::None };
+/// Opens a reference over the loader socket, showing progress. Answers also the bytes that need not be fetched because
+/// other artifacts of this host had them.
+fn open(context: &Context, client: &mut Client, reference: &Reference) -> Result<(Opened, u64)> {
+    let request =
+        LoaderRequest::Open { reference: reference.to_string(), fds: FdsWanted::None, partial: false };
     client.send(&request).map_err(|e| super::lost(&e))?;
     let mut bar = context.output.progress();
+    let mut reused_bytes = 0;
     loop {
         match client.recv::<Event>().map_err(|e| super::lost(&e))?.0 {
-            Event::Progress(step) => bar.show(&step),
-            Event::Opened(opened) => return Ok(*opened),
+            Event::Progress(step) => {
+                reused_bytes = step.reused_bytes;
+                bar.show(&step);
+            }
+            Event::Opened(opened) => return Ok((*opened, reused_bytes)),
             Event::Error(error) => return Err(error),
             _ => return Err(Error::internal("the daemon sent an answer of the wrong kind")),
         }

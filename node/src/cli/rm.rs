@@ -23,6 +23,12 @@ impl Rm {
         let reference: Reference = self.reference.parse()?;
         let request = AdminRequest::Remove { reference: reference.to_string(), force: self.force };
         let removed: Removed = context.ask(&request)?;
-        context.output.print(&removed, |r| format!("dropped {reference}, {} freed\n", bytes(r.freed_bytes)))
+        context.output.print(&removed, |r| {
+            let mut out = format!("dropped {reference}, {} freed\n", bytes(r.freed_bytes));
+            if !r.also.is_empty() {
+                out += &format!("the same bytes under other names went with it: {}\n", r.also.join(", "));
+            }
+            out
+        })
     }
 }

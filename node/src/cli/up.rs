@@ -8,11 +8,13 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+use tracing_subscriber::EnvFilter;
 
 use super::Context;
 use super::join::{persist, read_ticket};
+use crate::config::check_log_filter;
 use crate::error::{Error, Result};
-use crate::{cluster, daemon, keys};
+use crate::{cluster, daemon, keys, preflight};
 
 /// Run the daemon in the foreground; alone it makes a cluster of one host.
 ///
@@ -52,6 +54,12 @@ impl Up {
         config.discovery.mdns &= !self.no_mdns;
         config.check().map_err(Error::invalid)?;
         context.dirs.check_sockets()?;
+        if let Some(filter) = &self.log {
+            check_log_filter(filter).map_err(|e| {
+                Error::invalid(format!("log filter `{filter}`: {e}"))
+                    .hint("for example info, or info,weighlock=debug")
+            })?;
+        }
         logs(self.log.as_deref().unwrap_or(&config.log.level), config.log.json)?;
         raise_descriptor_limit();
 
@@ -59,6 +67,8 @@ impl Up {
         let recovery = store.recovery();
         let (resumable, lost) = (recovery.resumable.len(), recovery.lost.len());
         info!(store = %context.dirs.data.display(), resumable, lost, "store open");
+        // Before a cluster or a key is made: a daemon that cannot start leaves none behind.
+        preflight::check(&context.dirs, &config)?;
         let host = keys::host_key(&context.dirs.data)?;
         let name = cluster::host_name(config.name.as_deref());
         if cluster::of(&store)?.is_none() {
@@ -103,13 +113,20 @@ impl Up {
     }
 }
 
-fn logs(filter: &str, json: bool) -> Result<()> {
-    // A library's own remarks about an empty network are no news for the user; a filter may ask for them.
-    let with_libraries = format!("libp2p_kad=error,libp2p_mdns=error,libp2p_swarm=warn,{filter}");
-    let filter = tracing_subscriber::EnvFilter::try_new(with_libraries).map_err(|e| {
+/// What libraries remark at their lower levels is no news for the user; a filter may ask for it by their names.
+const LIBRARIES: &str = "libp2p=warn,libp2p_kad=error,libp2p_mdns=error,quinn=warn,quinn_proto=warn,quinn_udp=warn,\
+    netlink_proto=warn,if_watch=warn,multistream_select=warn,yamux=warn,rustls=warn,hickory_proto=warn,\
+    hickory_resolver=warn";
+
+fn log_filter(filter: &str) -> Result<EnvFilter> {
+    EnvFilter::try_new(format!("{LIBRARIES},{filter}")).map_err(|e| {
         Error::invalid(format!("log filter `{filter}`: {e}"))
             .hint("for example info, or info,weighlock=debug")
-    })?;
+    })
+}
+
+fn logs(filter: &str, json: bool) -> Result<()> {
+    let filter = log_filter(filter)?;
     let ansi = std::io::stderr().is_terminal();
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
     let set = if json { logs.json().try_init() } else { logs.with_target(false).try_init() };
@@ -123,5 +140,30 @@ fn raise_descriptor_limit() {
     limit.current = limit.maximum;
     if let Err(e) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(error = %e, "the limit of open files stays low");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    #[test]
+    fn libraries_are_quiet_unless_they_are_asked() {
+        let enabled = |filter: &str| {
+            let subscriber = tracing_subscriber::registry().with(log_filter(filter).expect("a filter"));
+            tracing::subscriber::with_default(subscriber, || {
+                [
+                    tracing::enabled!(target: "weighlock::daemon", Level::INFO),
+                    tracing::enabled!(target: "libp2p_gossipsub::behaviour", Level::INFO),
+                    tracing::enabled!(target: "quinn_proto::connection", Level::INFO),
+                    tracing::enabled!(target: "libp2p_swarm", Level::WARN),
+                ]
+            })
+        };
+        assert_eq!(enabled("info"), [true, false, false, true]);
+        assert_eq!(enabled("debug"), [true, false, false, true]);
+        assert_eq!(enabled("info,libp2p=info,quinn_proto=debug"), [true, true, true, true]);
     }
 }

@@ -1,5 +1,6 @@
 //! Control plane between real swarms on 127.0.0.1.
 
+mod manifest;
 mod memory;
 mod raw;
 mod strangers;

@@ -9,10 +9,10 @@ use weighlock::error::Kind as Failure;
 use weighlock::facts::Facts;
 use weighlock::keys;
 use weighlock_cache::{ImportOptions, Staged, Store, StoreConfig, inspect};
-use weighlock_protocol::statement::{Chain, Envelope, Invite, Keypair, Kind, Statement};
+use weighlock_protocol::statement::{Chain, Envelope, Invite, Keypair, Kind, Publish, Statement};
 use weighlock_protocol::ticket::Ticket;
 use weighlock_protocol::wire::join::{JoinAnswer, JoinRequest};
-use weighlock_protocol::{ClusterId, Reference};
+use weighlock_protocol::{ClusterId, ManifestDigest, Reference};
 
 struct Founder {
     _dir: tempfile::TempDir,
@@ -159,6 +159,42 @@ fn tags_are_immutable_and_publishing_twice_is_publishing_once() {
     let unknown = reopened.resolve(&"acme/bot:2.0.0".parse().expect("reference")).expect_err("unknown");
     assert_eq!(unknown.kind, Failure::NotFound);
     assert!(unknown.hint.is_some_and(|hint| hint.contains("1.0.0")), "the hint lists what there is");
+}
+
+#[test]
+fn a_shortened_digest_means_the_one_that_begins_so() {
+    let f = found();
+    let publish = |tag: &str, digest: [u8; 32]| {
+        let statement = Statement {
+            cluster: Some(f.cluster),
+            by: f.host.key_id(),
+            time: cluster::now(),
+            chain: None,
+            kind: Kind::Publish(Publish {
+                artifact: "acme/bot".parse().expect("a name"),
+                tag: tag.parse().expect("a tag"),
+                manifest: ManifestDigest(digest),
+                total_bytes: 1,
+            }),
+        };
+        let taken = f.facts.ingest(vec![statement.sign(&[&f.host]).to_json()], true).expect("ingest");
+        assert_eq!((taken.accepted.len(), taken.refused), (1, None));
+        ManifestDigest(digest)
+    };
+    let mut twin = [0xab; 32];
+    twin[5] = 0;
+    let (one, two) = (publish("1.0.0", [0xab; 32]), publish("2.0.0", twin));
+    let other = publish("3.0.0", [0xcd; 32]);
+    let resolve = |text: &str| f.facts.resolve(&text.parse().expect("a reference"));
+    assert_eq!(resolve("acme/bot@sha256:cdcdcdcd"), Ok(other));
+    assert_eq!(resolve("acme/bot@sha256:ababababab00"), Ok(two));
+    assert_eq!(resolve(&format!("acme/bot@{one}")), Ok(one));
+    let unclear = resolve("acme/bot@sha256:abababab").expect_err("two begin so");
+    assert_eq!(unclear.kind, Failure::Invalid);
+    assert!(unclear.message.contains(&one.to_string()) && unclear.message.contains(&two.to_string()));
+    for unknown in ["acme/bot@sha256:00000000", "acme/cat@sha256:cdcdcdcd"] {
+        assert_eq!(resolve(unknown).expect_err("nothing begins so").kind, Failure::NotFound, "{unknown}");
+    }
 }
 
 #[test]
