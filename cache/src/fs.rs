@@ -121,6 +121,32 @@ pub(crate) fn reserve(file: &File, path: &Path, size: u64) -> Result<(), StoreEr
     }
 }
 
+/// Makes `len` bytes at `offset` read as zeros, without giving their space back where the file system can.
+pub(crate) fn zero(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let unsupported = |e: &rustix::io::Errno| {
+        use rustix::io::Errno;
+        matches!(*e, Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)
+    };
+    match rustix::fs::fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len) {
+        Err(e) if unsupported(&e) => {}
+        other => return Ok(other?),
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+        // The hole is zeros already; its space is reserved again as it was.
+        Ok(()) => return Ok(rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len)?),
+        Err(e) if unsupported(&e) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let zeros = vec![0; usize::try_from(len.min(1 << 20)).unwrap_or(1 << 20)];
+    let mut at = offset;
+    while at < offset + len {
+        let step = usize::try_from(offset + len - at).unwrap_or(usize::MAX).min(zeros.len());
+        file.write_all_at(&zeros[..step], at)?;
+        at += step as u64;
+    }
+    Ok(())
+}
+
 /// Writes `parts` one after another at `offset`, in as few calls as the kernel allows.
 pub(crate) fn write_all_at(file: &File, parts: &[&[u8]], mut offset: u64) -> io::Result<()> {
     if let [single] = parts {

@@ -1,7 +1,7 @@
 //! What one host remembers: verified layer files with their trees, manifests and statements in an embedded store.
 //!
 //! **Architecture invariant:** no byte enters a layer file before BLAKE3 proved it; a reader sees proven groups
-//! only, and descriptors are handed out of sealed files only.
+//! only. Descriptors that are handed out are read-only; those of partial layers read as zeros where nothing is proven.
 //!
 //! A [`Store`] is one directory and one process. [`Store::import`] and [`Store::commit`] bring local files in;
 //! [`Store::partial`], [`PartialLayer::write`] and [`Store::seal`] bring layers in from peers; [`Store::reader`],

@@ -237,6 +237,15 @@ impl Store {
         Ok(found)
     }
 
+    /// The partial layer that is here, opened again if nobody has it open; `None` if nothing of it was begun. The
+    /// first to open it after a reboot proves what it claims.
+    ///
+    /// # Errors
+    /// An io error.
+    pub fn begun(&self, id: &LayerId) -> Result<Option<Arc<PartialLayer>>, StoreError> {
+        self.resume_partial(id)
+    }
+
     /// Drops a partial layer and what was fetched of it. Those who still hold it write to nowhere.
     ///
     /// # Errors

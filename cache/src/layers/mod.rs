@@ -165,6 +165,25 @@ impl LayerReader {
         }
     }
 
+    /// Fills `buffer` with hash pairs of the layer's tree, which stand in pre-order; `offset` counts bytes of them.
+    ///
+    /// # Errors
+    /// Not all of the layer is here, a range past the end of the tree, an io error.
+    pub fn read_tree_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StoreError> {
+        let end = offset.saturating_add(buffer.len() as u64);
+        match &*self.inner {
+            _ if end > outboard::tree_bytes(self.size()) => {
+                Err(StoreError::NotProven { layer: self.id(), start: 0, end: self.size() })
+            }
+            _ if buffer.is_empty() => Ok(()),
+            Inner::Sealed { layer, tree, tree_path } => match tree {
+                Some(tree) => tree.read_exact_at(buffer, offset).map_err(at(tree_path, "read")),
+                None => Err(StoreError::NotProven { layer: layer.id, start: 0, end: layer.size }),
+            },
+            Inner::Partial(layer) => layer.read_tree_at(buffer, offset),
+        }
+    }
+
     pub(crate) fn sealed(layer: SealedLayer, tree_path: &Path) -> Result<Self, StoreError> {
         let tree = match outboard::tree_bytes(layer.size) {
             0 => None,

@@ -1,6 +1,7 @@
 //! Providers that lie: nothing wrong is stored, whatever they send, and the lie is named.
 
 mod daemons;
+mod trees;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};

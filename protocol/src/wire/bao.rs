@@ -95,7 +95,7 @@ struct Origin {
     size: u64,
 }
 
-/// A hash pair of the tree that BLAKE3 proved. Only [`Decoder`] makes one.
+/// A hash pair of the tree that BLAKE3 proved. Only [`Decoder`] and [`TreeDecoder`](super::tree::TreeDecoder) make one.
 #[derive(Debug, Clone)]
 pub struct VerifiedParent {
     origin: Origin,
@@ -121,6 +121,11 @@ pub enum Verified {
 }
 
 impl VerifiedParent {
+    /// Only for who has proven it.
+    pub(super) fn new(layer: LayerId, size: u64, node: TreeNode, pair: (Hash, Hash)) -> Self {
+        Self { origin: Origin { layer, size }, node, pair }
+    }
+
     /// The layer that it was proven for.
     pub fn layer(&self) -> LayerId {
         self.origin.layer

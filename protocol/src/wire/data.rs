@@ -1,7 +1,8 @@
 //! The data plane's requests, byte for byte those of iroh-blobs (ALPN `/iroh-bytes/4`), and our own hello.
 //!
 //! A request is one byte of kind, then postcard. A get is answered by the layer's size (u64, little-endian) and the
-//! BAO encoding of the asked ranges; an observe by length-prefixed items for as long as the asker keeps the stream.
+//! BAO encoding of the asked ranges; a tree by the size and the tree's hash pairs ([`tree`](super::tree)); an observe
+//! by length-prefixed items for as long as the asker keeps the stream.
 
 use bao_tree::{ChunkNum, ChunkRanges};
 use serde::{Deserialize, Serialize};
@@ -11,8 +12,9 @@ use crate::id::{ClusterId, LayerId, ManifestDigest};
 
 /// Largest request or observe item, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// Our own request kind, well away from those of iroh-blobs (0..=9).
+/// Our own request kinds, well away from those of iroh-blobs (0..=9).
 const KIND_INTEREST: u8 = 0x40;
+const KIND_TREE: u8 = 0x42;
 /// Largest hello, in bytes.
 pub const HELLO_BYTES_MAX: usize = 4096;
 /// Most range boundaries in one message: what fits in [`MESSAGE_BYTES_MAX`] with room to spare.
@@ -64,6 +66,11 @@ pub enum Request {
     Interest {
         /// Which manifest.
         manifest: ManifestDigest,
+    },
+    /// Our own: send the tree of a layer, so that the asker can prove bytes that it has from elsewhere.
+    Tree {
+        /// Which layer.
+        layer: LayerId,
     },
 }
 
@@ -129,6 +136,7 @@ impl Request {
                 (1, postcard::to_allocvec(&ObserveWire { hash: *layer, ranges: vec![0] }))
             }
             Request::Interest { manifest } => (KIND_INTEREST, postcard::to_allocvec(manifest)),
+            Request::Tree { layer } => (KIND_TREE, postcard::to_allocvec(layer)),
         };
         let mut out = vec![kind];
         out.extend(body.expect("encoding plain data to memory does not fail"));
@@ -161,6 +169,11 @@ impl Request {
                 let manifest =
                     postcard::from_bytes(body).map_err(|_| RequestError::Form("interest is malformed"))?;
                 Ok(Request::Interest { manifest })
+            }
+            KIND_TREE => {
+                let layer =
+                    postcard::from_bytes(body).map_err(|_| RequestError::Form("tree is malformed"))?;
+                Ok(Request::Tree { layer })
             }
             8 => Err(RequestError::Unsupported("push")),
             9 => Err(RequestError::Unsupported("get-many")),
@@ -339,6 +352,10 @@ mod tests {
         let observe = Request::Observe { layer };
         assert_eq!(observe.encode()[33..], [1, 0]);
         assert_eq!(Request::parse(&observe.encode()), Ok(observe));
+        let tree = Request::Tree { layer };
+        assert_eq!(tree.encode(), [&[0x42], &[7; 32][..]].concat());
+        assert_eq!(Request::parse(&tree.encode()), Ok(tree));
+        assert!(Request::parse(&[0x42; 32]).is_err(), "a layer id has 32 bytes");
     }
 
     #[test]

@@ -6,3 +6,4 @@ pub mod control;
 pub mod data;
 pub mod host;
 pub mod join;
+pub mod tree;

@@ -1,8 +1,11 @@
 //! A layer on its way: proven groups go to their place in a file of full length, and a have-map remembers which.
 //!
-//! **Architecture invariant:** only `Verified` items get in, and a group counts as held once its bytes and all the
-//! tree nodes above it are written. Write order: data, tree, have-map.
+//! **Architecture invariant:** only `Verified` items get in, and local bytes that hash to what `Verified` tree nodes
+//! say; a group counts as held once its bytes and all the tree nodes above it are written. Write order: data, tree,
+//! have-map.
 
+mod adopt;
+mod handout;
 mod prove;
 mod subtree;
 
@@ -129,6 +132,11 @@ impl PartialLayer {
         if *fate == Fate::Sealed {
             return Ok(());
         }
+        self.commit(&batch)
+    }
+
+    /// Writes what was proven, in the order that the invariant asks for. The caller holds `fate`.
+    fn commit(&self, batch: &Batch<'_>) -> Result<(), StoreError> {
         for (first, parts) in &batch.runs {
             fs::write_all_at(&self.data, parts, first * GROUP_BYTES)
                 .map_err(at(&self.paths.data, "write"))?;
@@ -314,6 +322,16 @@ impl PartialLayer {
         Ok(pair_of(&bytes))
     }
 
+    /// Reads the tree file of a layer that is complete: hash pairs in pre-order.
+    pub(crate) fn read_tree_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StoreError> {
+        match &self.tree {
+            Some(tree) if self.complete() => {
+                tree.read_exact_at(buffer, offset).map_err(at(&self.paths.tree, "read"))
+            }
+            _ => Err(StoreError::NotProven { layer: self.id, start: 0, end: self.size }),
+        }
+    }
+
     fn assemble(
         paths: PartialPaths,
         id: LayerId,
@@ -388,14 +406,7 @@ impl PartialLayer {
                 }
             }
         }
-        let mut runs: Vec<(u64, Vec<&'a [u8]>)> = Vec::new();
-        for (group, data) in leaves {
-            match runs.last_mut() {
-                Some((first, parts)) if *first + parts.len() as u64 == group => parts.push(data),
-                _ => runs.push((group, vec![data])),
-            }
-        }
-        Ok(Batch { pairs, runs })
+        Ok(Batch::new(pairs, leaves))
     }
 }
 
@@ -405,6 +416,19 @@ struct Batch<'a> {
     pairs: BTreeMap<u64, [u8; PAIR_BYTES as usize]>,
     /// Neighbouring groups: the first one's number and the bytes of each.
     runs: Vec<(u64, Vec<&'a [u8]>)>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(pairs: BTreeMap<u64, [u8; PAIR_BYTES as usize]>, leaves: BTreeMap<u64, &'a [u8]>) -> Self {
+        let mut runs: Vec<(u64, Vec<&'a [u8]>)> = Vec::new();
+        for (group, data) in leaves {
+            match runs.last_mut() {
+                Some((first, parts)) if *first + parts.len() as u64 == group => parts.push(data),
+                _ => runs.push((group, vec![data])),
+            }
+        }
+        Self { pairs, runs }
+    }
 }
 
 /// Pairs joined where their places in the file touch.

@@ -20,12 +20,14 @@ impl PartialLayer {
         let groups = claimed.len();
         let root = Hash::from_bytes(self.id.0);
         let proven = self.prove_below(claimed, Subtree::whole(groups), root, true)?;
+        let mut have = Bitmap::new(groups);
+        for group in proven {
+            have.set(group);
+        }
+        // Before anyone can get a descriptor: what did not survive must not be read through one.
+        self.blank_all_but(&have)?;
         {
             let mut state = self.state();
-            let mut have = Bitmap::new(groups);
-            for group in proven {
-                have.set(group);
-            }
             let dropped = claimed.count() - have.count();
             if dropped > 0 {
                 tracing::warn!(layer = %self.id.short(), dropped, "groups of a partial layer did not survive; fetching them again");

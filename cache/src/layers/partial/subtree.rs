@@ -39,6 +39,20 @@ pub(super) fn ancestors(group: u64, groups: u64) -> impl Iterator<Item = u64> {
     })
 }
 
+/// The node right above a group and whether the group is its right child; `None` for the only group of a layer.
+pub(super) fn parent_of(group: u64, groups: u64) -> Option<(u64, bool)> {
+    let mut at = Subtree::whole(groups);
+    let mut parent = None;
+    while at.groups > 1 {
+        let node = at.node;
+        let (left, right) = at.children();
+        let is_right = group >= right.first;
+        at = if is_right { right } else { left };
+        parent = Some((node, is_right));
+    }
+    parent
+}
+
 /// Marks all nodes above groups that are held.
 pub(super) fn mark_ancestors(have: &Bitmap, nodes: &mut Bitmap, first: u64, groups: u64, node: u64) {
     if groups <= 1 || !have.any(first, first + groups) {

@@ -106,7 +106,7 @@ pub async fn get(
 }
 
 /// Sends `request`, checks the size header, passes everything after it on in batches.
-async fn receive(
+pub(super) async fn receive(
     connection: &Connection,
     request: &[u8],
     size: u64,

@@ -4,12 +4,14 @@ mod endpoint;
 mod get;
 mod pool;
 mod serve;
+mod tree;
 
 use std::sync::Arc;
 
 pub use endpoint::{DataPlane, Doors, JoinDoor};
 pub use get::{Declared, GetError, GetOptions, Got, get, observe, possession};
 pub use serve::{Possession, serve_stream};
+pub use tree::tree;
 
 /// Limits and tuning of the data plane. Sizes in bytes, times in seconds.
 #[derive(Debug, Clone)]

@@ -1,4 +1,4 @@
-//! The providing side: answers get, observe and interest from sealed and partial layers.
+//! The providing side: answers get, tree, observe and interest from sealed and partial layers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use weighlock_protocol::wire::bao::{self, GROUP_BYTES, GroupSet};
 use weighlock_protocol::wire::data::{
     HaveItem, MESSAGE_BYTES_MAX, ObserveItem, Request, RequestError, reset,
 };
+use weighlock_protocol::wire::tree::{PAIR_BYTES, tree_bytes};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
 use super::DataConfig;
@@ -37,7 +38,7 @@ pub trait Possession: Send + Sync + 'static {
     fn layers_of(&self, manifest: &ManifestDigest) -> Option<Vec<(LayerId, u64)>>;
     /// Changes whenever any layer grew.
     fn grown(&self) -> watch::Receiver<u64>;
-    /// Told of every answered get, for the metrics: payload bytes sent.
+    /// Told of every answered get or tree, for the metrics: bytes sent.
     fn sent(&self, peer: &KeyId, bytes: u64);
 }
 
@@ -58,8 +59,15 @@ pub async fn serve_stream(
         Ok(Request::Get { layer, chunks }) => {
             let Ok(_share) = uploads[0].acquire().await else { return };
             let Ok(_permit) = uploads[1].acquire().await else { return };
-            let answer = Get { possession, peer, layer, chunks, batch_bytes: config.batch_bytes };
-            answer.run(&mut send).await
+            let get = Get { possession: possession.clone(), layer, chunks, batch_bytes: config.batch_bytes };
+            stream(&*possession, peer, &mut send, move |batches| get.read(batches)).await
+        }
+        Ok(Request::Tree { layer }) => {
+            let Ok(_share) = uploads[0].acquire().await else { return };
+            let Ok(_permit) = uploads[1].acquire().await else { return };
+            let (look, batch_bytes) = (possession.clone(), config.batch_bytes);
+            let read = move |batches: &_| read_tree(&*look, &layer, batch_bytes, batches);
+            stream(&*possession, peer, &mut send, read).await
         }
         Ok(Request::Observe { layer }) => observe(possession, layer, &mut send).await,
         Ok(Request::Interest { manifest }) => interest(possession, manifest, &mut send).await,
@@ -89,42 +97,74 @@ fn refuse(why: impl ToString) -> Refusal {
     Refusal { code: reset::INTERNAL, why: why.to_string() }
 }
 
+/// Sends what `read` hands on, batch by batch; `read` runs on a blocking thread and ends when nobody takes more.
+async fn stream(
+    possession: &dyn Possession,
+    peer: KeyId,
+    send: &mut SendStream,
+    read: impl FnOnce(&mpsc::Sender<Bytes>) -> Result<(), Refusal> + Send + 'static,
+) -> Result<(), Refusal> {
+    // Two batches: one on its way to the wire, one being read.
+    let (batches, mut ready) = mpsc::channel::<Bytes>(1);
+    let reading = tokio::task::spawn_blocking(move || read(&batches));
+    let mut sent = 0;
+    while let Some(batch) = ready.recv().await {
+        sent += batch.len() as u64;
+        match tokio::time::timeout(TAKE_MAX, send.write_chunk(batch)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => {
+                // The asker lost interest or the connection; the reader stops at its next send.
+                debug!(%peer, error = %e, "answer not finished");
+                break;
+            }
+            Err(_) => {
+                drop(ready);
+                let _ = reading.await;
+                return Err(Refusal { code: reset::LIMIT, why: "the asker takes nothing".into() });
+            }
+        }
+    }
+    drop(ready);
+    possession.sent(&peer, sent);
+    reading.await.map_err(refuse)?
+}
+
+/// Blocking: the tree of a layer that is here as a whole, after the layer's size.
+fn read_tree(
+    possession: &dyn Possession,
+    layer: &LayerId,
+    batch_bytes: usize,
+    batches: &mpsc::Sender<Bytes>,
+) -> Result<(), Refusal> {
+    let reader = possession.reader(layer).ok_or_else(|| refuse("layer is not here"))?;
+    let (size, total) = (reader.size(), tree_bytes(reader.size()));
+    if !bao::all_groups(size).is_subset(&reader.have()) {
+        return Err(refuse("not all of the layer is here"));
+    }
+    let batch_bytes = batch_bytes.max(PAIR_BYTES) as u64;
+    let mut batch = size.to_le_bytes().to_vec();
+    let mut offset = 0;
+    while offset < total || !batch.is_empty() {
+        let len = batch_bytes.min(total - offset);
+        let at = batch.len();
+        batch.resize(at + len as usize, 0);
+        reader.read_tree_at(&mut batch[at..], offset).map_err(refuse)?;
+        offset += len;
+        if batches.blocking_send(std::mem::take(&mut batch).into()).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
 struct Get {
     possession: Arc<dyn Possession>,
-    peer: KeyId,
     layer: LayerId,
     chunks: ChunkRanges,
     batch_bytes: usize,
 }
 
 impl Get {
-    async fn run(self, send: &mut SendStream) -> Result<(), Refusal> {
-        let (possession, peer) = (self.possession.clone(), self.peer);
-        // Two batches: one on its way to the wire, one being read.
-        let (batches, mut ready) = mpsc::channel::<Bytes>(1);
-        let reading = tokio::task::spawn_blocking(move || self.read(&batches));
-        let mut sent = 0;
-        while let Some(batch) = ready.recv().await {
-            sent += batch.len() as u64;
-            match tokio::time::timeout(TAKE_MAX, send.write_chunk(batch)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => {
-                    // The asker lost interest or the connection; the reader stops at its next send.
-                    debug!(%peer, error = %e, "get not finished");
-                    break;
-                }
-                Err(_) => {
-                    drop(ready);
-                    let _ = reading.await;
-                    return Err(Refusal { code: reset::LIMIT, why: "the asker takes nothing".into() });
-                }
-            }
-        }
-        drop(ready);
-        possession.sent(&peer, sent);
-        reading.await.map_err(refuse)?
-    }
-
     /// Blocking: reads and encodes, one batch at a time.
     fn read(self, batches: &mpsc::Sender<Bytes>) -> Result<(), Refusal> {
         let reader = self.possession.reader(&self.layer).ok_or_else(|| refuse("layer is not here"))?;

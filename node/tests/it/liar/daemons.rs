@@ -33,6 +33,15 @@ use crate::plane::{Honest, LOOPBACK, PATIENCE, Raw, bytes, soon};
 
 const REFERENCE: &str = "lab/thing:1.0.0";
 
+/// What a false member answers wrongly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About {
+    /// Bytes of layers.
+    Bytes,
+    /// Trees; everything else is as it should be.
+    Trees,
+}
+
 /// A daemon in a directory of its own.
 struct Daemon {
     dir: PathBuf,
@@ -196,7 +205,7 @@ struct FalseMember {
     facade: Arc<Facade>,
     cluster: ClusterId,
     stop: CancellationToken,
-    gets: Arc<AtomicU64>,
+    lies: Arc<AtomicU64>,
 }
 
 impl FalseMember {
@@ -231,18 +240,19 @@ impl FalseMember {
         for daemon in honest {
             control.dial(daemon.key(), daemon.control()).await.expect("running");
         }
-        Self { raw, control, facade, cluster, stop, gets: Arc::default() }
+        Self { raw, control, facade, cluster, stop, lies: Arc::default() }
     }
 
-    /// Declares all of an artifact and answers each get with one bit flipped somewhere behind the size.
-    async fn declare(&self, manifest: &Manifest, layers: BTreeMap<LayerId, Honest>) {
+    /// Declares all of an artifact and answers each get, or each question for a tree, with one bit flipped somewhere
+    /// behind the size.
+    async fn declare(&self, manifest: &Manifest, layers: BTreeMap<LayerId, Honest>, about: About) {
         *self.facade.manifest.lock().expect("whole") = Some(manifest.bytes().clone());
         let everything = HaveItem {
             layers: (0..).zip(manifest.layers()).map(|(n, layer)| (n, all_groups(layer.size))).collect(),
         };
-        let (digest, layers, gets) = (manifest.digest(), Arc::new(layers), self.gets.clone());
+        let (digest, layers, lies) = (manifest.digest(), Arc::new(layers), self.lies.clone());
         self.raw.serve(move |send, recv| {
-            lie(digest, everything.clone(), layers.clone(), gets.clone(), send, recv)
+            lie(digest, everything.clone(), layers.clone(), (about, lies.clone()), send, recv)
         });
         let mut record = HostRecord::new(self.cluster, self.raw.key);
         record.data_addrs = vec![self.raw.addr()];
@@ -255,7 +265,7 @@ async fn lie(
     digest: ManifestDigest,
     everything: HaveItem,
     layers: Arc<BTreeMap<LayerId, Honest>>,
-    gets: Arc<AtomicU64>,
+    (about, lies): (About, Arc<AtomicU64>),
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
@@ -271,9 +281,16 @@ async fn lie(
         }
         Ok(Request::Get { layer, chunks }) if layers.contains_key(&layer) => {
             let mut response = layers[&layer].response(&chunks);
-            let mut rng = ChaCha8Rng::seed_from_u64(gets.fetch_add(1, Ordering::SeqCst));
-            let byte = rng.random_range(8..response.len());
-            response[byte] ^= 1 << rng.random_range(0..8);
+            if about == About::Bytes {
+                flip(&mut response, &lies);
+            }
+            let _ = send.write_all(&response).await;
+            let _ = send.finish();
+        }
+        Ok(Request::Tree { layer }) if layers.contains_key(&layer) => {
+            let blob = &layers[&layer];
+            let mut response = [&blob.size().to_le_bytes(), blob.tree()].concat();
+            flip(&mut response, &lies);
             let _ = send.write_all(&response).await;
             let _ = send.finish();
         }
@@ -281,6 +298,35 @@ async fn lie(
             let _ = send.reset(VarInt::from_u32(reset::INTERNAL));
         }
     }
+}
+
+/// What the liar could know as a member: the manifest, from alpha, and the bytes of its layers.
+async fn contents(
+    liar: &FalseMember,
+    alpha: &Daemon,
+    digest: ManifestDigest,
+) -> (Manifest, BTreeMap<LayerId, Honest>) {
+    let manifest = soon("alpha gives the manifest", async {
+        loop {
+            if let Ok(bytes) = liar.control.request_manifest(alpha.key(), digest).await {
+                break Manifest::parse(&bytes).expect("valid");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let layer_bytes = |id: &LayerId| {
+        let hex = id.hex();
+        fs::read(alpha.dir.join("data/layers").join(&hex[..2]).join(&hex)).expect("alpha holds it")
+    };
+    let layers = manifest.layers().map(|layer| (layer.id, Honest::of(layer_bytes(&layer.id)))).collect();
+    (manifest, layers)
+}
+
+fn flip(response: &mut [u8], lies: &AtomicU64) {
+    let mut rng = ChaCha8Rng::seed_from_u64(lies.fetch_add(1, Ordering::SeqCst));
+    let byte = rng.random_range(8..response.len());
+    response[byte] ^= 1 << rng.random_range(0..8);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -301,21 +347,8 @@ async fn an_honest_host_gets_the_right_bytes_beside_a_lying_member_and_names_it(
     let source_path = source.to_str().expect("UTF-8");
     let added = alpha.run(&["add", source_path, REFERENCE]);
     let digest: ManifestDigest = parsed(&added["digest"]);
-    let manifest = soon("alpha gives the manifest", async {
-        loop {
-            if let Ok(bytes) = liar.control.request_manifest(alpha.key(), digest).await {
-                break Manifest::parse(&bytes).expect("valid");
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    })
-    .await;
-    let layer_bytes = |id: &LayerId| {
-        let hex = id.hex();
-        fs::read(alpha.dir.join("data/layers").join(&hex[..2]).join(&hex)).expect("alpha holds it")
-    };
-    let layers = manifest.layers().map(|layer| (layer.id, Honest::of(layer_bytes(&layer.id))));
-    liar.declare(&manifest, layers.collect()).await;
+    let (manifest, layers) = contents(&liar, &alpha, digest).await;
+    liar.declare(&manifest, layers, About::Bytes).await;
 
     beta.until("beta hears of the artifact", || {
         let listed = beta.run(&["ls", REFERENCE]);
@@ -335,7 +368,7 @@ async fn an_honest_host_gets_the_right_bytes_beside_a_lying_member_and_names_it(
     beta.until("the liar is banned", || {
         beta.peer(&mallory).is_some_and(|row| row["banned_s"].as_u64().is_some())
     });
-    assert!(liar.gets.load(Ordering::SeqCst) > 0);
+    assert!(liar.lies.load(Ordering::SeqCst) > 0);
     assert!(beta.metric("weighlock_lies_total") > 0.0);
     assert!(!target.exists(), "nothing is there before all of it is");
     alpha.signal(Signal::CONT);
@@ -361,6 +394,79 @@ async fn an_honest_host_gets_the_right_bytes_beside_a_lying_member_and_names_it(
     assert!(row["banned_s"].as_u64().is_some_and(|left| left > 0), "{row}");
     let honest = beta.peer(&alpha.key()).expect("a member");
     assert!(honest["banned_s"].is_null() && honest["fetched_bytes"].as_u64() > Some(0), "{honest}");
+    let log = beta.log();
+    let named =
+        log.lines().any(|line| line.contains("fail verification") && line.contains(&mallory.to_string()));
+    assert!(named, "the log does not name the liar:\n{log}");
+    liar.stop.cancel();
+}
+
+/// A safetensors file of tensors of U8 from these seeds, with a note in its header.
+fn safetensors(path: &Path, note: &str, seeds: &[u64]) {
+    const LEN: usize = 700_001;
+    let mut header = serde_json::json!({"__metadata__": {"note": note}});
+    for (n, _) in seeds.iter().enumerate() {
+        header[format!("t{n}")] =
+            serde_json::json!({"dtype": "U8", "shape": [LEN], "data_offsets": [n * LEN, (n + 1) * LEN]});
+    }
+    let header = header.to_string();
+    let mut out = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    out.extend(seeds.iter().flat_map(|seed| bytes(LEN, *seed)));
+    fs::write(path, out).expect("a file");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_that_gives_a_wrong_tree_is_named_and_the_next_version_arrives_all_the_same() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (first, second) = (root.path().join("1.safetensors"), root.path().join("2.safetensors"));
+    safetensors(&first, "", &[1, 2, 3, 4]);
+    safetensors(&second, "a longer header", &[1, 20, 3, 4]);
+
+    let alpha = Daemon::start(root.path(), "alpha", None);
+    let invited = alpha.run(&["invite", "--uses", "2"]);
+    let ticket = invited["ticket"].as_str().expect("a ticket");
+    let beta = Daemon::start(root.path(), "beta", Some(ticket));
+    let liar = FalseMember::join(&ticket.parse().expect("a ticket"), &[&alpha, &beta]).await;
+    let heard = |reference: &str| {
+        beta.until("beta hears of it", || {
+            beta.run(&["ls", reference])["items"].as_array().is_some_and(|items| !items.is_empty())
+        });
+    };
+    alpha.run(&["add", first.to_str().expect("UTF-8"), REFERENCE]);
+    heard(REFERENCE);
+    beta.until("beta has the first version", || beta.try_run(&["pull", REFERENCE]).is_ok());
+
+    let next = "lab/thing:2.0.0";
+    let added = alpha.run(&["add", second.to_str().expect("UTF-8"), next]);
+    let (manifest, layers) = contents(&liar, &alpha, parsed(&added["digest"])).await;
+    liar.declare(&manifest, layers, About::Trees).await;
+    heard(next);
+    let mallory = liar.raw.key;
+    beta.until("beta hears what the liar claims to hold", || {
+        beta.peer(&mallory).is_some_and(|row| row["held"] == 1)
+    });
+
+    // While the honest provider is paused, the liar is surely asked. What it sends of layers is right.
+    alpha.signal(Signal::STOP);
+    let target = root.path().join("pulled");
+    let mut pull = command(&beta.dir);
+    pull.args(["pull", next, "--to", target.to_str().expect("UTF-8")]);
+    let mut pulling = pull.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
+    beta.until("the liar is banned", || {
+        beta.peer(&mallory).is_some_and(|row| row["banned_s"].as_u64().is_some())
+    });
+    alpha.signal(Signal::CONT);
+    assert_eq!(liar.lies.load(Ordering::SeqCst), 1, "one tree");
+    let ended = tokio::task::spawn_blocking(move || pulling.wait().expect("it ends"));
+    let status = soon("the pull ends", ended).await.expect("no panic");
+    if !status.success() {
+        beta.until("the repeated pull succeeds", || {
+            beta.try_run(&["pull", next, "--to", target.to_str().expect("UTF-8")]).is_ok()
+        });
+    }
+    let right = fs::read(&second).expect("readable");
+    assert!(fs::read(target.join("2.safetensors")).expect("pulled") == right, "other bytes");
+    assert_eq!(liar.lies.load(Ordering::SeqCst), 1, "a banned host is not asked again");
     let log = beta.log();
     let named =
         log.lines().any(|line| line.contains("fail verification") && line.contains(&mallory.to_string()));
