@@ -1,5 +1,7 @@
 //! The loader door: resolves, fetches what is missing, hands out read-only descriptors, keeps leases.
 
+mod wait;
+
 use std::collections::BTreeMap;
 use std::fs::File as StdFile;
 use std::os::fd::AsFd;
@@ -7,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::UnixStream;
 use tracing::{debug, info};
+use weighlock_cache::{Store, StoreError};
 use weighlock_protocol::manifest::{Contract, Layer, Manifest};
-use weighlock_protocol::{ManifestDigest, Reference};
+use weighlock_protocol::{LayerId, ManifestDigest, Reference};
 
 use crate::daemon::Node;
 use crate::error::{Error, Result};
@@ -88,7 +91,15 @@ pub(crate) async fn serve(node: Arc<Node>, mut stream: UnixStream) {
 struct Session {
     node: Arc<Node>,
     uid: Option<u32>,
-    open: BTreeMap<ManifestDigest, Manifest>,
+    open: BTreeMap<ManifestDigest, Open>,
+}
+
+/// Something that a socket has open.
+#[derive(Clone)]
+struct Open {
+    manifest: Manifest,
+    /// Whether files that are on their way are handed out too.
+    partial: bool,
 }
 
 impl Session {
@@ -99,8 +110,12 @@ impl Session {
                 let version = env!("CARGO_PKG_VERSION").to_owned();
                 return frame::write(stream, &Event::Hello { protocol: LOADER_PROTOCOL, version }).await;
             }
-            LoaderRequest::Open { reference, fds } => self.open(stream, &reference, fds).await,
+            LoaderRequest::Open { reference, fds, partial } => {
+                self.open(stream, &reference, fds, partial).await
+            }
             LoaderRequest::Fds { digest, paths } => self.fds(stream, &digest, paths).await,
+            LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
+            LoaderRequest::Follow { digest, paths } => self.follow(stream, &digest, &paths).await,
             LoaderRequest::Close { digest } => {
                 if self.open.remove(&digest).is_some() {
                     self.node.leases.give_back(&digest);
@@ -129,6 +144,7 @@ impl Session {
         stream: &mut UnixStream,
         text: &str,
         fds: FdsWanted,
+        partial: bool,
     ) -> std::result::Result<(), Failed> {
         let reference: Reference = text.parse().map_err(Error::from)?;
         let digest = self.node.facts.resolve(&reference)?;
@@ -140,18 +156,24 @@ impl Session {
         // Leased before it is complete: nothing may be removed under a fetch that a loader waits for.
         let lease = Lease::take(&self.node, digest);
         let mut arrival = self.node.fetcher.begin(digest).await?;
-        let manifest = loop {
-            match arrival.next().await? {
-                Step::Here(manifest) => break manifest,
-                Step::Progress(step) => {
-                    frame::write(stream, &Event::Progress(step)).await.map_err(Failed::Socket)?;
+        let manifest = if partial {
+            let manifest = arrival.manifest().clone();
+            self.contract_here(stream, &manifest).await?;
+            manifest
+        } else {
+            loop {
+                match arrival.next().await? {
+                    Step::Here(manifest) => break manifest,
+                    Step::Progress(step) => {
+                        frame::write(stream, &Event::Progress(step)).await.map_err(Failed::Socket)?;
+                    }
                 }
             }
         };
         let (node, copy) = (self.node.clone(), manifest.clone());
-        let contract = blocking(move || {
+        let (contract, incomplete) = blocking(move || {
             check_quarantine(&node, &copy)?;
-            contract(&node, &copy)
+            Ok((contract(&node, &copy)?, incomplete(&node, &copy)?))
         })
         .await?;
         let files: Vec<File> = manifest.files().iter().map(File::from).collect();
@@ -160,17 +182,20 @@ impl Session {
             FdsWanted::None => Vec::new(),
         };
         // All descriptors are opened before the answer promises them.
-        let opened = self.descriptors(&manifest, &paths).await?;
+        let opening = Open { manifest, partial };
+        let opened = self.descriptors(&opening, &paths).await?;
         let answer = Opened {
             reference: reference.to_string(),
             digest,
-            manifest_bytes: manifest.bytes().len() as u64,
+            manifest_bytes: opening.manifest.bytes().len() as u64,
             files,
             contract,
             fds: paths.len(),
+            complete: incomplete.is_empty(),
+            incomplete,
         };
-        info!(%digest, reference = %reference, uid = self.uid, "opened");
-        if self.open.insert(digest, manifest).is_none() {
+        info!(%digest, reference = %reference, uid = self.uid, complete = answer.complete, "opened");
+        if self.open.insert(digest, opening).is_none() {
             lease.keep();
         }
         frame::write(stream, &Event::Opened(Box::new(answer))).await.map_err(Failed::Socket)?;
@@ -183,19 +208,24 @@ impl Session {
         digest: &ManifestDigest,
         paths: Vec<String>,
     ) -> std::result::Result<(), Failed> {
-        let manifest = self.open.get(digest).cloned().ok_or_else(|| {
-            Error::refused(format!("{digest} is not open on this socket"))
-                .hint("open it first; the lease is per socket")
-        })?;
-        if paths.is_empty() || paths.len() > manifest.files().len() {
+        let open = self.opened(digest)?;
+        if paths.is_empty() || paths.len() > open.manifest.files().len() {
             return Err(Error::invalid("paths must name 1 or more files, each once").into());
         }
-        let opened = self.descriptors(&manifest, &paths).await?;
+        let opened = self.descriptors(&open, &paths).await?;
         send(stream, &paths, &opened).await
     }
 
-    /// Opens sealed files, read-only, at most as many as one process can hold.
-    async fn descriptors(&self, manifest: &Manifest, paths: &[String]) -> Result<Vec<StdFile>> {
+    fn opened(&self, digest: &ManifestDigest) -> Result<Open> {
+        self.open.get(digest).cloned().ok_or_else(|| {
+            Error::refused(format!("{digest} is not open on this socket"))
+                .hint("open it first; the lease is per socket")
+        })
+    }
+
+    /// Opens files, read-only, at most as many as one process can hold.
+    async fn descriptors(&self, open: &Open, paths: &[String]) -> Result<Vec<StdFile>> {
+        let Open { manifest, partial } = open;
         if paths.len() > FDS_MAX {
             return Err(Error::refused(format!(
                 "{} descriptors at once are too many (limit {FDS_MAX})",
@@ -203,22 +233,77 @@ impl Session {
             ))
             .hint("ask for descriptors by path, some at a time"));
         }
-        let by_path: BTreeMap<&str, &Layer> =
-            manifest.files().iter().map(|layer| (layer.path.as_str(), layer)).collect();
-        let layers = paths.iter().map(|path| {
-            by_path.get(path.as_str()).map(|layer| layer.id).ok_or_else(|| {
-                Error::refused(format!("{path:?} is not a file of {}", manifest.digest()))
-                    .hint("`weighlock inspect` lists its files")
-            })
-        });
-        let layers = layers.collect::<Result<Vec<_>>>()?;
-        let store = self.node.store.clone();
+        let layers: Vec<(LayerId, u64)> =
+            layers_at(manifest, paths)?.into_iter().map(|layer| (layer.id, layer.size)).collect();
+        let (store, partial) = (self.node.store.clone(), *partial);
+        if partial && lacks(&store, &layers).await? {
+            // Files are begun for who fetches them, and for nobody else.
+            self.node.fetcher.begin(manifest.digest()).await?;
+        }
         blocking(move || {
-            let open = |id| store.open_sealed(id).map(|sealed| sealed.file).map_err(Error::from);
-            layers.iter().map(open).collect::<Result<Vec<_>>>()
+            let open = |(id, size): &(LayerId, u64)| open_file(&store, id, *size, partial);
+            layers.iter().map(open).collect::<std::result::Result<Vec<_>, _>>().map_err(Error::from)
         })
         .await
     }
+}
+
+/// The files at `paths`, in their order.
+fn layers_at<'a>(manifest: &'a Manifest, paths: &[String]) -> Result<Vec<&'a Layer>> {
+    let by_path: BTreeMap<&str, &Layer> =
+        manifest.files().iter().map(|layer| (layer.path.as_str(), layer)).collect();
+    let layers = paths.iter().map(|path| {
+        by_path.get(path.as_str()).copied().ok_or_else(|| {
+            Error::refused(format!("{path:?} is not a file of {}", manifest.digest()))
+                .hint("`weighlock inspect` lists its files")
+        })
+    });
+    layers.collect()
+}
+
+/// Whether one of the layers is not sealed here.
+async fn lacks(store: &Store, layers: &[(LayerId, u64)]) -> Result<bool> {
+    let (store, layers) = (store.clone(), layers.to_vec());
+    blocking(move || {
+        for (id, _) in &layers {
+            if store.layer(id).map_err(Error::from)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })
+    .await
+}
+
+/// A read-only descriptor of a sealed layer or, if allowed, of one that is on its way.
+fn open_file(
+    store: &Store,
+    id: &LayerId,
+    size: u64,
+    partial: bool,
+) -> std::result::Result<StdFile, StoreError> {
+    match store.open_sealed(id) {
+        Err(StoreError::NotHeld(_)) if partial => {}
+        sealed => return sealed.map(|sealed| sealed.file),
+    }
+    match store.partial(id, size).and_then(|partial| partial.open_data()) {
+        // Sealed meanwhile.
+        Err(StoreError::AlreadySealed(_) | StoreError::NotHeld(_)) => {
+            store.open_sealed(id).map(|sealed| sealed.file)
+        }
+        opened => opened,
+    }
+}
+
+/// Paths of files that are not all here. Blocks on the disk.
+fn incomplete(node: &Node, manifest: &Manifest) -> Result<Vec<String>> {
+    let mut paths = Vec::new();
+    for layer in manifest.files() {
+        if node.store.layer(&layer.id).map_err(Error::from)?.is_none() {
+            paths.push(layer.path.clone());
+        }
+    }
+    Ok(paths)
 }
 
 /// Descriptors that the daemon opens for one request.

@@ -80,6 +80,48 @@ pub fn single(path: &Path, seed: u64, bytes: u64) {
     safetensors(path, &header, bytes, seed);
 }
 
+/// One tensor of [`tensors`].
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Its name.
+    pub name: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// What its bytes are made from.
+    pub seed: u64,
+}
+
+/// A safetensors file of U8 tensors in this order, with a note in the header that sets its length. Answers for each
+/// tensor its first byte in the file, its length and its seed.
+///
+/// # Panics
+/// It cannot be written.
+pub fn tensors(path: &Path, note: &str, parts: &[Part]) -> Vec<(u64, u64, u64)> {
+    fs::create_dir_all(path.parent().expect("a directory around it")).expect("a directory");
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), json!({"note": note}));
+    let mut end = 0;
+    for part in parts {
+        let offsets = [end, end + part.bytes];
+        header.insert(
+            part.name.clone(),
+            json!({"dtype": "U8", "shape": [part.bytes], "data_offsets": offsets}),
+        );
+        end += part.bytes;
+    }
+    let header = Value::from(header).to_string();
+    let mut bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    let mut spans = Vec::new();
+    for part in parts {
+        let start = bytes.len();
+        bytes.resize(start + part.bytes as usize, 0);
+        ChaCha8Rng::seed_from_u64(part.seed).fill_bytes(&mut bytes[start..]);
+        spans.push((start as u64, part.bytes, part.seed));
+    }
+    fs::write(path, bytes).expect("a file");
+    spans
+}
+
 /// A safetensors file with this header and `bytes` random bytes of data.
 ///
 /// # Panics

@@ -186,6 +186,27 @@ impl Host {
         })
     }
 
+    /// Stops the daemon where it is, until [`resume`](Self::resume): to others it looks like a host that hangs.
+    ///
+    /// # Panics
+    /// None runs.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Panics
+    /// None runs.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("a running daemon");
+        kill_process(Pid::from_child(child), signal).expect("it takes signals");
+    }
+
     /// Whether the daemon is alive.
     pub fn runs(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))

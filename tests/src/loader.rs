@@ -66,6 +66,49 @@ impl Loader {
         Ok(Opened { event, files, progress })
     }
 
+    /// Opens a reference while it is on its way, without descriptors; on failure the `error` event.
+    ///
+    /// # Panics
+    /// The daemon goes away.
+    pub fn open_partial(&mut self, reference: &str) -> Result<Value, Value> {
+        self.send(&json!({"v": 1, "op": "open", "ref": reference, "partial": true}));
+        self.answer("opened").map(|(event, _)| event)
+    }
+
+    /// Waits for byte ranges of a file; answers the inode of the file that has them and the progress events before,
+    /// or the `error` event.
+    ///
+    /// # Panics
+    /// The daemon goes away.
+    pub fn wait(
+        &mut self,
+        digest: &str,
+        path: &str,
+        ranges: &[(u64, u64)],
+    ) -> Result<(u64, Vec<Value>), Value> {
+        self.send(&json!({"op": "wait", "digest": digest, "path": path, "ranges": ranges}));
+        let (event, progress) = self.answer("ready")?;
+        assert_eq!(event["path"], path, "{event}");
+        Ok((event["inode"].as_u64().expect("an inode"), progress))
+    }
+
+    /// The next event that is no progress, if it is named `wanted`, and the progress before it.
+    ///
+    /// # Panics
+    /// The daemon goes away, or says something else.
+    pub fn answer(&mut self, wanted: &str) -> Result<(Value, Vec<Value>), Value> {
+        let mut progress = Vec::new();
+        loop {
+            let (event, _) = self.recv().expect("an answer");
+            match event["event"].as_str() {
+                Some("progress") => progress.push(event),
+                Some("error") => return Err(event),
+                Some(name) if name == wanted => return Ok((event, progress)),
+                _ => panic!("an unexpected event: {event}"),
+            }
+        }
+    }
+
     /// Asks for descriptors of single files of something opened; on failure the `error` event.
     ///
     /// # Panics

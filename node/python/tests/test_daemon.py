@@ -1,12 +1,14 @@
 """The client against a real daemon: every file and every tensor equal to the originals.
 
 Runs when all three are set: WEIGHLOCK_TEST_SOCKET (loader socket), WEIGHLOCK_TEST_REF (an artifact) and
-WEIGHLOCK_TEST_DIR (the directory it was added from). Tensors are compared with what the `safetensors` and `gguf`
-packages read, and BLAKE3 with the `blake3` package, where those are installed.
+WEIGHLOCK_TEST_DIR (the directory it was added from). WEIGHLOCK_TEST_SECOND_SOCKET, the loader socket of another member
+that holds nothing of it yet, lets the artifact be used there while it is on its way. Tensors are compared with what
+the `safetensors` and `gguf` packages read, and BLAKE3 with the `blake3` package, where those are installed.
 """
 
 import hashlib
 import os
+import time
 import unittest
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import weighlock
 SOCKET = os.environ.get("WEIGHLOCK_TEST_SOCKET")
 REF = os.environ.get("WEIGHLOCK_TEST_REF")
 ORIGINALS = os.environ.get("WEIGHLOCK_TEST_DIR")
+SECOND = os.environ.get("WEIGHLOCK_TEST_SECOND_SOCKET")
 
 
 def optional(name):
@@ -133,6 +136,45 @@ class Daemon(unittest.TestCase):
         mapping = self.artifact[path].mmap()
         self.artifact.close()
         self.assertTrue(memoryview(mapping) == memoryview((self.originals / path).read_bytes()))
+
+
+@unittest.skipUnless(
+    SOCKET and REF and ORIGINALS and SECOND,
+    "not run: WEIGHLOCK_TEST_SECOND_SOCKET is not set, or one of the others",
+)
+class SecondDaemon(unittest.TestCase):
+    """One test: after it, everything is on that host."""
+
+    def open(self):
+        # Its daemon may have joined just now, and not know the name yet.
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return weighlock.open(REF, SECOND, timeout=60, partial=True)
+            except (weighlock.NotFound, weighlock.NotMember):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def test_it_is_used_while_it_is_on_its_way(self):
+        originals = Path(ORIGINALS)
+        with self.open() as artifact:
+            self.assertFalse(artifact.complete, "that daemon was to hold nothing of it")
+            with self.assertRaises(OSError):
+                os.pwrite(artifact.files[artifact.paths()[-1]]._fd().number, b"x", 0)
+            streamed = {name: tensor.tobytes() for name, tensor in artifact.stream(raw=True)}
+            for path in artifact.paths():
+                self.assertTrue(artifact[path].read() == (originals / path).read_bytes(), path)
+            self.assertTrue(artifact.complete)
+            self.assertEqual(set(streamed), set(artifact.tensor_info()))
+            for name, data in streamed.items():
+                info = artifact.tensor_info(name)
+                with (originals / info.path).open("rb") as file:
+                    file.seek(info.offset)
+                    self.assertTrue(data == file.read(info.nbytes), f"{name} differs")
+        with weighlock.stream(REF, SECOND, raw=True) as again:
+            self.assertTrue(again.artifact.complete)
+            self.assertEqual({name: tensor.tobytes() for name, tensor in again}, streamed)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ use weighlock_protocol::swarm::{
 use weighlock_protocol::wire::bao::{GroupSet, all_groups, bytes_in};
 use weighlock_protocol::{KeyId, LayerId, Time};
 
+use super::delta::{self, OpenLayers};
 use super::sources::{self, Heard};
+use super::wait::Urgent;
 use super::{FetchLimits, Inner, blocking};
 use crate::error::{Error, Result};
 use crate::local::message::Progress;
@@ -43,15 +45,16 @@ pub(super) async fn run(
     inner: &Arc<Inner>,
     manifest: &Manifest,
     progress: &watch::Sender<Progress>,
+    mut wanted: mpsc::Receiver<Urgent>,
     cancel: &CancellationToken,
 ) -> Result<()> {
-    let mut fetch = Fetch::new(inner.clone(), manifest).await?;
+    let mut fetch = Fetch::new(inner.clone(), manifest, progress, cancel).await?;
     let (heard, mut hearing) = mpsc::channel(256);
     let (again, rewatch) = mpsc::unbounded_channel();
     fetch.again = Some(again);
     let looking = tokio::spawn(sources::look(inner.clone(), manifest.digest(), heard, rewatch));
     let result = tokio::select! {
-        result = fetch.drive(&mut hearing, progress) => result,
+        result = fetch.drive(&mut hearing, &mut wanted, progress) => result,
         () = cancel.cancelled() => Err(Error::unavailable("the artifact was removed from this host while it was fetched")),
     };
     looking.abort();
@@ -78,6 +81,8 @@ struct Fetch {
     unwritten_bytes: u64,
     sources: BTreeSet<KeyId>,
     already_bytes: u64,
+    /// Those among them that other layers of this host had.
+    reused_bytes: u64,
     total_bytes: u64,
     proven: Arc<AtomicU64>,
     done: bool,
@@ -87,10 +92,16 @@ struct Fetch {
 }
 
 impl Fetch {
-    async fn new(inner: Arc<Inner>, manifest: &Manifest) -> Result<Self> {
+    async fn new(
+        inner: Arc<Inner>,
+        manifest: &Manifest,
+        progress: &watch::Sender<Progress>,
+        cancel: &CancellationToken,
+    ) -> Result<Self> {
         let layers: Vec<(LayerId, u64)> = manifest.layers().map(|layer| (layer.id, layer.size)).collect();
         let (store, all) = (inner.store.clone(), layers.clone());
-        let (open, wants) = blocking(move || missing(&store, &all)).await?;
+        let (mut open, mut wants) = blocking(move || missing(&store, &all)).await?;
+        let reused_bytes = delta::apply(&inner, manifest, &mut wants, &mut open, progress, cancel).await;
         let sizes: BTreeMap<LayerId, u64> = layers.iter().copied().collect();
         let total_bytes: u64 = sizes.values().sum();
         let missing_bytes: u64 = wants.iter().map(|want| bytes_in(&want.missing, want.size)).sum();
@@ -116,6 +127,7 @@ impl Fetch {
             unwritten_bytes: 0,
             sources: BTreeSet::new(),
             already_bytes: total_bytes - missing_bytes,
+            reused_bytes,
             total_bytes,
             proven: Arc::default(),
             done: false,
@@ -127,6 +139,7 @@ impl Fetch {
     async fn drive(
         &mut self,
         hearing: &mut mpsc::Receiver<Heard>,
+        wanted: &mut mpsc::Receiver<Urgent>,
         progress: &watch::Sender<Progress>,
     ) -> Result<()> {
         let mut tick = tokio::time::interval(Duration::from_millis(100));
@@ -148,6 +161,7 @@ impl Fetch {
                     return Err(Error::unavailable("the daemon is stopping").hint("open it again; it resumes"));
                 }
                 Some(heard) = hearing.recv() => self.heard(heard),
+                Some((layer, groups)) = wanted.recv() => self.wanted_soon(layer, groups),
                 Some(answer) = self.gets.join_next() => match answer {
                     Ok(answer) => vec![self.answered(answer)],
                     Err(e) => return Err(Error::internal(format!("a fetch ended: {e}"))),
@@ -205,6 +219,12 @@ impl Fetch {
             }
             Heard::Gone { peer } => vec![Input::PeerGone { peer }],
         }
+    }
+
+    /// A loader waits for these groups. [`SimpleFetch`] goes in loading order and has no input for it.
+    fn wanted_soon(&mut self, layer: LayerId, groups: GroupSet) -> Vec<Input> {
+        debug!(%layer, ?groups, "a loader waits for a range");
+        vec![]
     }
 
     fn answered(&mut self, answer: Answer) -> Input {
@@ -375,6 +395,7 @@ impl Fetch {
             done_bytes: done.min(self.total_bytes),
             total_bytes: self.total_bytes,
             sources: self.sources.len(),
+            reused_bytes: self.reused_bytes,
         });
     }
 
@@ -386,9 +407,6 @@ impl Fetch {
         (self.started + Duration::from_nanos(at.0)).into()
     }
 }
-
-/// Partial layers that are open.
-type OpenLayers = BTreeMap<LayerId, Arc<PartialLayer>>;
 
 /// What is missing of each distinct layer, resumed partial layers, and room on the disk for the rest.
 fn missing(

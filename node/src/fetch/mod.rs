@@ -1,14 +1,16 @@
 //! Bringing an artifact here: one fetch per manifest, whoever asks, with progress for all who wait.
 
+mod delta;
 mod driver;
 mod sources;
+mod wait;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -16,11 +18,16 @@ use weighlock_cache::Store;
 use weighlock_protocol::manifest::Manifest;
 use weighlock_protocol::{KeyId, ManifestDigest};
 
+pub use delta::DeltaLimits;
+
 use crate::error::{Error, Kind, Result};
 use crate::facts;
 use crate::local::message::Progress;
-use crate::net::control::ControlHandle;
+use crate::net::control::{ControlEvent, ControlHandle};
 use crate::net::data::DataPlane;
+
+/// Pause between two looks for a manifest that no connected host has.
+const MANIFEST_RETRY: Duration = Duration::from_secs(1);
 
 /// Limits of fetching.
 #[derive(Debug, Clone)]
@@ -33,8 +40,13 @@ pub struct FetchLimits {
     pub stall: Duration,
     /// A fetch that moves nothing for this long, because nobody has what is missing, fails for those who wait.
     pub patience: Duration,
+    /// How long those who need a manifest that no connected host has are kept waiting: after a start connections are
+    /// still being made.
+    pub manifest_patience: Duration,
     /// Memory for ranges in flight is bounded by this many bytes of them, per manifest.
     pub in_flight_bytes_max: u64,
+    /// Limits of taking tensors from layers that are here already.
+    pub delta: DeltaLimits,
 }
 
 /// Counters of one peer since the daemon started.
@@ -59,6 +71,8 @@ struct Inner {
     control: ControlHandle,
     data: DataPlane,
     limits: FetchLimits,
+    /// Admitted hosts other than this one.
+    members: watch::Receiver<Arc<BTreeSet<KeyId>>>,
     running: Mutex<BTreeMap<ManifestDigest, Running>>,
     bans: Mutex<BTreeMap<KeyId, Instant>>,
     traffic: Mutex<BTreeMap<KeyId, PeerTraffic>>,
@@ -75,6 +89,8 @@ struct Inner {
 pub struct Arrival {
     manifest: Manifest,
     running: Option<Running>,
+    /// The last word on its progress was told.
+    told: bool,
 }
 
 /// What [`Arrival::next`] tells.
@@ -100,6 +116,9 @@ impl Arrival {
             Ok(Ok(done)) => done.clone(),
             Ok(Err(_)) => None,
         };
+        if !std::mem::replace(&mut self.told, true) {
+            return Ok(Step::Progress(running.progress.borrow().clone()));
+        }
         let stopping =
             || Err(Error::unavailable("the daemon is stopping").hint("open it again when it runs"));
         done.unwrap_or_else(stopping).map(|()| Step::Here(self.manifest.clone()))
@@ -110,16 +129,18 @@ impl Arrival {
 struct Running {
     progress: watch::Receiver<Progress>,
     done: watch::Receiver<Option<Result<()>>>,
+    urgent: mpsc::Sender<wait::Urgent>,
     cancel: CancellationToken,
 }
 
 impl Fetcher {
-    /// Nothing runs yet.
+    /// Nothing runs yet. `members` are the admitted hosts other than this one.
     pub fn new(
         store: Store,
         control: ControlHandle,
         data: DataPlane,
         limits: FetchLimits,
+        members: watch::Receiver<Arc<BTreeSet<KeyId>>>,
         grown: watch::Sender<u64>,
         stop: CancellationToken,
     ) -> Self {
@@ -128,6 +149,7 @@ impl Fetcher {
             control,
             data,
             limits,
+            members,
             running: Mutex::default(),
             bans: Mutex::default(),
             traffic: Mutex::default(),
@@ -163,17 +185,48 @@ impl Fetcher {
             self.note_change();
         }
         let running = if complete { None } else { Some(self.start(&manifest)) };
-        Ok(Arrival { manifest, running })
+        Ok(Arrival { manifest, running, told: false })
     }
 
-    /// The manifest, asked of peers if it is not here.
+    /// The manifest, asked of peers if it is not here, again and again for [`FetchLimits::manifest_patience`].
     ///
     /// # Errors
-    /// No connected peer has it.
+    /// No peer had it in that time, or there is nobody to ask; then it fails at once.
     pub async fn manifest(&self, digest: ManifestDigest) -> Result<Manifest> {
+        let since = Instant::now();
+        loop {
+            // Subscribed before the look: a host that connects in the middle of it is asked right after.
+            let mut events = self.inner.control.events().map_err(Error::unavailable)?;
+            if let Some(manifest) = self.manifest_now(digest).await? {
+                return Ok(manifest);
+            }
+            let missing = |who: &str| Error::unavailable(format!("{who} has the manifest {digest}"));
+            if self.inner.members.borrow().is_empty() {
+                return Err(missing("this host is alone in its cluster and neither it nor anyone else")
+                    .hint("add the artifact again, or let a host that has it join (`weighlock invite`)"));
+            }
+            let Some(left) = self.inner.limits.manifest_patience.checked_sub(since.elapsed()) else {
+                return Err(missing("no connected host")
+                    .hint("see `weighlock peers`; it comes as soon as a host that has it is reachable"));
+            };
+            tokio::select! {
+                () = self.inner.stop.cancelled() => {
+                    return Err(Error::unavailable("the daemon is stopping").hint("open it again when it runs"));
+                }
+                () = connected(&mut events) => {}
+                () = tokio::time::sleep(left.min(MANIFEST_RETRY)) => {}
+            }
+        }
+    }
+
+    /// The manifest if it is here or a connected peer has it now.
+    ///
+    /// # Errors
+    /// The store failed, or the control plane has stopped.
+    pub async fn manifest_now(&self, digest: ManifestDigest) -> Result<Option<Manifest>> {
         let store = self.inner.store.clone();
         if let Some(manifest) = blocking(move || facts::manifest(&store, &digest)).await? {
-            return Ok(manifest);
+            return Ok(Some(manifest));
         }
         let connected = self.inner.control.peers().await.map_err(Error::unavailable)?;
         let mut peers: Vec<KeyId> = connected.into_iter().map(|peer| peer.key).collect();
@@ -192,10 +245,7 @@ impl Fetcher {
             }
         }
         let store = self.inner.store.clone();
-        blocking(move || facts::manifest(&store, &digest)).await?.ok_or_else(|| {
-            Error::unavailable(format!("no connected host has the manifest {digest}"))
-                .hint("see `weighlock peers`; it comes as soon as a host that has it is reachable")
-        })
+        blocking(move || facts::manifest(&store, &digest)).await
     }
 
     /// Ends the fetch of `digest`, if one runs, and waits for its end. What it stored stays.
@@ -260,19 +310,21 @@ impl Fetcher {
             watch::channel(Progress { phase: "fetch".into(), ..Progress::default() });
         let (done, done_seen) = watch::channel(None);
         let cancel = self.inner.stop.child_token();
-        let one = Running { progress: progress_seen, done: done_seen, cancel: cancel.clone() };
+        let (urgent, wanted) = wait::urgent();
+        let one = Running { progress: progress_seen, done: done_seen, urgent, cancel: cancel.clone() };
         running.insert(digest, one.clone());
         self.inner.changed.send_modify(|n| *n += 1);
         let (inner, manifest) = (self.inner.clone(), manifest.clone());
         self.inner.tasks.spawn(async move {
             let started = Instant::now();
             let ended = Ended { inner: inner.clone(), digest };
-            let result = driver::run(&inner, &manifest, &progress, &cancel).await;
+            let result = driver::run(&inner, &manifest, &progress, wanted, &cancel).await;
             drop(ended);
             match &result {
                 Ok(()) => {
                     let seconds = started.elapsed().as_secs_f64();
-                    info!(%digest, bytes = manifest.total_bytes(), seconds, "artifact is complete");
+                    let reused_bytes = progress.borrow().reused_bytes;
+                    info!(%digest, bytes = manifest.total_bytes(), reused_bytes, seconds, "artifact is complete");
                     inner.changed.send_modify(|n| *n += 1);
                 }
                 Err(e) if e.kind == Kind::Unavailable => info!(%digest, error = %e, "fetch paused"),
@@ -281,6 +333,18 @@ impl Fetcher {
             let _ = done.send(Some(result));
         });
         one
+    }
+}
+
+/// Waits until a host connects, or until that may have gone unheard.
+async fn connected(events: &mut broadcast::Receiver<ControlEvent>) {
+    loop {
+        match events.recv().await {
+            Ok(ControlEvent::Connected(_)) => return,
+            Ok(_) => {}
+            Err(broadcast::error::RecvError::Lagged(_)) => return,
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
     }
 }
 

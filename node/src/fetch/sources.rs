@@ -52,22 +52,7 @@ pub(super) async fn look(
         while let Some(providers) = table.try_join_next() {
             listed = providers.unwrap_or_default().into_iter().collect();
         }
-        // Those that say they have all of it come first, those that may have some of it last.
-        let mut ranked: BTreeMap<KeyId, u8> = listed.iter().map(|host| (*host, 1)).collect();
-        for (host, known) in inner.control.host_records().borrow().iter() {
-            let record = &known.record;
-            match record.held.iter().find(|held| held.digest == digest) {
-                Some(held) => ranked.insert(*host, if held.complete { 0 } else { 2 }),
-                None if record.held_truncated => Some(*ranked.entry(*host).or_insert(3)),
-                None => None,
-            };
-        }
-        ranked.remove(&inner.control.key());
-        // Among equals each host starts elsewhere, or everybody would crowd the same few.
-        let mut candidates: Vec<KeyId> = ranked.keys().copied().collect();
-        let own = inner.control.key();
-        candidates.sort_by_key(|host| (ranked[host], distance(&own, host)));
-        for peer in candidates {
+        for peer in ranked(&inner, &digest, &listed) {
             if watching.len() >= inner.limits.sources_max {
                 break;
             }
@@ -88,6 +73,26 @@ pub(super) async fn look(
             }
         }
     }
+}
+
+/// Hosts that may have something of an artifact: those that say they have all of it come first, then those that are
+/// `listed` as providers, those that may have some of it last.
+pub(super) fn ranked(inner: &Inner, digest: &ManifestDigest, listed: &BTreeSet<KeyId>) -> Vec<KeyId> {
+    let mut ranked: BTreeMap<KeyId, u8> = listed.iter().map(|host| (*host, 1)).collect();
+    for (host, known) in inner.control.host_records().borrow().iter() {
+        let record = &known.record;
+        match record.held.iter().find(|held| held.digest == *digest) {
+            Some(held) => ranked.insert(*host, if held.complete { 0 } else { 2 }),
+            None if record.held_truncated => Some(*ranked.entry(*host).or_insert(3)),
+            None => None,
+        };
+    }
+    let own = inner.control.key();
+    ranked.remove(&own);
+    // Among equals each host starts elsewhere, or everybody would crowd the same few.
+    let mut hosts: Vec<KeyId> = ranked.keys().copied().collect();
+    hosts.sort_by_key(|host| (ranked[host], distance(&own, host)));
+    hosts
 }
 
 /// A random-looking order of hosts that differs from host to host.

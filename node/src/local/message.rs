@@ -10,9 +10,8 @@ use weighlock_protocol::wire::join::Contact;
 use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
 
 use crate::error::Error;
+pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened};
 
-/// Version of the loader protocol.
-pub const LOADER_PROTOCOL: u32 = 1;
 /// `schema_version` of everything that `--json` prints.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -76,46 +75,6 @@ pub enum AdminRequest {
     Introduction,
 }
 
-/// What loaders ask over `loader.sock`. A lease on what was opened lasts as long as the socket.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "kebab-case")]
-pub enum LoaderRequest {
-    /// Answered by [`Event::Hello`].
-    Hello,
-    /// Resolves, fetches what is missing, answers [`Event::Opened`], then [`Event::Fds`] if asked for.
-    Open {
-        /// A reference.
-        #[serde(rename = "ref")]
-        reference: String,
-        /// Whether descriptors of all files follow.
-        #[serde(default)]
-        fds: FdsWanted,
-    },
-    /// Descriptors of single files of something opened on this socket.
-    Fds {
-        /// What was opened.
-        digest: ManifestDigest,
-        /// Paths in its manifest.
-        paths: Vec<String>,
-    },
-    /// Gives the lease back before the socket closes. Answered by [`Event::Closed`].
-    Close {
-        /// What was opened.
-        digest: ManifestDigest,
-    },
-}
-
-/// Whether an open sends descriptors at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FdsWanted {
-    /// All of them.
-    All,
-    /// None; they are asked for by path.
-    #[default]
-    None,
-}
-
 /// What a daemon sends on either socket.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
@@ -143,6 +102,25 @@ pub enum Event {
         /// In the order of the descriptors.
         paths: Vec<String>,
     },
+    /// Answer to [`LoaderRequest::Wait`].
+    Ready {
+        /// As asked.
+        path: String,
+        /// Inode of the file that has the ranges. A descriptor of another inode is out of date: ask for it again.
+        inode: u64,
+    },
+    /// Bytes of one file that became ready, each range with a start and an end. When the inode is not that of the
+    /// event before, what was told before does not count.
+    Ranges {
+        /// Path in the manifest.
+        path: String,
+        /// As in [`Event::Ready`].
+        inode: u64,
+        /// Beside those told before.
+        ready: Vec<(u64, u64)>,
+    },
+    /// All of what is followed is here.
+    Complete,
     /// Answer to [`LoaderRequest::Close`].
     Closed,
 }
@@ -151,7 +129,7 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Progress {
-    /// `import`, `fetch`, `seal`, `view`.
+    /// `import`, `sync`, `look` (for a host that has the manifest), `reuse`, `fetch`.
     pub phase: String,
     /// Bytes done.
     pub done_bytes: u64,
@@ -159,24 +137,8 @@ pub struct Progress {
     pub total_bytes: u64,
     /// Hosts that sent something.
     pub sources: usize,
-}
-
-/// What was opened.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Opened {
-    /// As asked.
-    #[serde(rename = "ref")]
-    pub reference: String,
-    /// What it resolved to.
-    pub digest: ManifestDigest,
-    /// Length of the manifest in bytes.
-    pub manifest_bytes: u64,
-    /// The files.
-    pub files: Vec<File>,
-    /// The contract, when it is not too large for a frame (its tensor index is left out).
-    pub contract: Option<Contract>,
-    /// Descriptors that follow.
-    pub fds: usize,
+    /// Bytes of a fetch that were taken from other layers of this host, so that they need not travel.
+    pub reused_bytes: u64,
 }
 
 /// One file of an artifact.
@@ -227,6 +189,9 @@ pub struct Status {
     pub cluster_name: String,
     /// Whether this host is an admitted member, as far as it knows.
     pub member: bool,
+    /// That this host was revoked: when, by whom and why, as far as it heard.
+    #[serde(default)]
+    pub revoked: Option<String>,
     /// Admitted hosts.
     pub members: usize,
     /// Members connected now.
@@ -277,13 +242,16 @@ pub struct Added {
     pub digest: ManifestDigest,
     /// The publish statement.
     pub statement: StatementId,
-    /// False when exactly this was there before.
+    /// False when exactly this was published before.
     pub new: bool,
+    /// It was published before, but this host did not have all of it.
+    #[serde(default)]
+    pub again: bool,
     /// Files.
     pub files: usize,
     /// Their bytes.
     pub total_bytes: u64,
-    /// Bytes that were not in the store before.
+    /// Those of them that were not in the store before; the same bytes count once.
     pub new_bytes: u64,
     /// Wall time in seconds.
     pub seconds: f64,
@@ -344,6 +312,9 @@ pub struct Removed {
     pub digest: ManifestDigest,
     /// Bytes that this freed.
     pub freed_bytes: u64,
+    /// Other names of the same manifest, whose bytes went with it.
+    #[serde(default)]
+    pub also: Vec<String>,
 }
 
 /// Answer to [`AdminRequest::View`].

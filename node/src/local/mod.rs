@@ -1,4 +1,5 @@
 //! What crosses the local sockets: frames, and the messages in them.
 
 pub mod frame;
+pub mod loader;
 pub mod message;

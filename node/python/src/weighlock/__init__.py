@@ -6,6 +6,12 @@ For example:
         config = artifact.json("config.json")
         weights = artifact.tensors()  # lazy, read-only NumPy views of mapped files
         print(artifact.digest, weights["model.embed_tokens.weight"].shape)
+
+or, while it is still on its way to this host:
+
+    with weighlock.stream("acme/support-bot:1.4.0") as arriving:
+        for name, tensor in arriving:
+            model.load(name, tensor)
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, Optional, Union
 
-from ._artifact import Artifact, File, Progress, open
+from ._artifact import Artifact, File, Progress, open, stream
 from ._errors import (
     Closed,
     ConnectionError,
@@ -30,6 +36,7 @@ from ._errors import (
     Unavailable,
 )
 from ._socket import Session, connect
+from ._stream import Stream
 from ._tensors import TensorInfo, Tensors
 
 __version__ = "0.1.0"
@@ -49,12 +56,14 @@ __all__ = [
     "Progress",
     "ProtocolError",
     "Refused",
+    "Stream",
     "TensorInfo",
     "Tensors",
     "TimeoutError",
     "Unavailable",
     "hello",
     "open",
+    "stream",
 ]
 
 

@@ -7,20 +7,25 @@ import json
 import mmap as memory_map
 import os
 import re
+import threading
 import weakref
 from types import MappingProxyType
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from . import _gguf, _safetensors
-from ._errors import Invalid, NotFound, ProtocolError
+from ._errors import Invalid, NotFound, ProtocolError, Unavailable
+from ._ranges import Ranges
 from ._socket import FDS_PER_FRAME_MAX, Fd, Session, connect
-from ._tensors import TensorInfo, Tensors, merge, torch_tensor
+from ._stream import Stream
+from ._tensors import HeaderIncomplete, TensorInfo, Tensors, merge, torch_tensor
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PARSERS = {".safetensors": _safetensors.parse, ".gguf": _gguf.parse}
 # Linux; keeps a writable private mapping of a large file out of the commit limit. In `mmap` since Python 3.11.
 _MAP_NORESERVE = getattr(memory_map, "MAP_NORESERVE", 0x4000)
 _READ_BYTES_MAX = 1 << 30
+# Waited for first of a file whose header is to be read.
+_HEAD_BYTES = 64 << 10
 
 
 class Progress(NamedTuple):
@@ -41,6 +46,7 @@ def open(  # noqa: A001 - read as weighlock.open
     socket: Union[str, os.PathLike, None] = None,
     timeout: Optional[float] = None,
     progress: Optional[Callable[[Progress], None]] = None,
+    partial: bool = False,
 ) -> Artifact:
     """Opens `ns/name:tag`, `ns/name:stage` or `ns/name@sha256:...` through the daemon on this host.
 
@@ -48,27 +54,61 @@ def open(  # noqa: A001 - read as weighlock.open
     from it gives up. `socket` names the loader socket, else it is looked for (see the README). `timeout`: give up
     when the daemon says nothing for so many seconds (progress counts as saying something); None waits for ever.
 
+    With `partial` it returns while the files are on their way. Whatever is read then waits for its own bytes: a
+    tensor for that tensor, `File.read` for its range, everything else for its file. `Artifact.stream` gives tensors
+    in the order in which they arrive.
+
     Raises a subclass of `weighlock.Error`.
     """
     if not isinstance(ref, str):
         raise Invalid(f"a reference is a text such as ns/name:1.0.0, not {type(ref).__name__}")
     session = Session(connect(socket, timeout))
     try:
-        opened = session.open(ref, None if progress is None else lambda frame: progress(_progress(frame)))
-        return Artifact(session, ref, opened)
+        hear = None if progress is None else lambda frame: progress(_progress(frame))
+        return Artifact(session, ref, session.open(ref, hear, partial))
     except BaseException:
         session.close()
+        raise
+
+
+def stream(
+    ref: str,
+    socket: Union[str, os.PathLike, None] = None,
+    timeout: Optional[float] = None,
+    progress: Optional[Callable[[Progress], None]] = None,
+    raw: bool = False,
+) -> Stream:
+    """Opens an artifact and yields `(name, tensor)` of all its tensors as they arrive on this host. The arguments
+    are those of `open` and of `Artifact.tensors`; `progress` is called until the last tensor was yielded.
+
+        with weighlock.stream("acme/support-bot:1.4.0") as arriving:
+            for name, tensor in arriving:
+                model.load(name, tensor)
+
+    The artifact, with its other files, is `arriving.artifact`; the end of the `with` block closes it.
+    """
+    artifact = open(ref, socket, timeout, progress, partial=True)
+    try:
+        return Stream(artifact, artifact._weights(), raw, progress, owner=True)
+    except BaseException:
+        artifact.close()
         raise
 
 
 class File:
     """One immutable file of an artifact. Its bytes were proven by the daemon; this is only a way to reach them."""
 
-    __slots__ = ("path", "size", "kind", "blake3", "sha256", "_session", "_mapped", "__weakref__")
+    __slots__ = (
+        "path", "size", "kind", "blake3", "sha256", "_session", "_mapped", "_lock", "_ready", "_inode", "__weakref__"
+    )  # fmt: skip
 
     def __init__(self, session: Session, path: str, size: int, kind: str, blake3: str, sha256: str):
         self._session = session
         self._mapped: Any = None
+        # What is known to be ready, and in which file: another may take its place while it is on its way.
+        self._lock = threading.Lock()
+        self._ready = Ranges()
+        self._inode: Optional[int] = None
         self.path = path
         """Path inside the artifact, with `/`."""
         self.size = size
@@ -86,7 +126,19 @@ class File:
     def fileno(self) -> int:
         """A read-only descriptor, open until the artifact is closed. Its offset is shared by all who use it: read
         with `os.pread`, and do not close it (`os.dup` gives one of your own)."""
-        return self._session.fd(self.path, self.size, pin=True).number
+        self.wait()
+        return self._fd(pin=True).number
+
+    def wait(self, start: int = 0, end: Optional[int] = None) -> None:
+        """Returns once the bytes from `start` up to `end` (the end of the file, when None) are on this host, and has
+        them fetched before others. Raises Unavailable when nobody has them; waiting again tries again."""
+        end = self.size if end is None else end
+        if start < 0 or start > end or end > self.size:
+            raise Invalid(f"{self.path} has {self.size} bytes; {start} to {end} is no range of it")
+        if self._session.complete or self._has(start, end):
+            return
+        inode = self._session.wait(self.path, [(start, end)])
+        self._landed(inode, [(start, end)])
 
     def read(self, offset: int = 0, length: Optional[int] = None) -> bytes:
         """`length` bytes from `offset` (all that follow, when None; less at the end of the file)."""
@@ -95,8 +147,9 @@ class File:
         end = self.size if length is None else min(self.size, offset + length)
         if offset >= end:
             return b""
+        self.wait(offset, end)
         if end - offset > _READ_BYTES_MAX:
-            return self.mmap()[offset:end]
+            return self._mapping()[offset:end]
         fd = self._fd()
         data = os.pread(fd.number, end - offset, offset)
         while len(data) < end - offset:
@@ -109,18 +162,34 @@ class File:
     def mmap(self) -> Union[memory_map.mmap, bytes]:
         """The whole file, mapped read-only; the same mapping for as long as somebody uses it, also after the
         artifact is closed. An empty file, which cannot be mapped, gives `b""`."""
+        self.wait()
+        return self._mapping()
+
+    def private_mmap(self) -> Union[memory_map.mmap, bytearray]:
+        """A new copy-on-write mapping: writable memory whose changes stay in this process and never reach the file.
+        For libraries that demand writable buffers."""
+        self.wait()
+        return self._private_mapping()
+
+    def open(self) -> io.BufferedReader:
+        """A binary file object with an offset and a life of its own. It has no `fileno`, because the offset of the
+        descriptor beneath is shared."""
+        self.wait()
+        return io.BufferedReader(_Reader(self._fd(), self.path, self.size))
+
+    def _mapping(self) -> Union[memory_map.mmap, bytes]:
+        """As `mmap`, without waiting: what is not ready reads as zeros until it is."""
         if self.size == 0:
             return b""
-        mapping = self._mapped() if self._mapped is not None else None
+        mapped = self._mapped
+        mapping = mapped() if mapped is not None else None
         if mapping is None:
             # Two threads may map at once; either mapping is right.
             mapping = memory_map.mmap(self._fd().number, self.size, access=memory_map.ACCESS_READ)
             self._mapped = weakref.ref(mapping)
         return mapping
 
-    def private_mmap(self) -> Union[memory_map.mmap, bytearray]:
-        """A new copy-on-write mapping: writable memory whose changes stay in this process and never reach the file.
-        For libraries that demand writable buffers."""
+    def _private_mapping(self) -> Union[memory_map.mmap, bytearray]:
         if self.size == 0:
             return bytearray()
         flags = memory_map.MAP_PRIVATE | _MAP_NORESERVE
@@ -128,13 +197,35 @@ class File:
             self._fd().number, self.size, flags=flags, prot=memory_map.PROT_READ | memory_map.PROT_WRITE
         )
 
-    def open(self) -> io.BufferedReader:
-        """A binary file object with an offset and a life of its own. It has no `fileno`, because the offset of the
-        descriptor beneath is shared."""
-        return io.BufferedReader(_Reader(self._fd(), self.path, self.size))
+    def _has(self, start: int, end: int) -> bool:
+        """Whether these bytes are known to be ready."""
+        with self._lock:
+            return self._ready.covers(start, end)
 
-    def _fd(self) -> Fd:
-        return self._session.fd(self.path, self.size)
+    def _prefix(self) -> int:
+        """How many bytes from the start on are known to be ready."""
+        with self._lock:
+            return self._ready.prefix()
+
+    def _landed(self, inode: int, ranges: Iterable[Tuple[int, int]]) -> None:
+        """Notes what the daemon declared ready."""
+        with self._lock:
+            if inode != self._inode:
+                # Mappings that exist keep what was ready in them; nothing more will appear there.
+                self._inode, self._ready, self._mapped = inode, Ranges(), None
+            for start, end in ranges:
+                self._ready.add(start, end)
+
+    def _fd(self, pin: bool = False) -> Fd:
+        fd = self._session.fd(self.path, self.size, pin)
+        if self._inode is None or os.fstat(fd.number).st_ino == self._inode:
+            return fd
+        # It came before another file took its place.
+        self._session.forget(self.path)
+        fd = self._session.fd(self.path, self.size, pin)
+        if os.fstat(fd.number).st_ino != self._inode:
+            raise Unavailable(f"{self.path} was replaced on this host while it was opened", "open the artifact again")
+        return fd
 
 
 class Artifact:
@@ -192,6 +283,32 @@ class Artifact:
         """Ends the lease and closes all descriptors. Mappings, arrays and file objects that exist stay usable."""
         self._session.close()
 
+    @property
+    def complete(self) -> bool:
+        """Whether all files are known to be on this host: always, unless it was opened with `partial`."""
+        if not self._session.complete and all(file._has(0, file.size) for file in self.files.values()):
+            self._session.complete = True
+        return self._session.complete
+
+    def wait(self, path: Optional[str] = None, start: int = 0, end: Optional[int] = None) -> None:
+        """Returns once bytes `start` up to `end` of a file (all of it, when not given; all files, when `path` is not
+        given) are on this host, and has them fetched before others. See `File.wait`."""
+        for file in self.files.values() if path is None else [self[path]]:
+            file.wait(start, end)
+
+    def stream(
+        self, *paths: str, raw: bool = False, progress: Optional[Callable[[Progress], None]] = None
+    ) -> Stream:
+        """All tensors of the artifact (or of the files at `paths`) as `(name, tensor)`, each as soon as all of it is
+        on this host. Tensors are the arrays that `tensors` gives, or memoryviews where NumPy is not installed.
+
+        Raises, while it goes on, FormatError for a bad header, Invalid when two files have a tensor of one name,
+        Unavailable when nobody has what is missing; streaming again goes on from what is here.
+        """
+        chosen = list(dict.fromkeys(paths)) if paths else self._weights()
+        self._check_formats(chosen)
+        return Stream(self, chosen, raw, progress)
+
     def paths(self) -> List[str]:
         """Paths of all files, in loading order: configuration and tokenizer first, then weights."""
         return list(self.files)
@@ -222,9 +339,7 @@ class Artifact:
             if raw not in self._tensors:
                 self._tensors[raw] = self._make(self._weights(), raw)
             return self._tensors[raw]
-        for path in paths:
-            if _suffix(self[path].path) not in _PARSERS:
-                raise Invalid(f"{path} is neither a safetensors nor a GGUF file")
+        self._check_formats(paths)
         return self._make(list(dict.fromkeys(paths)), raw)
 
     def tensor_info(self, name: Optional[str] = None) -> Any:
@@ -240,23 +355,45 @@ class Artifact:
         """One tensor for torch, without a copy: private copy-on-write memory, so that writing to it neither warns
         nor reaches the file. GGUF block types come as uint8. Needs torch, not NumPy."""
         info = self.tensors().info(name)
+        file = self[info.path]
+        # Whole pages: writing to one copies it, and what was not ready yet would be lost from the copy.
+        page = memory_map.PAGESIZE
+        file.wait(info.offset // page * page, min(file.size, -(-(info.offset + info.nbytes) // page) * page))
         return torch_tensor(info, self._private_map(info.path))
 
     def _private_map(self, path: str) -> Any:
         # One private mapping per file for as long as a tensor uses it.
         mapping = self._private.get(path)
         if mapping is None:
-            mapping = self[path].private_mmap()
+            mapping = self[path]._private_mapping()
             if isinstance(mapping, memory_map.mmap):
                 self._private[path] = mapping
         return mapping
+
+    def _header(self, file: File) -> List[TensorInfo]:
+        """The tensors of one file; waits for its header, which says in steps how long it is."""
+        ready = file.size if self.complete else min(file.size, _HEAD_BYTES)
+        while True:
+            file.wait(0, ready)
+            try:
+                return self._parse(file, ready)
+            except HeaderIncomplete as stop:
+                ready = min(file.size, max(stop.need, ready + ready // 2))
+
+    def _parse(self, file: File, ready: int) -> List[TensorInfo]:
+        return _PARSERS[_suffix(file.path)](file._mapping(), file.path, ready)
+
+    def _check_formats(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            if _suffix(self[path].path) not in _PARSERS:
+                raise Invalid(f"{path} is neither a safetensors nor a GGUF file")
 
     def _weights(self) -> List[str]:
         return [path for path in self.files if _suffix(path) in _PARSERS]
 
     def _make(self, paths: List[str], raw: bool) -> Tensors:
         for file in self.walk([path for path in paths if path not in self._index]):
-            self._index[file.path] = _PARSERS[_suffix(file.path)](file.mmap(), file.path)
+            self._index[file.path] = self._header(file)
         index = merge([self._index[path] for path in paths])
         return Tensors({path: self.files[path] for path in paths}, index, raw)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from ._errors import FormatError
-from ._tensors import TENSORS_MAX, TensorInfo, elements
+from ._tensors import TENSORS_MAX, HeaderIncomplete, TensorInfo, elements
 
 KEYS_MAX = 65_536
 """Most metadata keys."""
@@ -65,13 +65,14 @@ TYPES: Dict[int, Tuple[str, int, int]] = {
 }
 
 
-def parse(data: Any, path: str) -> List[TensorInfo]:
-    """The tensors of a file by offset. `data` is the whole file as bytes or a mapping.
+def parse(data: Any, path: str, ready: Optional[int] = None) -> List[TensorInfo]:
+    """The tensors of a file by offset. `data` is the whole file as bytes or a mapping, of which the first `ready`
+    bytes are there (all, when None); a header that goes on after them raises HeaderIncomplete.
 
     Raises FormatError for another version or byte order, anything over a limit or past the end, a key or name that
     stands twice, an unknown type, and tensors that overlap or are not aligned.
     """
-    reader = _Reader(data, path)
+    reader = _Reader(data, path, len(data) if ready is None else ready)
     if reader.take(4) != b"GGUF":
         raise FormatError(f"{path}: not a GGUF file")
     version = reader.number("<I", 4)
@@ -97,17 +98,20 @@ def parse(data: Any, path: str) -> List[TensorInfo]:
 
 
 class _Reader:
-    """A place in the file that never passes its end."""
+    """A place in the file that never passes its end, nor what is ready of it."""
 
-    def __init__(self, data: Any, path: str):
+    def __init__(self, data: Any, path: str, ready: int):
         self.data = data
         self.path = path
+        self.ready = ready
         self.at = 0
 
     def skip(self, count: int) -> int:
         at = self.at
         if count > len(self.data) - at:
             raise FormatError(f"{self.path}: the GGUF header runs past the end of the file")
+        if at + count > self.ready:
+            raise HeaderIncomplete(at + count)
         self.at = at + count
         return at
 

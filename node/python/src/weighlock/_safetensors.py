@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from ._errors import FormatError
-from ._tensors import DTYPES, TENSORS_MAX, TensorInfo, elements
+from ._tensors import DTYPES, TENSORS_MAX, HeaderIncomplete, TensorInfo, elements
 
 HEADER_BYTES_MAX = 100_000_000
 """Largest header, in bytes, as in the reference implementation."""
 
 
-def parse(data: Any, path: str) -> List[TensorInfo]:
-    """The tensors of a file by offset. `data` is the whole file as bytes or a mapping.
+def parse(data: Any, path: str, ready: Optional[int] = None) -> List[TensorInfo]:
+    """The tensors of a file by offset. `data` is the whole file as bytes or a mapping, of which the first `ready`
+    bytes are there (all, when None); a header that goes on after them raises HeaderIncomplete.
 
     Raises FormatError when the header is absurd or is not JSON, a key stands twice, a dtype is unknown, or the
     tensors do not cover the data exactly: overlap, hole, trailing or missing bytes.
     """
     if len(data) < 8:
         raise FormatError(f"{path}: {len(data)} bytes are too few for a safetensors file")
+    ready = len(data) if ready is None else ready
+    if ready < 8:
+        raise HeaderIncomplete(8)
     (length,) = struct.unpack_from("<Q", data, 0)
     if length > HEADER_BYTES_MAX:
         raise FormatError(f"{path}: the header claims {length} bytes, over the limit of {HEADER_BYTES_MAX}")
     if length > len(data) - 8:
         raise FormatError(f"{path}: the header claims {length} bytes, the file has {len(data) - 8} after its length")
+    if ready < 8 + length:
+        raise HeaderIncomplete(8 + length)
     header = _header(bytes(data[8 : 8 + length]), path)
     if len(header) > TENSORS_MAX + 1:
         raise FormatError(f"{path}: more than {TENSORS_MAX} tensors")

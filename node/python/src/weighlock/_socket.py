@@ -12,9 +12,9 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
-from ._errors import Closed, ConnectionError, ProtocolError, TimeoutError, from_frame
+from ._errors import Closed, ConnectionError, Error, ProtocolError, TimeoutError, from_frame
 
 PROTOCOL = 1
 """Version of the loader protocol that is spoken here."""
@@ -24,6 +24,8 @@ FDS_PER_FRAME_MAX = 64
 """Most file descriptors with one frame, and most paths in one request."""
 HELD_FDS_MAX = 256
 """Most descriptors kept open for reuse per artifact. Those that `File.fileno` gave out come on top."""
+SIDE_IDLE_MAX = 4
+"""Most further connections kept for waiting, per artifact, when nobody waits."""
 
 _FD = struct.Struct("=i")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(FDS_PER_FRAME_MAX * _FD.size)
@@ -123,6 +125,10 @@ class Connection:
     def settimeout(self, timeout: Optional[float]) -> None:
         self._sock.settimeout(timeout)
 
+    def again(self) -> Connection:
+        """A new connection to the same daemon, as patient as this one."""
+        return connect(self.path, self._sock.gettimeout())
+
     def send(self, message: Mapping[str, Any]) -> None:
         body = json.dumps(message, separators=(",", ":")).encode()
         if len(body) > FRAME_BYTES_MAX:
@@ -217,6 +223,10 @@ class Session:
         self._connection = connection
         self._closed = False
         self._digest = ""
+        self._name = ""
+        self._idle: List[Session] = []
+        self.complete = True
+        """Whether all files are known to be on this host."""
         self._held: OrderedDict[str, Fd] = OrderedDict()
         self._pinned: Dict[str, Fd] = {}
 
@@ -242,9 +252,15 @@ class Session:
         # Rebound, not cleared: a reader in another thread may be looking at the old ones.
         self._held = OrderedDict()
         self._pinned = {}
+        idle, self._idle = self._idle, []
+        for side in idle:
+            side.close()
 
-    def open(self, ref: str, progress: Optional[Callable[[Dict[str, Any]], None]]) -> Dict[str, Any]:
-        """Opens `ref` and gives the raw `opened` frame. `progress` hears every raw progress frame."""
+    def open(
+        self, ref: str, progress: Optional[Callable[[Dict[str, Any]], None]], partial: bool = False
+    ) -> Dict[str, Any]:
+        """Opens `ref` and gives the raw `opened` frame. `progress` hears every raw progress frame. A `partial` open
+        is answered while the files are on their way."""
         opened: Dict[str, Any] = {}
 
         def on_frame(frame: Dict[str, Any], _fds: List[Fd]) -> bool:
@@ -254,9 +270,85 @@ class Session:
                 opened.update(frame)
             return bool(opened)
 
-        self._exchange({"v": PROTOCOL, "op": "open", "ref": ref, "fds": "none"}, on_frame)
+        request: Dict[str, Any] = {"v": PROTOCOL, "op": "open", "ref": ref, "fds": "none"}
+        if partial:
+            request["partial"] = True
+        self._exchange(request, on_frame)
         self._digest = str(opened.get("digest"))
+        self._name = ref.split("@", 1)[0].rsplit(":", 1)[0]
+        # A daemon that knows nothing of partial opens has waited until all was here.
+        self.complete = not partial or opened.get("complete", True) is True
         return opened
+
+    def side(self) -> Session:
+        """Another connection with the same artifact open, for what takes long: nobody waits behind it."""
+        # Says so if this is a forked child, or if it is closed.
+        with self._exchanging():
+            if self._closed:
+                raise _closed()
+            if self._idle:
+                return self._idle.pop()
+            connection = self._connection.again()
+        side = Session(connection)
+        try:
+            side.open(f"{self._name}@{self._digest}", None, partial=True)
+        except BaseException:
+            side.close()
+            raise
+        return side
+
+    def wait(self, path: str, ranges: List[Tuple[int, int]], progress: Optional[Callable] = None) -> int:
+        """Returns once all of `ranges` of a file is ready, with the inode of the file that has them."""
+        side = self.side()
+        inode: List[int] = []
+
+        def on_frame(frame: Dict[str, Any], _fds: List[Fd]) -> bool:
+            if frame["event"] == "progress" and progress is not None:
+                progress(frame)
+            elif frame["event"] == "ready":
+                inode.append(inode_of(frame))
+            return bool(inode)
+
+        try:
+            side._exchange({"op": "wait", "digest": self._digest, "path": path, "ranges": ranges}, on_frame)
+        except Error:
+            # An error frame leaves the connection usable.
+            self._give_back(side)
+            raise
+        except BaseException:
+            side.close()
+            raise
+        self._give_back(side)
+        return inode[0]
+
+    def _give_back(self, side: Session) -> None:
+        with self._lock:
+            if not self._closed and not side._connection.closed and len(self._idle) < SIDE_IDLE_MAX:
+                self._idle.append(side)
+                return
+        side.close()
+
+    def follow(self, paths: List[str]) -> Iterator[Dict[str, Any]]:
+        """Raw `ranges` and `progress` frames until all of the files at `paths` is ready. For a connection of its own
+        (see `side`): who stops listening must close it."""
+        with self._exchanging():
+            self._connection.send({"op": "follow", "digest": self._digest, "paths": paths})
+        while True:
+            with self._exchanging():
+                if self._closed:
+                    return
+                frame, _fds = self._connection.receive()
+            if frame["event"] == "error":
+                raise from_frame(frame)
+            if frame["event"] == "complete":
+                return
+            yield frame
+
+    def forget(self, path: str) -> None:
+        """Drops the descriptor of a file: another file has taken its place."""
+        with self._lock:
+            self._held.pop(path, None)
+            self._pinned.pop(path, None)
 
     def hello(self) -> Dict[str, Any]:
         """What the daemon says of itself."""
@@ -328,7 +420,7 @@ class Session:
         """Sends one request and hands frames to `on_frame` until it says that the answer is complete. After an
         error frame the connection stays usable; after anything else it is out of step and is closed."""
         if self._closed:
-            raise Closed("this artifact is closed", "open it again, or keep it open while its files are needed")
+            raise _closed()
         if self._connection.closed:
             raise ConnectionError("the connection of this artifact was lost", "open the artifact again")
         received: List[Fd] = []
@@ -351,6 +443,18 @@ class Session:
         for fd in received:
             fd.close()
         raise error
+
+
+def inode_of(frame: Mapping[str, Any]) -> int:
+    """The inode that a `ready` or `ranges` frame names."""
+    inode = frame.get("inode")
+    if type(inode) is not int or inode < 0:
+        raise ProtocolError("the daemon said that something is ready, but not in which file")
+    return inode
+
+
+def _closed() -> Closed:
+    return Closed("this artifact is closed", "open it again, or keep it open while its files are needed")
 
 
 def _check(path: str, fd: Fd, size: int) -> None:

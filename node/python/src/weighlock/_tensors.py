@@ -71,6 +71,14 @@ DTYPES: Dict[str, Dtype] = {
 """Types with one element after the other. The names that are not here are GGUF block types."""
 
 
+class HeaderIncomplete(Exception):
+    """A header reaches past the bytes that are ready; `need` of them, from the start, would take it further."""
+
+    def __init__(self, need: int):
+        super().__init__(need)
+        self.need = need
+
+
 def elements(shape: Tuple[int, ...], where: str) -> int:
     """Number of elements of `shape`. Refuses what no file can hold before the numbers grow without bound."""
     count = 1
@@ -83,7 +91,8 @@ def elements(shape: Tuple[int, ...], where: str) -> int:
 
 class Tensors(Mapping):
     """Lazy mapping from tensor name to a read-only NumPy array over the mapped file: no copy is made, and pages
-    are read when they are touched. Arrays stay valid after the artifact is closed.
+    are read when they are touched. Arrays stay valid after the artifact is closed. While a file is on its way here,
+    asking for a tensor waits for its bytes.
 
     BF16 and the F8 types come as ml_dtypes types when that package is installed, else asking for one raises
     MissingDependency. With `raw` they always come as uint16 and uint8 of the tensor's shape. F4 and F6 pack several
@@ -102,6 +111,7 @@ class Tensors(Mapping):
         info = self.info(name)
         numpy = _numpy()
         dtype, shape = self._layout(info, numpy)
+        self._files[info.path].wait(info.offset, info.offset + info.nbytes)
         if info.nbytes == 0:
             array = numpy.empty(shape, dtype)
             array.flags.writeable = False
@@ -133,12 +143,12 @@ class Tensors(Mapping):
         info = self.info(name)
         if info.nbytes == 0:
             return memoryview(b"")
+        self._files[info.path].wait(info.offset, info.offset + info.nbytes)
         return memoryview(self._map(info.path))[info.offset : info.offset + info.nbytes]
 
     def _map(self, path: str) -> Any:
-        mapping = self._maps.get(path)
-        if mapping is None:
-            mapping = self._maps[path] = self._files[path].mmap()
+        # Not from the table: while a file is on its way another may take its place.
+        mapping = self._maps[path] = self._files[path]._mapping()
         return mapping
 
     def _layout(self, info: TensorInfo, numpy: Any) -> Tuple[Any, Tuple[int, ...]]:

@@ -1,0 +1,104 @@
+//! What loaders ask over `loader.sock`, and what an open answers.
+
+use serde::{Deserialize, Serialize};
+use weighlock_protocol::ManifestDigest;
+use weighlock_protocol::manifest::Contract;
+
+#[cfg(doc)]
+use crate::local::message::Event;
+use crate::local::message::File;
+
+/// Version of the loader protocol.
+pub const LOADER_PROTOCOL: u32 = 1;
+
+/// What loaders ask over `loader.sock`. A lease on what was opened lasts as long as the socket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum LoaderRequest {
+    /// Answered by [`Event::Hello`].
+    Hello,
+    /// Resolves, fetches what is missing, answers [`Event::Opened`], then [`Event::Fds`] if asked for.
+    Open {
+        /// A reference.
+        #[serde(rename = "ref")]
+        reference: String,
+        /// Whether descriptors of all files follow.
+        #[serde(default)]
+        fds: FdsWanted,
+        /// Answer as soon as the contract is here, while the rest is being fetched. Descriptors of files on their way
+        /// read as zeros where nothing is ready: [`Wait`](Self::Wait) or [`Follow`](Self::Follow) tell what is.
+        #[serde(default)]
+        partial: bool,
+    },
+    /// Descriptors of single files of something opened on this socket.
+    Fds {
+        /// What was opened.
+        digest: ManifestDigest,
+        /// Paths in its manifest.
+        paths: Vec<String>,
+    },
+    /// Waits until ranges of one file of something opened on this socket are proven, and has them fetched before
+    /// others. Answered by any number of [`Event::Progress`], then [`Event::Ready`]. After an error it may be asked
+    /// again, which starts the fetch anew.
+    Wait {
+        /// What was opened.
+        digest: ManifestDigest,
+        /// Path in its manifest.
+        path: String,
+        /// Bytes, each with a start and an end.
+        ranges: Vec<(u64, u64)>,
+    },
+    /// Tells what is ready of the files of something opened on this socket, now and as it grows: any number of
+    /// [`Event::Ranges`] and [`Event::Progress`], then [`Event::Complete`]. Who has heard enough closes the socket.
+    Follow {
+        /// What was opened.
+        digest: ManifestDigest,
+        /// Paths in its manifest; all files when empty.
+        #[serde(default)]
+        paths: Vec<String>,
+    },
+    /// Gives the lease back before the socket closes. Answered by [`Event::Closed`].
+    Close {
+        /// What was opened.
+        digest: ManifestDigest,
+    },
+}
+
+/// Whether an open sends descriptors at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FdsWanted {
+    /// All of them.
+    All,
+    /// None; they are asked for by path.
+    #[default]
+    None,
+}
+
+/// What was opened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Opened {
+    /// As asked.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// What it resolved to.
+    pub digest: ManifestDigest,
+    /// Length of the manifest in bytes.
+    pub manifest_bytes: u64,
+    /// The files.
+    pub files: Vec<File>,
+    /// The contract, when it is not too large for a frame (its tensor index is left out).
+    pub contract: Option<Contract>,
+    /// Descriptors that follow.
+    pub fds: usize,
+    /// Whether all files are here; always so unless it was opened as partial.
+    #[serde(default = "yes")]
+    pub complete: bool,
+    /// Paths of those that are not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
+}
