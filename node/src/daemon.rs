@@ -20,15 +20,18 @@ use crate::backend::{ControlBackend, DataBackend};
 use crate::config::{Config, Dirs};
 use crate::error::{Error, Result};
 use crate::facts::Facts;
-use crate::fetch::{FetchLimits, Fetcher, blocking};
+use crate::fetch::{DeltaLimits, FetchLimits, Fetcher, blocking};
 use crate::net::control::{self, ControlConfig, ControlHandle};
 use crate::net::data::{DataConfig, DataPlane, Doors};
+use crate::preflight::listen_error;
 use crate::{cluster, hardware, http, loader, membership, proof, server};
 
 /// Bytes of ranges in flight per fetch; two batches of each slot are in memory.
 const IN_FLIGHT_BYTES_MAX: u64 = 128 << 20;
 /// How long those who wait for bytes that nobody has are kept waiting.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long those who need a manifest that no connected host has are kept waiting.
+const MANIFEST_PATIENCE: Duration = Duration::from_secs(15);
 /// Manifests asked for at once as their statements come in; others are asked for when they are needed.
 const MANIFESTS_AT_ONCE_MAX: usize = 64;
 /// How often unfinished artifacts are looked for.
@@ -129,10 +132,19 @@ pub async fn run(
         slots_per_peer_max: config.limits.slots_per_peer_max,
         stall: Duration::from_secs(config.limits.stall_timeout_s),
         patience: PATIENCE,
+        manifest_patience: MANIFEST_PATIENCE,
         in_flight_bytes_max: IN_FLIGHT_BYTES_MAX,
+        delta: DeltaLimits::default(),
     };
-    let fetcher =
-        Fetcher::new(store.clone(), control.clone(), data.clone(), limits, grown, stop.child_token());
+    let fetcher = Fetcher::new(
+        store.clone(),
+        control.clone(),
+        data.clone(),
+        limits,
+        facts.members(),
+        grown,
+        stop.child_token(),
+    );
     let _ = possession.fetcher.set(fetcher.clone());
 
     // Doors on this host.
@@ -376,7 +388,7 @@ async fn ask_for_manifests(node: &Arc<Node>) {
         Ok(missing)
     });
     for digest in missing.await.unwrap_or_default().into_iter().take(MANIFESTS_AT_ONCE_MAX) {
-        if node.stop.is_cancelled() || node.fetcher.manifest(digest).await.is_err() {
+        if node.stop.is_cancelled() || !matches!(node.fetcher.manifest_now(digest).await, Ok(Some(_))) {
             return;
         }
     }
@@ -406,7 +418,7 @@ async fn spread(node: Arc<Node>) {
                     if fetching.len() < MANIFESTS_AT_ONCE_MAX {
                         let node = node.clone();
                         fetching.spawn(async move {
-                            if let Err(e) = node.fetcher.manifest(digest).await {
+                            if let Err(e) = node.fetcher.manifest_now(digest).await {
                                 tracing::debug!(%digest, error = %e, "manifest not here yet");
                             }
                         });
@@ -444,17 +456,6 @@ fn reachable(bound: SocketAddr) -> Vec<SocketAddr> {
         all.iter().filter(same_family).filter(|ip| !ip.is_loopback() && !link_local(ip)).collect();
     let chosen = if outside.is_empty() { all.iter().filter(same_family).collect() } else { outside };
     chosen.into_iter().map(|ip| SocketAddr::new(*ip, bound.port())).collect()
-}
-
-fn listen_error(what: &str, address: SocketAddr, flag: &str, error: &std::io::Error) -> Error {
-    let error_kind = error.kind();
-    let error = Error::unavailable(format!("{what} cannot listen on {address}: {error}"));
-    match error_kind {
-        std::io::ErrorKind::AddrInUse => {
-            error.hint(format!("choose another port with {flag}; port 0 picks a free one"))
-        }
-        _ => error.hint(format!("choose another address with {flag}")),
-    }
 }
 
 /// Where members are, as a new one should know.

@@ -2,10 +2,12 @@
 
 mod bad_files;
 mod bad_input;
+mod delta;
 mod garbage;
 mod http;
 mod resume;
 mod share;
 mod stranger;
+mod streaming;
 mod tidy;
 mod unshare;

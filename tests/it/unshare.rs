@@ -64,6 +64,13 @@ fn rm_refuses_what_is_open_and_the_last_copy() {
     // The same can be added again under its name.
     let again = alpha.add(&source, MODEL);
     assert_eq!((string(&again["digest"]), &again["new"]), (digest, &Value::from(false)));
+    assert_eq!((&again["again"], &again["new_bytes"]), (&true.into(), &again["total_bytes"]), "{again}");
+    let there = alpha.add(&source, MODEL);
+    assert_eq!((&there["again"], &there["new_bytes"]), (&false.into(), &0.into()), "{there}");
+    // Another name of the same goes with it, and is told.
+    alpha.add(&source, "acme/twin:1.0.0");
+    assert_eq!(alpha.ok(&["rm", MODEL, "--force"])["also"], serde_json::json!(["acme/twin:1.0.0"]));
+    alpha.add(&source, MODEL);
     assert_eq!(alpha.listed(MODEL).expect("listed")["complete"], true);
 }
 
@@ -102,6 +109,50 @@ fn sigterm_ends_a_daemon_that_loaders_are_connected_to() {
     for (path, file) in opened.files {
         assert_eq!(checkpoint::sha256(file), checkpoint::digests(&source)[&path], "{path}");
     }
+}
+
+#[test]
+fn a_host_revokes_itself_only_by_force_and_then_says_so() {
+    let lab = Lab::new();
+    let alpha = lab.founder("alpha");
+    let before = alpha.ok(&["status"]);
+    assert!(before["revoked"].is_null() && before["member"] == true, "{before}");
+    let refused = alpha.run(&["member", "revoke", "alpha"]);
+    assert_eq!(refused.complaints(5), [""; 0]);
+    assert!(refused.stderr.contains("--force"), "{}", refused.stderr);
+    assert_eq!(alpha.ok(&["status"])["member"], true);
+
+    alpha.ok(&["member", "revoke", "alpha", "--force", "--reason", "retired"]);
+    let after = alpha.ok(&["status"]);
+    assert!(string(&after["revoked"]).contains("retired") && after["member"] == false, "{after}");
+    alpha.ok(&["member", "admit", &alpha.key(), "--name", "alpha"]);
+    let again = alpha.ok(&["status"]);
+    assert!(again["revoked"].is_null() && again["member"] == true, "{again}");
+}
+
+#[test]
+fn status_waits_for_the_daemon_and_its_peers() {
+    let lab = Lab::new();
+    let mut alpha = lab.host("alpha");
+    // Without a daemon, in time.
+    let nobody = alpha.run(&["status", "--wait", "0"]);
+    assert_eq!(nobody.complaints(6), [""; 0]);
+    let mut waiting = alpha.command();
+    waiting.args(["--json", "status", "--wait", "60"]);
+    let waiting = waiting.stdout(std::process::Stdio::piped()).spawn().expect("the program runs");
+    alpha.start();
+    let said = waiting.wait_with_output().expect("it ends");
+    assert_eq!(said.status.code(), Some(0));
+    let said: Value = serde_json::from_slice(&said.stdout).expect("JSON");
+    assert_eq!(string(&said["host"]), alpha.key());
+
+    // Nobody is connected.
+    let alone = alpha.run(&["status", "--wait", "0", "--peers", "1"]);
+    assert_eq!(alone.complaints(6), [""; 0]);
+    assert!(alone.stderr.contains("0 of 1 host"), "{}", alone.stderr);
+    let _beta = lab.joined("beta", &alpha);
+    assert_eq!(alpha.ok(&["status", "--wait", "--peers", "1"])["peers"], 1);
+    assert_eq!(alpha.run(&["status", "--peers", "1"]).code, Some(2), "nothing is waited for");
 }
 
 #[test]

@@ -70,6 +70,11 @@ impl Honest {
         out
     }
 
+    /// All pairs of its tree, in pre-order.
+    pub(crate) fn tree(&self) -> &[u8] {
+        &self.outboard.data
+    }
+
     /// The bytes of one group.
     pub(crate) fn group(&self, group: u64) -> &[u8] {
         let start = (group * GROUP_BYTES) as usize;
