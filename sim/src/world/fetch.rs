@@ -160,7 +160,7 @@ impl World {
         let host = &mut self.hosts[by as usize];
         let fresh = host.disk.add(&self.layout, layer, stored);
         self.counts.wasted_bytes += bytes - fresh;
-        if host.player.counts() {
+        if host.player.counts() && !host.player.holds.contains(&layer) {
             self.counts.stored_bytes += fresh;
         }
         let finished =

@@ -127,11 +127,11 @@ impl World {
         let bytes: u64 = bounded(&gone, size).map(|range| self.layout.span_bytes(layer, &range)).sum();
         let was = host.finished.is_some();
         host.note_progress(&self.layout, self.now, layer, -i64::try_from(bytes).unwrap_or(0));
-        if host.player.counts() {
+        if host.player.counts() && !host.player.holds.contains(&layer) {
             self.counts.stored_bytes -= bytes;
-            if was {
-                self.open_count += 1;
-            }
+        }
+        if host.player.counts() && was {
+            self.open_count += 1;
         }
         let id = self.layout.layers[layer as usize].id;
         self.see(&Seen::Rotten { host: index });
