@@ -27,7 +27,8 @@ impl Swarm {
             }
             let mut best: Option<((u32, u32), usize, PieceNo)> = None;
             for (at, link) in work.links().iter().enumerate() {
-                if link.near || !link.begun || !self.peers.is_free(&link.peer, now) {
+                // A first holder gives each piece to somebody anyway; asking it would upset its order.
+                if link.near || link.releasing || !link.begun || !self.peers.is_free(&link.peer, now) {
                     continue;
                 }
                 let idle = work.pieces.idle();
@@ -61,7 +62,9 @@ impl Swarm {
                 link.begun && link.have().contains(piece) && self.peers.is_free(&link.peer, now)
             };
             let links = work.links().iter().enumerate().filter(|(_, link)| usable(link));
-            let best = links.min_by_key(|(_, link)| (!link.near, link.asked + link.in_flight, link.load(self.now, self.stale())));
+            let best = links.min_by_key(|(_, link)| {
+                (!link.near, link.asked + link.in_flight, link.load(self.now, self.stale()))
+            });
             if let Some((at, _)) = best {
                 self.ask(id, at, piece, true);
             }
@@ -116,7 +119,8 @@ impl Swarm {
         if self.paused || work.in_flight > 0 || !work.asks.is_empty() {
             return;
         }
-        let since = *self.works.get_mut(&id).map_or(&mut None, |work| &mut work.starving_since).get_or_insert(now);
+        let since =
+            *self.works.get_mut(&id).map_or(&mut None, |work| &mut work.starving_since).get_or_insert(now);
         // Who starves for a turn may fetch from other racks whatever it is.
         let far = now.since(since) >= Duration::from_millis(self.config.rack_turn_ms);
         match self.rescue(id, far) {

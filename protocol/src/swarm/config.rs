@@ -20,6 +20,12 @@ pub struct SwarmConfig {
     pub reconnect_ms: u64,
     /// Uploads that run at a time.
     pub uploads_max: usize,
+    /// The same while this host, a first holder, releases pieces: its uplink is what everyone waits for, so it must be
+    /// full although receivers share their downlinks evenly.
+    pub uploads_release_max: usize,
+    /// A first holder that has released everything offers nothing by itself for this share, in thousandths, of the time
+    /// that it took: the others finish among themselves meanwhile, and it sends one copy. Who asks is served.
+    pub release_rest_permille: u32,
     /// Pieces that are promised beyond those, so that no upload slot waits for a round trip.
     pub grants_ahead_max: usize,
     /// Requests of one peer, made without a promise, that wait here; further ones are refused.
@@ -101,6 +107,8 @@ impl Default for SwarmConfig {
             candidates_max: 20_000,
             reconnect_ms: 1_000,
             uploads_max: 4,
+            uploads_release_max: 6,
+            release_rest_permille: 125,
             grants_ahead_max: 1,
             requests_per_peer_max: 64,
             requests_max: 1_024,

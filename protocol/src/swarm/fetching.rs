@@ -182,7 +182,11 @@ impl Swarm {
         (work.stalled, work.starving_since) = (false, None);
         work.link_mut(at).in_flight += 1;
         let imported = !near;
-        let deadline = now + peers.of(config, now, peer).patience(config, bytes);
+        // A piece shares this host's downlink with all others in flight.
+        let shared =
+            self.pace * u32::try_from(config.downloads_max).unwrap_or(u32::MAX) * config.deadline_factor;
+        let shared = shared.min(Duration::from_millis(config.deadline_ms_max));
+        let deadline = now + peers.of(config, now, peer).patience(config, bytes).max(shared);
         if imported {
             work.near_more(piece);
         }
@@ -198,14 +202,30 @@ impl Swarm {
         let parts = (!whole).then_some(parts);
         self.slots.insert(
             slot,
-            Slot { work: id, link, from: peer, piece, parts, bytes, started: now, imported, shadows, cancelled: None },
+            Slot {
+                work: id,
+                link,
+                from: peer,
+                piece,
+                parts,
+                bytes,
+                started: now,
+                imported,
+                shadows,
+                cancelled: None,
+            },
         );
         self.act(Action::Fetch { slot, work: id, from: peer, parts: request, deadline });
         true
     }
 
     /// Marks pieces of other manifests that the fetch brings, too, so that nobody fetches them beside it.
-    fn shadow(&mut self, id: WorkId, slot: SlotId, request: &[(LayerId, GroupSet)]) -> Vec<(WorkId, PieceNo)> {
+    fn shadow(
+        &mut self,
+        id: WorkId,
+        slot: SlotId,
+        request: &[(LayerId, GroupSet)],
+    ) -> Vec<(WorkId, PieceNo)> {
         let mut shadows = Vec::new();
         if !self.works_share {
             return shadows;

@@ -13,6 +13,7 @@
 
 mod asking;
 mod bucket;
+mod choosing;
 mod conduct;
 mod config;
 mod fetching;

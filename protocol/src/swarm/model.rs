@@ -57,7 +57,7 @@ pub(super) struct Host {
     fetches: BTreeMap<SlotId, Fetch>,
     /// Link to the other host's index and link.
     links: BTreeMap<LinkId, (usize, LinkId, WorkId)>,
-    pub(super) banned: BTreeSet<usize>,
+    pub(super) banned: BTreeMap<usize, Time>,
     pub(super) received_bytes: u64,
     pub(super) sent_bytes: u64,
     pub(super) events: Vec<Event>,
@@ -120,7 +120,7 @@ impl Model {
             disk,
             fetches: BTreeMap::new(),
             links: BTreeMap::new(),
-            banned: BTreeSet::new(),
+            banned: BTreeMap::new(),
             received_bytes: 0,
             sent_bytes: 0,
             events: Vec::new(),
@@ -233,6 +233,10 @@ impl Model {
         }
     }
 
+    fn is_banned(&self, by: usize, host: usize) -> bool {
+        self.hosts[by].banned.get(&host).is_some_and(|until| *until > self.now)
+    }
+
     fn push(&mut self, delay_us: Range<u64>, happening: Happening) {
         let at = self.now + Duration::from_micros(self.rng.random_range(delay_us));
         self.next += 1;
@@ -252,8 +256,9 @@ impl Model {
         }
         let (config, swarm) = (&self.config, &self.hosts[host].swarm);
         let (running, promised, requests) = swarm.uploads();
-        assert!(running <= config.uploads_max);
-        assert!(promised <= config.uploads_max + config.grants_ahead_max);
+        let most = config.uploads_release_max.max(config.uploads_max);
+        assert!(running <= most);
+        assert!(promised <= most + config.grants_ahead_max);
         assert!(requests <= config.requests_max);
         assert!(swarm.slots_in_flight() <= config.downloads_max);
         for work in swarm.works.values() {
@@ -265,7 +270,7 @@ impl Model {
         match action {
             Action::Connect { work, peer } => {
                 let to = usize::from(peer.0[0]);
-                assert!(!self.hosts[host].banned.contains(&to), "connects to a banned host");
+                assert!(!self.is_banned(host, to), "connects to a banned host");
                 self.push(100..1_000, Happening::Connect { work, by: host, to });
             }
             Action::Disconnect { link } => {
@@ -288,14 +293,13 @@ impl Model {
                 assert!(!fetch.cancelled, "cancelled once");
                 fetch.cancelled = true;
                 fetch.fault.get_or_insert(Fault::Cancelled);
+                let ending = RequestId(u64::MAX - ((host as u64) << 40) - slot.0);
                 for id in std::mem::take(&mut fetch.open) {
                     self.push(50..60, Happening::End { id });
                 }
-                self.push(10..20, Happening::End { id: RequestId(u64::MAX - slot.0) });
-                self.requests.insert(
-                    RequestId(u64::MAX - slot.0),
-                    (host, Request { by: host, slot, layer: layer(0), range: 0..0 }),
-                );
+                self.push(10..20, Happening::End { id: ending });
+                self.requests
+                    .insert(ending, (host, Request { by: host, slot, layer: layer(0), range: 0..0 }));
             }
             Action::Serve { request } => {
                 let (server, _) = self.requests[&request].clone();
@@ -312,7 +316,7 @@ impl Model {
                 assert!(until > self.now);
                 let peer = usize::from(peer.0[0]);
                 assert_ne!(self.hosts[peer].kind, Kind::Honest, "{host} banned the honest {peer}: {charge}");
-                self.hosts[host].banned.insert(peer);
+                self.hosts[host].banned.insert(peer, until);
             }
         }
     }
@@ -334,12 +338,16 @@ impl Model {
         work: WorkId,
         parts: Vec<(LayerId, GroupSet)>,
     ) {
-        assert!(!self.hosts[host].banned.contains(&from), "asks a banned host");
+        assert!(!self.is_banned(host, from), "asks a banned host");
         let mut open = BTreeSet::new();
         for (layer, groups) in &parts {
             let none = GroupSet::empty();
             let have = self.hosts[host].disk.get(layer).unwrap_or(&none);
-            assert!(groups.is_disjoint(have), "asks for what is stored");
+            // What a fetch in flight has stored is not known before its end; only a hedge asks for it again.
+            let hedges = self.hosts[host].fetches.values().any(|fetch| {
+                fetch.parts.iter().any(|(other, asked)| other == layer && !asked.is_disjoint(groups))
+            });
+            assert!(hedges || groups.is_disjoint(have), "asks for what is stored");
             assert!(!groups.is_empty() && self.works[&work].contains(layer));
             for range in bounded(groups, self.layers[layer]) {
                 self.next += 1;

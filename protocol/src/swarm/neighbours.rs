@@ -14,6 +14,8 @@ use crate::id::KeyId;
 use crate::time::Time;
 use crate::wire::swarm::Frame;
 
+/// A link that the other side closes sooner than this was refused.
+const SHORT_LIFE: Duration = Duration::from_secs(10);
 /// Layers and range boundaries in one bitfield frame.
 const BITFIELD_WEIGHT_MAX: usize = 40_000;
 
@@ -122,6 +124,12 @@ impl Swarm {
     }
 
     pub(super) fn connect_failed(&mut self, id: WorkId, peer: KeyId) {
+        self.not_again_soon(id, peer);
+        self.look_for_neighbours(id);
+    }
+
+    /// A connect did not work, or the other side closed the link at once.
+    fn not_again_soon(&mut self, id: WorkId, peer: KeyId) {
         let (now, base) = (self.now, self.config.reconnect_ms);
         if let Some(known) = self.works.get_mut(&id).and_then(|work| work.candidates.get_mut(&peer)) {
             known.connecting = false;
@@ -129,7 +137,6 @@ impl Swarm {
             known.failures = known.failures.saturating_add(1);
             known.not_before = now + Duration::from_millis(base.saturating_mul(factor));
         }
-        self.look_for_neighbours(id);
     }
 
     pub(super) fn link_up(
@@ -169,10 +176,9 @@ impl Swarm {
         );
         let near = self.rack.is_none() || rack.is_none() || rack == self.rack;
         let count = work.pieces.count();
-        work.add_link(Link::new(id, peer, ours, near, count, frames));
+        work.add_link(Link::new(id, peer, (ours, near), now, count, frames));
         let releasing = !work.release.is_empty();
-        let begin =
-            Frame::Begin { piece_bytes: work.pieces.space.piece_bytes(), rack: self.rack, releasing };
+        let begin = Frame::Begin { piece_bytes: work.pieces.space.piece_bytes(), rack: self.rack, releasing };
         let have = work.pieces.have(BITFIELD_WEIGHT_MAX);
         self.link_work.insert(id, work_id);
         self.peers.of(&self.config, now, peer).links += 1;
@@ -184,9 +190,25 @@ impl Swarm {
     }
 
     pub(super) fn link_down(&mut self, id: LinkId) {
+        let link = self
+            .link_work
+            .get(&id)
+            .and_then(|work| self.works.get(work)?.links().iter().find(|l| l.id == id));
+        let short = link.map(|link| (link.peer, self.now.since(link.since) < SHORT_LIFE));
         let Some(work_id) = self.drop_link(id, false) else {
             return;
         };
+        match short {
+            Some((peer, true)) => self.not_again_soon(work_id, peer),
+            Some((peer, false)) => {
+                if let Some(known) =
+                    self.works.get_mut(&work_id).and_then(|work| work.candidates.get_mut(&peer))
+                {
+                    known.failures = 0;
+                }
+            }
+            None => {}
+        }
         self.timers.set_earlier(
             Due::Neighbours(work_id),
             self.now + Duration::from_millis(self.config.reconnect_ms / 4),

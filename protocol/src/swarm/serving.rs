@@ -7,12 +7,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
-use rand::RngExt;
-
 use super::bucket::Bucket;
+use super::choosing::Choice;
 use super::io::{Action, Charge, LinkId, PieceNo, RequestId, WorkId};
 use super::timers::Due;
-use super::work::Work;
 use super::{Poll, Swarm};
 use crate::id::{KeyId, LayerId};
 use crate::time::Time;
@@ -86,15 +84,6 @@ const PARTS_MAX: usize = 2 * super::BUNDLE_LAYERS_MAX;
 
 fn bytes_of(range: &Range<u64>) -> u64 {
     range.end.saturating_sub(range.start).saturating_mul(GROUP_BYTES)
-}
-
-/// A choice of whom to promise what.
-struct Choice {
-    work: WorkId,
-    link: usize,
-    piece: Option<PieceNo>,
-    release: bool,
-    urgent: bool,
 }
 
 impl Swarm {
@@ -340,7 +329,7 @@ impl Swarm {
 
     /// Starts what waits, as far as slots and rates allow.
     fn start_waiting(&mut self) {
-        while self.uploads.running < self.config.uploads_max {
+        while self.uploads.running < self.uploads_max() {
             let promised = !self.uploads.waiting.is_empty();
             let unpromised = !self.uploads.unpromised.is_empty()
                 && self.uploads.running_unpromised < self.config.unpromised_max.min(self.config.uploads_max);
@@ -405,7 +394,7 @@ impl Swarm {
     /// Promises uploads to neighbours until the slots and the few ahead of them are taken.
     pub(super) fn fill_uploads(&mut self) {
         self.start_waiting();
-        let most = self.config.uploads_max + self.config.grants_ahead_max;
+        let most = self.uploads_max() + self.config.grants_ahead_max;
         while self.uploads.running + self.uploads.ahead < most {
             if let Some(at) = self.blocked_until() {
                 self.timers.set_earlier(Due::Uploads, at);
@@ -418,6 +407,16 @@ impl Swarm {
         }
     }
 
+    /// Uploads that may run at a time now.
+    fn uploads_max(&self) -> usize {
+        let releases = self.works.values().any(|work| !work.release.is_empty());
+        if releases {
+            self.config.uploads_release_max.max(self.config.uploads_max)
+        } else {
+            self.config.uploads_max
+        }
+    }
+
     fn promise(&mut self, choice: &Choice) {
         let Choice { work: work_id, link: at, piece, release, urgent } = *choice;
         let now = self.now;
@@ -425,7 +424,7 @@ impl Swarm {
             return;
         };
         if let (true, Some(piece)) = (release, piece) {
-            work.releasing(piece);
+            work.releasing(now, piece);
         }
         let link = work.link_mut(at);
         if let Some(piece) = piece {
@@ -453,85 +452,5 @@ impl Swarm {
         self.uploads.jobs.insert(number, job);
         self.timers.set(Due::Promise(number), now + Duration::from_millis(self.config.grant_ms));
         self.out.push_back(Poll::Action(Action::Send { link, frame: Frame::Grant { piece } }));
-    }
-
-    /// The neighbour that needs an upload most: those that ask, then in fair turns among manifests those with the
-    /// fewest fetches in flight.
-    fn choose(&mut self) -> Option<Choice> {
-        let mut order: Vec<(u64, WorkId)> =
-            self.works.values().map(|work| (work.sent_bytes, work.id)).collect();
-        order.sort_unstable();
-        let asked = order.iter().filter_map(|(_, work)| self.choose_ask(*work)).min_by_key(|(key, _)| *key);
-        if let Some(((not_urgent, jobs), choice)) = asked {
-            let other = || order.iter().any(|(_, work)| self.someone_waits(*work));
-            if !not_urgent || jobs <= 1 || !other() {
-                return Some(choice);
-            }
-        }
-        order.into_iter().find_map(|(_, work)| self.choose_free(work))
-    }
-
-    fn choose_ask(&self, id: WorkId) -> Option<((bool, u32), Choice)> {
-        let work = self.works.get(&id)?;
-        let mut best: Option<((bool, u32), Choice)> = None;
-        for (at, link) in work.links().iter().enumerate() {
-            let Some((piece, urgent)) = link.asks.front().copied() else { continue };
-            let key = (!urgent, link.jobs);
-            if best.as_ref().is_none_or(|(least, _)| key < *least) {
-                best = Some((key, Choice { work: id, link: at, piece: Some(piece), release: false, urgent }));
-            }
-        }
-        best
-    }
-
-    fn someone_waits(&self, id: WorkId) -> bool {
-        self.works.get(&id).is_some_and(|work| {
-            work.links().iter().any(|link| link.near && link.jobs == 0 && self.may_offer(work, link))
-        })
-    }
-
-    fn may_offer(&self, work: &Work, link: &super::work::Link) -> bool {
-        link.begun && link.declined_until <= self.now && (link.useful > link.jobs || !work.release.is_empty())
-    }
-
-    fn choose_free(&mut self, id: WorkId) -> Option<Choice> {
-        let release = self.works.get(&id)?.release.first();
-        let work = self.works.get(&id)?;
-        let (mut best, mut ties, mut least) = (None, 0u64, (u32::MAX, u32::MAX));
-        let mut wake: Option<Time> = None;
-        for (at, link) in work.links().iter().enumerate() {
-            let load = link.load(self.now, self.stale()) + link.jobs;
-            let useful = match release {
-                Some(piece) => !link.have().contains(piece),
-                None => {
-                    link.near && link.useful > link.jobs && (load as usize) < self.config.downloads_aim
-                }
-            };
-            if !link.begun || !useful {
-                continue;
-            }
-            if link.declined_until > self.now {
-                wake = Some(wake.map_or(link.declined_until, |at| at.min(link.declined_until)));
-                continue;
-            }
-            let key = (load, link.jobs);
-            if key > least {
-                continue;
-            }
-            if key < least {
-                (least, ties) = (key, 0);
-            }
-            ties += 1;
-            // Each of those that tie is taken with the same chance.
-            if ties == 1 || self.rng.random_range(0..ties) == 0 {
-                best = Some(at);
-            }
-        }
-        if best.is_none()
-            && let Some(at) = wake
-        {
-            self.timers.set_earlier(Due::Uploads, at);
-        }
-        best.map(|link| Choice { work: id, link, piece: release, release: release.is_some(), urgent: false })
     }
 }

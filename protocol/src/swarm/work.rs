@@ -21,6 +21,7 @@ pub(super) struct Link {
     /// Same rack, or racks are not known.
     pub(super) near: bool,
     pub(super) ours: bool,
+    pub(super) since: Time,
     /// Its first frame came.
     pub(super) begun: bool,
     /// It releases each piece once: what it has is not near yet.
@@ -50,12 +51,20 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(id: LinkId, peer: KeyId, ours: bool, near: bool, count: usize, frames: Bucket) -> Self {
+    pub(super) fn new(
+        id: LinkId,
+        peer: KeyId,
+        (ours, near): (bool, bool),
+        since: Time,
+        count: usize,
+        frames: Bucket,
+    ) -> Self {
         Self {
             id,
             peer,
             near,
             ours,
+            since,
             begun: false,
             releasing: false,
             have: PieceSet::new(count),
@@ -105,6 +114,9 @@ pub(super) struct Work {
     pub(super) release: PieceSet,
     /// Pieces that this host releases as one of the first holders.
     owned: Option<PieceSet>,
+    /// When the first piece was released, and until when this host rests after the last.
+    release_began: Option<Time>,
+    rest_until: Option<Time>,
     /// Promised or just sent: not released again.
     releasing: BTreeSet<PieceNo>,
     /// Pieces that a loader waits for.
@@ -139,6 +151,8 @@ impl Work {
             near_set: PieceSet::new(count),
             release: PieceSet::new(count),
             owned: None,
+            release_began: None,
+            rest_until: None,
             releasing: BTreeSet::new(),
             urgent: BTreeSet::new(),
             asks: BTreeMap::new(),
@@ -313,9 +327,17 @@ impl Work {
     }
 
     /// The piece was promised to a neighbour for release.
-    pub(super) fn releasing(&mut self, piece: PieceNo) {
+    pub(super) fn releasing(&mut self, now: Time, piece: PieceNo) {
+        self.release_began.get_or_insert(now);
         self.release.remove(piece);
         self.releasing.insert(piece);
+    }
+
+    /// Until when this host, which has released everything, offers nothing by itself.
+    pub(super) fn resting(&mut self, now: Time, permille: u32) -> Option<Time> {
+        let began = self.release_began.filter(|_| self.release.is_empty())?;
+        let rest = now.since(began) * permille / 1_000;
+        Some(*self.rest_until.get_or_insert(now + rest)).filter(|until| *until > now)
     }
 
     /// The promise was in vain, or nothing was heard of the piece since.

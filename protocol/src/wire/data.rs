@@ -13,7 +13,6 @@ use crate::id::{ClusterId, LayerId, ManifestDigest};
 /// Largest request or observe item, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Our own request kinds, well away from those of iroh-blobs (0..=9).
-const KIND_INTEREST: u8 = 0x40;
 const KIND_TREE: u8 = 0x42;
 /// Kind of [`Request::Link`]. Unlike the others, it does not end the asker's side of the stream: frames follow.
 pub const KIND_LINK: u8 = 0x41;
@@ -68,11 +67,6 @@ pub enum Request {
     },
     /// Our own: be neighbours in a manifest's swarm; [`super::swarm::Frame`]s follow on both sides of the stream.
     Link {
-        /// Which manifest.
-        manifest: ManifestDigest,
-    },
-    /// Our own: tell what is there of all layers of a manifest, now and as they grow ([`HaveItem`]s).
-    Interest {
         /// Which manifest.
         manifest: ManifestDigest,
     },
@@ -145,7 +139,6 @@ impl Request {
                 (1, postcard::to_allocvec(&ObserveWire { hash: *layer, ranges: vec![0] }))
             }
             Request::Link { manifest } => (KIND_LINK, postcard::to_allocvec(manifest)),
-            Request::Interest { manifest } => (KIND_INTEREST, postcard::to_allocvec(manifest)),
             Request::Tree { layer } => (KIND_TREE, postcard::to_allocvec(layer)),
         };
         let mut out = vec![kind];
@@ -176,13 +169,9 @@ impl Request {
                 Ok(Request::Observe { layer: observe.hash })
             }
             KIND_LINK => {
-                let manifest = postcard::from_bytes(body).map_err(|_| RequestError::Form("link is malformed"))?;
-                Ok(Request::Link { manifest })
-            }
-            KIND_INTEREST => {
                 let manifest =
-                    postcard::from_bytes(body).map_err(|_| RequestError::Form("interest is malformed"))?;
-                Ok(Request::Interest { manifest })
+                    postcard::from_bytes(body).map_err(|_| RequestError::Form("link is malformed"))?;
+                Ok(Request::Link { manifest })
             }
             KIND_TREE => {
                 let layer =
@@ -236,59 +225,6 @@ impl ObserveItem {
         let chunks =
             ChunkRanges::new(boundaries).ok_or(RequestError::Form("range boundaries are out of order"))?;
         Ok(Self { size: wire.size, chunks })
-    }
-}
-
-/// What a provider has of some layers of a manifest. The first items on an interest stream cover what it has of every
-/// layer, later ones what grew. Length-prefixed like [`ObserveItem`].
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct HaveItem {
-    /// Layers by their place in `Manifest::layers()`, each with the groups that are there.
-    pub layers: Vec<(u32, GroupSet)>,
-}
-
-impl HaveItem {
-    /// The bytes to send, split into as many items as [`MESSAGE_BYTES_MAX`] asks for, length prefixes included.
-    /// A set with more than [`BOUNDARIES_MAX`] boundaries is cut to its first ranges: less is declared than is there.
-    pub fn encode(&self) -> Vec<Vec<u8>> {
-        let mut out = Vec::new();
-        let mut batch: Vec<(u32, &[u64])> = Vec::new();
-        let mut weight = 0;
-        let mut flush = |batch: &mut Vec<(u32, &[u64])>, weight: &mut usize| {
-            let body = postcard::to_allocvec(&*batch).expect("encoding plain data to memory does not fail");
-            let mut item = postcard::to_allocvec(&(body.len() as u64)).expect("as above");
-            item.extend(body);
-            out.push(item);
-            batch.clear();
-            *weight = 0;
-        };
-        for (layer, groups) in &self.layers {
-            let boundaries = groups.boundaries();
-            let boundaries = &boundaries[..boundaries.len().min(BOUNDARIES_MAX)];
-            // A boundary takes at most 10 bytes, an entry at most 15 more.
-            let cost = boundaries.len() * 10 + 15;
-            if weight + cost > MESSAGE_BYTES_MAX && !batch.is_empty() {
-                flush(&mut batch, &mut weight);
-            }
-            batch.push((*layer, boundaries));
-            weight += cost;
-        }
-        flush(&mut batch, &mut weight);
-        out
-    }
-
-    /// Reads the body of an item, without its length prefix.
-    ///
-    /// # Errors
-    /// Garbage, boundaries out of order.
-    pub fn parse(body: &[u8]) -> Result<Self, RequestError> {
-        let wire: Vec<(u32, Vec<u64>)> =
-            postcard::from_bytes(body).map_err(|_| RequestError::Form("have item is malformed"))?;
-        let groups = |boundaries: Vec<u64>| {
-            GroupSet::new(boundaries.into()).ok_or(RequestError::Form("range boundaries are out of order"))
-        };
-        let layers = wire.into_iter().map(|(layer, boundaries)| Ok((layer, groups(boundaries)?)));
-        Ok(Self { layers: layers.collect::<Result<_, RequestError>>()? })
     }
 }
 
@@ -384,23 +320,6 @@ mod tests {
     }
 
     #[test]
-    fn have_items_split_at_the_limit_and_come_back() {
-        let many: GroupSet = GroupSet::new((0..80_000u64).collect()).expect("in order");
-        let layers = vec![(0, GroupSet::from(0..5)), (7, many.clone()), (9, many), (10, GroupSet::empty())];
-        let item = HaveItem { layers };
-        let encoded = item.encode();
-        assert!(encoded.len() > 1);
-        let mut back = HaveItem::default();
-        for bytes in encoded {
-            let (len, body) = postcard::take_from_bytes::<u64>(&bytes).expect("prefix");
-            assert!(body.len() as u64 == len && body.len() <= MESSAGE_BYTES_MAX);
-            back.layers.extend(HaveItem::parse(body).expect("valid").layers);
-        }
-        assert_eq!(back, item);
-        assert_eq!(HaveItem::default().encode().len(), 1, "having nothing is said too");
-    }
-
-    #[test]
     fn hello_ignores_what_a_newer_version_appends() {
         let hello =
             Hello { version: 1, cluster: ClusterId([1; 32]), capabilities: 5, software: "0.1.0".into() };
@@ -415,7 +334,6 @@ mod tests {
             let _ = Request::parse(&bytes);
             let _ = ObserveItem::parse(&bytes);
             let _ = Hello::parse(&bytes);
-            let _ = HaveItem::parse(&bytes);
         }
 
         #[test]

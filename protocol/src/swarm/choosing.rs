@@ -1,0 +1,107 @@
+//! Choosing: which neighbour is promised the next upload.
+
+use rand::RngExt;
+
+use super::Swarm;
+use super::io::{PieceNo, WorkId};
+use super::timers::Due;
+use super::work::{Link, Work};
+use crate::time::Time;
+
+/// A choice of whom to promise what.
+pub(super) struct Choice {
+    pub(super) work: WorkId,
+    pub(super) link: usize,
+    pub(super) piece: Option<PieceNo>,
+    pub(super) release: bool,
+    pub(super) urgent: bool,
+}
+
+impl Swarm {
+    /// The neighbour that needs an upload most: those that ask, then in fair turns among manifests those with the
+    /// fewest fetches in flight.
+    pub(super) fn choose(&mut self) -> Option<Choice> {
+        let mut order: Vec<(u64, WorkId)> =
+            self.works.values().map(|work| (work.sent_bytes, work.id)).collect();
+        order.sort_unstable();
+        let asked = order.iter().filter_map(|(_, work)| self.choose_ask(*work)).min_by_key(|(key, _)| *key);
+        if let Some(((not_urgent, jobs), choice)) = asked {
+            let other = || order.iter().any(|(_, work)| self.someone_waits(*work));
+            if !not_urgent || jobs <= 1 || !other() {
+                return Some(choice);
+            }
+        }
+        order.into_iter().find_map(|(_, work)| self.choose_free(work))
+    }
+
+    fn choose_ask(&self, id: WorkId) -> Option<((bool, u32), Choice)> {
+        let work = self.works.get(&id)?;
+        let mut best: Option<((bool, u32), Choice)> = None;
+        for (at, link) in work.links().iter().enumerate() {
+            let Some((piece, urgent)) = link.asks.front().copied() else { continue };
+            if !urgent && !work.release.is_empty() {
+                // Each piece is released once before anything goes out twice.
+                continue;
+            }
+            let key = (!urgent, link.jobs);
+            if best.as_ref().is_none_or(|(least, _)| key < *least) {
+                best = Some((key, Choice { work: id, link: at, piece: Some(piece), release: false, urgent }));
+            }
+        }
+        best
+    }
+
+    fn someone_waits(&self, id: WorkId) -> bool {
+        self.works.get(&id).is_some_and(|work| {
+            work.links().iter().any(|link| link.near && link.jobs == 0 && self.may_offer(work, link))
+        })
+    }
+
+    fn may_offer(&self, work: &Work, link: &Link) -> bool {
+        link.begun && link.declined_until <= self.now && (link.useful > link.jobs || !work.release.is_empty())
+    }
+
+    fn choose_free(&mut self, id: WorkId) -> Option<Choice> {
+        let work = self.works.get_mut(&id)?;
+        if let Some(until) = work.resting(self.now, self.config.release_rest_permille) {
+            self.timers.set_earlier(Due::Uploads, until);
+            return None;
+        }
+        let release = work.release.first();
+        let work = self.works.get(&id)?;
+        let (mut best, mut ties, mut least) = (None, 0u64, (u32::MAX, u32::MAX));
+        let mut wake: Option<Time> = None;
+        for (at, link) in work.links().iter().enumerate() {
+            let load = link.load(self.now, self.stale()) + link.jobs;
+            let useful = match release {
+                Some(piece) => !link.have().contains(piece),
+                None => link.near && link.useful > link.jobs && (load as usize) < self.config.downloads_aim,
+            };
+            if !link.begun || !useful {
+                continue;
+            }
+            if link.declined_until > self.now {
+                wake = Some(wake.map_or(link.declined_until, |at| at.min(link.declined_until)));
+                continue;
+            }
+            let key = (load, link.jobs);
+            if key > least {
+                continue;
+            }
+            if key < least {
+                (least, ties) = (key, 0);
+            }
+            ties += 1;
+            // Each of those that tie is taken with the same chance.
+            if ties == 1 || self.rng.random_range(0..ties) == 0 {
+                best = Some(at);
+            }
+        }
+        if best.is_none()
+            && let Some(at) = wake
+        {
+            self.timers.set_earlier(Due::Uploads, at);
+        }
+        best.map(|link| Choice { work: id, link, piece: release, release: release.is_some(), urgent: false })
+    }
+}
