@@ -52,6 +52,9 @@ pub struct RunArgs {
     /// Uploads that a host serves at a time
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub uploads: Option<u32>,
+    /// The same while a first holder releases pieces
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub uploads_release: Option<u32>,
     /// Fetches of a host in flight up to which offers of any piece are taken
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub downloads_aim: Option<u32>,
@@ -122,6 +125,7 @@ impl RunArgs {
         set(&mut options.churn_permille, self.churn_permille);
         let limits = &mut options.limits;
         set(&mut limits.uploads_max, self.uploads.map(|count| count as usize));
+        set(&mut limits.uploads_release_max, self.uploads_release.map(|count| count as usize));
         set(&mut limits.downloads_aim, self.downloads_aim.map(|count| count as usize));
         set(&mut limits.downloads_max, self.downloads.map(|count| count as usize));
         set(&mut limits.news_ms_max, self.news_ms);

@@ -152,8 +152,11 @@ fn change(options: &Options, layout: &Layout, cast: &mut Vec<Player>, rng: &mut 
         }
     }
     for _ in 0..options.faults.slow_disks {
-        let player = &mut cast[pick(rng)];
-        player.disk = Some((player.down / rng.random_range(1..=20)).max(1));
+        let (player, slower) = (&mut cast[pick(rng)], rng.random_range(1..=8));
+        // One that is slow in both ways would need more patience than a run has.
+        if !player.slow {
+            player.disk = Some((player.down / slower).max(1));
+        }
     }
     for _ in 0..options.faults.skewed_clocks {
         let player = &mut cast[pick(rng)];
@@ -173,6 +176,13 @@ fn change(options: &Options, layout: &Layout, cast: &mut Vec<Player>, rng: &mut 
         (other.start, other.late, other.leaves) = (when, true, None);
         cast.push(other);
     }
+}
+
+/// The longest that any host that counts needs for its own download, slow and late ones too, in nanoseconds.
+pub fn longest_ns(layout: &Layout, cast: &[Player]) -> u64 {
+    let own =
+        |player: &Player| ns(player.lacks_bytes(layout), player.down.min(player.disk.unwrap_or(u64::MAX)));
+    cast.iter().filter(|player| player.counts()).map(own).max().unwrap_or(0)
 }
 
 /// No swarm of these hosts finishes earlier (Kumar, Ross 2006): the longest of one download, one copy out of the seeds,

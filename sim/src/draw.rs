@@ -41,11 +41,11 @@ pub fn draw(scenario: Scenario, seed: u64) -> Options {
     limits.neighbours_target = rng.random_range(3..=12);
     limits.neighbours_max = limits.neighbours_target + rng.random_range(2..=10);
     limits.uploads_max = rng.random_range(1..=8);
+    limits.uploads_release_max = limits.uploads_max + rng.random_range(0..=3);
     limits.downloads_aim = rng.random_range(1..=10);
     limits.downloads_max = limits.downloads_aim + rng.random_range(0..=8);
     limits.news_ms_max = rng.random_range(10..=500);
     limits.in_flight_bytes_max = piece * rng.random_range(1..=32);
-    limits.deadline_ms_min = rng.random_range(1_000..=10_000);
     limits.requests_max = rng.random_range(16..=256);
     limits.frames_burst_max = rng.random_range(2_000..=10_000);
     if one_in(rng, 6) {
@@ -54,6 +54,10 @@ pub fn draw(scenario: Scenario, seed: u64) -> Options {
     if one_in(rng, 6) {
         limits.download_bytes_per_s = Some(options.down_bytes_per_s / rng.random_range(1..=3));
     }
+    // As the daemon's: many times what a piece takes, so that one that waits its turn is not taken for silence.
+    let slowest = limits.upload_bytes_per_s.unwrap_or(options.up_bytes_per_s).min(options.up_bytes_per_s);
+    let piece_ms = piece * 1_000 / slowest.max(1);
+    limits.deadline_ms_min = (piece_ms * rng.random_range(20..=60)).max(1_000);
     options.faults = faults(rng);
     if one_in(rng, 2) {
         options.hostile = hostile(rng);

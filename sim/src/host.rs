@@ -46,6 +46,8 @@ pub struct Download {
     pub slot: SlotId,
     /// Of whom.
     pub from: u32,
+    /// When the state machine means to give it up.
+    pub deadline: Time,
     /// Requests that are not answered.
     pub open: Vec<u64>,
     /// What was asked for.

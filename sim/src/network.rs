@@ -128,9 +128,9 @@ impl Network {
             ends: Time(u64::MAX),
             queued: Time(u64::MAX),
         };
-        for at in 0..usize::from(link_count) {
-            let users = &mut self.users[links[at] as usize];
-            flow.places[at] = link(users.len());
+        for (of, place) in links.iter().zip(&mut flow.places).take(usize::from(link_count)) {
+            let users = &mut self.users[*of as usize];
+            *place = link(users.len());
             users.push(id);
         }
         match self.flows.get_mut(id as usize) {

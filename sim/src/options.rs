@@ -119,6 +119,8 @@ pub struct Limits {
     pub neighbours_max: usize,
     /// Uploads that run at a time.
     pub uploads_max: usize,
+    /// The same while a first holder releases pieces.
+    pub uploads_release_max: usize,
     /// Fetches in flight up to which offers of any piece are taken.
     pub downloads_aim: usize,
     /// Fetches in flight.
@@ -173,6 +175,7 @@ impl Options {
                 neighbours_target: config.neighbours_target,
                 neighbours_max: config.neighbours_max,
                 uploads_max: config.uploads_max,
+                uploads_release_max: config.uploads_release_max,
                 downloads_aim: config.downloads_aim,
                 downloads_max: config.downloads_max,
                 news_ms_max: config.news_ms_max,
@@ -204,6 +207,7 @@ impl Options {
             neighbours_target: limits.neighbours_target,
             neighbours_max: limits.neighbours_max,
             uploads_max: limits.uploads_max,
+            uploads_release_max: limits.uploads_release_max,
             downloads_aim: limits.downloads_aim,
             downloads_max: limits.downloads_max,
             news_ms_max: limits.news_ms_max,
@@ -271,11 +275,12 @@ impl fmt::Display for Options {
         )?;
         writeln!(
             f,
-            "  {}-{} neighbours of {} candidates, {} uploads, {}-{} downloads, {} bytes in flight, news within {} ms",
+            "  {}-{} neighbours of {} candidates, {}-{} uploads, {}-{} downloads, {} bytes in flight, news within {} ms",
             limits.neighbours_target,
             limits.neighbours_max,
             self.candidates,
             limits.uploads_max,
+            limits.uploads_release_max,
             limits.downloads_aim,
             limits.downloads_max,
             limits.in_flight_bytes_max,

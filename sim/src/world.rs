@@ -33,6 +33,8 @@ use crate::transfer::{Transfer, Transfers};
 
 /// A run ends when it was at work for so many times the bound after the faults healed.
 const PATIENCE_BOUNDS: u32 = 40;
+/// And for so many times what the slowest host needs for its own download.
+const PATIENCE_OWN: u32 = 10;
 /// And for this long, so that pauses after failures and bans end.
 const PATIENCE_MIN: Duration = Duration::from_secs(300);
 /// Violations that are kept of one run.
@@ -51,6 +53,7 @@ pub struct World {
     /// How each manifest is cut.
     spaces: Vec<Space>,
     bound_ns: u64,
+    longest_ns: u64,
     heal: Time,
     rng: ChaCha8Rng,
     now: Time,
@@ -127,6 +130,7 @@ impl World {
         let pieces = spaces.iter().map(|space| space.count() as u64).max().unwrap_or(1);
         let cast = options.scenario.cast(&options, &layout, &mut rng);
         let bound_ns = cast::bound_ns(&layout, &cast, pieces).max(1);
+        let longest_ns = cast::longest_ns(&layout, &cast);
         let heal = Time(0) + Duration::from_nanos(bound_ns) * 3;
         let plan = faults::draw(&options, &layout, &cast, heal.since(Time(0)), &mut rng);
         let links: Vec<_> = cast.iter().map(|player| (player.up, player.down, player.rack)).collect();
@@ -151,6 +155,7 @@ impl World {
             network: Network::new(&links, &racks),
             spaces,
             bound_ns,
+            longest_ns,
             heal: heal.max(last),
             now: Time(0),
             queue,
@@ -175,7 +180,9 @@ impl World {
 
     /// Runs until everyone finished or patience ends.
     pub fn run(mut self) -> Report {
-        let patience = Duration::from_nanos(self.bound_ns) * PATIENCE_BOUNDS + PATIENCE_MIN;
+        let patience = Duration::from_nanos(self.bound_ns) * PATIENCE_BOUNDS
+            + Duration::from_nanos(self.longest_ns) * PATIENCE_OWN
+            + PATIENCE_MIN;
         let end = self.heal + patience;
         while self.open_count > 0 && self.violations.len() < VIOLATIONS_MAX {
             let flow_ends = self.network.next_end();

@@ -1,4 +1,4 @@
-//! Only culprits are banned, each for what it does.
+//! Only culprits are banned, and only liars for wrong bytes.
 
 use weighlock_protocol::swarm::Charge;
 
@@ -18,16 +18,16 @@ impl Check for Culprits {
         let Seen::Banned { by, peer, charge, .. } = seen else {
             return Ok(());
         };
-        let role = world.hosts()[*peer as usize].player.role;
-        let fits = match charge {
-            Charge::WrongBytes(_) => role == Role::Liar,
-            // Who sits on its uploads for ever refuses what comes after.
-            Charge::FalseDeclarations => matches!(role, Role::FalseAnnouncer | Role::Mute),
-            Charge::NeverServes => role == Role::Mute,
-            Charge::Flood => matches!(role, Role::Flooder | Role::Greedy),
-            // Who floods also declines and asks for what was never granted.
-            Charge::Protocol => matches!(role, Role::Garbler | Role::Flooder | Role::Greedy),
+        let role = |host: u32| world.hosts()[host as usize].player.role;
+        let honest = |role: Role| matches!(role, Role::Seed | Role::Fetcher);
+        // What hostile hosts think of others is their own affair, and they are culprits whatever the charge.
+        let unjust = match charge {
+            Charge::WrongBytes(_) => role(*peer) != Role::Liar,
+            _ => honest(role(*peer)),
         };
-        if fits { Ok(()) } else { Err(format!("host {by} banned {peer}, which is a {role:?}: {charge:?}")) }
+        if honest(role(*by)) && unjust {
+            return Err(format!("host {by} banned {peer}, which is a {:?}: {charge:?}", role(*peer)));
+        }
+        Ok(())
     }
 }

@@ -41,14 +41,15 @@ impl Check for Limits {
             }
             Seen::Load { server } => {
                 let host = &world.hosts()[*server as usize];
-                if host.uploading > config.uploads_max {
+                let uploads_max = config.uploads_max.max(config.uploads_release_max);
+                if host.uploading > uploads_max {
                     // The files of a bundle are requests of their own; they count as one upload.
                     let running = host.serving.iter().filter_map(|id| world.transfer(*id));
                     let running = running.filter(|t| matches!(t.stage, Stage::Flowing(_) | Stage::Withheld));
                     let mut uploads: Vec<_> = running.map(|t| (t.by, t.slot)).collect();
                     uploads.sort_unstable();
                     uploads.dedup();
-                    if uploads.len() > config.uploads_max {
+                    if uploads.len() > uploads_max {
                         return Err(format!(
                             "host {server} has {} uploads at a time: {uploads:?}",
                             uploads.len()
@@ -57,7 +58,7 @@ impl Check for Limits {
                 }
                 let waiting = host.serving.len() - host.uploading;
                 // Requests that were promised come on top: one for each file of a bundle.
-                let promised = (config.uploads_max + config.grants_ahead_max) * BUNDLE_LAYERS_MAX;
+                let promised = (uploads_max + config.grants_ahead_max) * BUNDLE_LAYERS_MAX;
                 if waiting > config.requests_max + promised {
                     return Err(format!("{waiting} requests wait at host {server}"));
                 }

@@ -109,6 +109,8 @@ pub enum Seen<'a> {
         from: u32,
         /// The fetch.
         slot: SlotId,
+        /// It was past its deadline.
+        late: bool,
         /// Payload bytes that had come.
         bytes: u64,
     },

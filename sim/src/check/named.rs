@@ -31,7 +31,7 @@ impl Check for Named {
             {
                 *self.wronged.entry((by, from)).or_default() += 1;
             }
-            Seen::Cancelled { by, from, bytes: 0, .. }
+            Seen::Cancelled { by, from, late: true, bytes: 0, .. }
                 if world.hosts()[from as usize].player.role == Role::Mute =>
             {
                 *self.wronged.entry((by, from)).or_default() += 1;

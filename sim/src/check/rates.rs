@@ -28,7 +28,8 @@ impl Check for Rates {
             if let Some(limit) = config.upload_bytes_per_s {
                 let piece = world.options().piece_bytes() as f64;
                 // Requests are let through whole; a bucket may hold a second's worth.
-                let allowed = limit as f64 * (seconds * 1.06 + 1.0) + piece * (config.uploads_max + 1) as f64;
+                let allowed = limit as f64 * (seconds * 1.06 + 1.0)
+                    + piece * (config.uploads_max.max(config.uploads_release_max) + 1) as f64;
                 if sent > allowed {
                     return Err(format!("host {index} sent {sent} bytes and was allowed {allowed}"));
                 }

@@ -42,8 +42,9 @@ impl World {
         match action {
             Action::Broadcast { links, frame } => self.broadcast(index, &links, frame),
             Action::Send { link, frame } => self.send_frame(index, link, frame),
-            Action::Fetch { slot, work, from, parts, .. } => {
-                self.ask(index, slot, work, Host::index_of(&from), &parts);
+            Action::Fetch { slot, work, from, parts, deadline } => {
+                let deadline = self.hosts[index as usize].when(deadline);
+                self.ask(index, (slot, deadline), work, Host::index_of(&from), &parts);
             }
             Action::Cancel { slot } => {
                 if let Some(input) = self.cancel(index, slot) {

@@ -17,7 +17,7 @@ impl World {
     pub(super) fn ask(
         &mut self,
         by: u32,
-        slot: SlotId,
+        (slot, deadline): (SlotId, Time),
         work: WorkId,
         from: u32,
         parts: &[(LayerId, GroupSet)],
@@ -38,7 +38,7 @@ impl World {
             ranges.iter().map(|(layer, groups)| self.request(by, Some(slot), from, *layer, groups.clone()));
         let open: Vec<u64> = open.collect();
         let download =
-            Download { slot, from, open, parts: ranges, stored: Vec::new(), bytes: 0, fault: None };
+            Download { slot, from, deadline, open, parts: ranges, stored: Vec::new(), bytes: 0, fault: None };
         self.hosts[by as usize].downloads.push(download);
     }
 
@@ -115,8 +115,13 @@ impl World {
         }
         if download.open.is_empty() {
             let download = host.downloads.swap_remove(at);
+            // The daemon looks for room after each failure; here the room may have come before the news of it.
+            let has_room = download.fault == Some(Fault::NoSpace) && !host.full;
             let input = self.answer(by, download);
             self.tell(by, input);
+            if has_room {
+                self.tell(by, Input::Room);
+            }
         }
     }
 
@@ -213,8 +218,8 @@ impl World {
         if download.fault != Some(Fault::Verify) {
             download.fault = Some(Fault::Cancelled);
         }
-        let from = download.from;
-        self.see(&Seen::Cancelled { by, from, slot, bytes: download.bytes });
+        let (from, late) = (download.from, download.deadline <= self.now);
+        self.see(&Seen::Cancelled { by, from, slot, late, bytes: download.bytes });
         Some(self.answer(by, download))
     }
 
