@@ -1,5 +1,7 @@
 //! The command line's door: answers each request on `weighlock.sock`.
 
+mod observe;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -87,7 +89,9 @@ async fn answer(
         }
         AdminRequest::View { reference } => json(view(node, stream, &reference).await?),
         AdminRequest::Members => json(members(node).await?),
-        AdminRequest::Peers => json(peers(node).await?),
+        AdminRequest::Peers => json(observe::peers(node).await?),
+        AdminRequest::Where { reference } => json(observe::whereabouts(node, &reference).await?),
+        AdminRequest::Top => json(observe::activity(node).await?),
         AdminRequest::Chain { key } => {
             let ledger = node.facts.ledger();
             let next = ledger.next_chain(&key);
@@ -419,39 +423,6 @@ async fn members(node: &Arc<Node>) -> Result<Vec<MemberRow>> {
         connected: connected.contains(&member.key),
     };
     Ok(ledger.members(now()).map(row).collect())
-}
-
-async fn peers(node: &Arc<Node>) -> Result<Vec<PeerRow>> {
-    let connected: BTreeMap<_, _> =
-        node.control.peers().await.unwrap_or_default().into_iter().map(|peer| (peer.key, peer)).collect();
-    let data = node.data.connections();
-    let traffic = node.fetcher.traffic();
-    let records = node.control.host_records().borrow().clone();
-    let ledger = node.facts.ledger();
-    let row = |member: weighlock_protocol::statement::Member| {
-        let known = records.get(&member.key);
-        let links: Vec<_> = data.iter().filter(|(key, ..)| *key == member.key).collect();
-        let counts = traffic.get(&member.key).copied().unwrap_or_default();
-        let banned = node.fetcher.banned_until(&member.key);
-        PeerRow {
-            host: member.key,
-            name: member.name.clone(),
-            connected: connected.contains_key(&member.key),
-            rtt_ms: connected.get(&member.key).and_then(|peer| peer.rtt_ms),
-            hardware: known.map_or_else(|| "?".into(), |known| known.record.hardware.clone()),
-            labels: member.labels.clone(),
-            version: known.map_or_else(String::new, |known| known.record.version.clone()),
-            data: known.map(|known| known.record.data_addrs.clone()).unwrap_or_default(),
-            data_connections: links.len(),
-            mtu: links.first().map(|(_, _, _, mtu)| *mtu),
-            held: known.map_or(0, |known| known.record.held.len()),
-            record_age_s: known.map(|known| known.heard.elapsed().as_secs()),
-            banned_s: banned.map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
-            fetched_bytes: counts.fetched_bytes,
-            sent_bytes: counts.sent_bytes,
-        }
-    };
-    Ok(ledger.members(now()).filter(|member| member.key != node.host).map(row).collect())
 }
 
 fn submit(node: &Node, json: &str) -> Result<Submitted> {

@@ -203,13 +203,6 @@ impl crate::net::data::Possession for Nothing {
         None
     }
 
-    fn layers_of(
-        &self,
-        _manifest: &weighlock_protocol::ManifestDigest,
-    ) -> Option<Vec<(weighlock_protocol::LayerId, u64)>> {
-        None
-    }
-
     fn grown(&self) -> tokio::sync::watch::Receiver<u64> {
         tokio::sync::watch::channel(0).1
     }

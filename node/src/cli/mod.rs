@@ -13,10 +13,14 @@ mod member;
 mod output;
 mod path;
 mod peers;
+mod progress;
 mod pull;
+mod rate;
 mod rm;
 mod status;
+mod top;
 mod up;
+mod whereis;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -105,6 +109,10 @@ enum Command {
     Path(path::PathCommand),
     /// Other hosts of the cluster, as seen from here
     Peers(peers::Peers),
+    /// Which hosts hold an artifact, and how much of it
+    Where(whereis::Where),
+    /// What is fetched and given to others now, and how fast
+    Top(top::Top),
     /// Three daemons on this machine share a model; takes a minute, leaves nothing behind
     Demo(demo::Demo),
     /// Print a completion script for a shell
@@ -134,6 +142,8 @@ pub fn main() -> ExitCode {
         Command::Pull(command) => command.run(&context),
         Command::Path(command) => command.run(&context),
         Command::Peers(command) => command.run(&context),
+        Command::Where(command) => command.run(&context),
+        Command::Top(command) => command.run(&context),
         Command::Demo(command) => command.run(&context),
         Command::Completions(command) => command.run(&context, &mut Cli::command()),
     };
@@ -169,7 +179,7 @@ impl Context {
         let socket = self.dirs.admin_socket();
         let mut client = connect(&socket)?;
         client.send(request).map_err(|e| lost(&e))?;
-        let mut progress = self.output.progress();
+        let mut progress = self.progress();
         loop {
             let (event, _fds) = client.recv::<Event>().map_err(|e| lost(&e))?;
             match event {
@@ -188,6 +198,11 @@ impl Context {
                 _ => return Err(Error::internal("the daemon sent an answer of the wrong kind")),
             }
         }
+    }
+
+    /// Shows how far something long is.
+    pub(crate) fn progress(&self) -> progress::Bar {
+        progress::Bar::new(self.output, &self.dirs.data)
     }
 
     /// Whether a daemon answers on this store's socket.

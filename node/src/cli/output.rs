@@ -1,26 +1,26 @@
-//! Text for people, JSON for scripts, progress on a terminal.
+//! Text for people, JSON for scripts.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
-use crate::local::message::{Progress, SCHEMA_VERSION};
+use crate::local::message::SCHEMA_VERSION;
 
 /// How to print.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     json: bool,
+    quiet: bool,
     bars: bool,
 }
 
 impl Output {
     pub(crate) fn new(json: bool, quiet: bool) -> Self {
-        Self { json, bars: !json && !quiet && std::io::stderr().is_terminal() }
+        Self { json, quiet, bars: !json && !quiet && std::io::stderr().is_terminal() }
     }
 
     pub(crate) fn is_json(&self) -> bool {
@@ -29,6 +29,12 @@ impl Output {
 
     /// Prints `value` as JSON, or what `text` makes of it.
     pub(crate) fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
+        // `weighlock ls | head` is not an error.
+        self.try_print(value, text).map(drop)
+    }
+
+    /// As [`print`](Self::print); false when nobody reads any more.
+    pub(super) fn try_print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<bool> {
         let line = if self.json {
             let value = serde_json::to_value(value).map_err(Error::internal)?;
             let mut object = match value {
@@ -43,98 +49,20 @@ impl Output {
         let mut out = std::io::stdout().lock();
         let newline = if line.ends_with('\n') || line.is_empty() { "" } else { "\n" };
         match write!(out, "{line}{newline}").and_then(|()| out.flush()) {
-            // `weighlock ls | head` is not an error.
-            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(Error::internal(format!("cannot print: {e}")))
-            }
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+            Err(e) => Err(Error::internal(format!("cannot print: {e}"))),
         }
     }
 
-    pub(crate) fn progress(&self) -> Bar {
-        Bar { output: *self, bar: None, phase: String::new(), pace: Pace::default() }
-    }
-}
-
-/// A progress bar on standard error, or JSON lines, or nothing.
-pub(crate) struct Bar {
-    output: Output,
-    bar: Option<ProgressBar>,
-    phase: String,
-    pace: Pace,
-}
-
-/// Which steps are worth a line: what changed, at most one a second within a phase.
-#[derive(Debug, Default)]
-struct Pace {
-    last: Option<(Instant, Progress)>,
-}
-
-impl Pace {
-    const PAUSE: Duration = Duration::from_secs(1);
-
-    fn is_due(&mut self, now: Instant, step: &Progress) -> bool {
-        let due = match &self.last {
-            None => true,
-            Some((_, last)) if last.phase != step.phase => true,
-            Some((at, last)) => last != step && now.duration_since(*at) >= Self::PAUSE,
-        };
-        if due {
-            self.last = Some((now, step.clone()));
-        }
-        due
-    }
-}
-
-impl Bar {
-    pub(crate) fn show(&mut self, step: &Progress) {
-        if self.output.json {
-            if !self.pace.is_due(Instant::now(), step) {
-                return;
-            }
-            let mut line = json!(step);
-            line["event"] = json!("progress");
-            line["schema_version"] = json!(SCHEMA_VERSION);
-            let _ = writeln!(std::io::stdout().lock(), "{line}");
-            return;
-        }
-        if !self.output.bars {
-            return;
-        }
-        if self.phase != step.phase {
-            self.clear();
-            self.phase.clone_from(&step.phase);
-            let bar = ProgressBar::new(step.total_bytes);
-            let template = match step.phase.as_str() {
-                "look" => "{prefix:>8} for a host that has it, {elapsed}",
-                _ => "{prefix:>8} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left{msg}",
-            };
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("=> "));
-            }
-            bar.set_prefix(step.phase.clone());
-            bar.enable_steady_tick(Duration::from_millis(250));
-            self.bar = Some(bar);
-        }
-        if let Some(bar) = &self.bar {
-            bar.set_length(step.total_bytes);
-            bar.set_position(step.done_bytes);
-            if step.sources > 0 {
-                bar.set_message(format!(", from {}", counted(step.sources, "host")));
-            }
-        }
+    /// Whether progress is drawn.
+    pub(super) fn has_bars(&self) -> bool {
+        self.bars
     }
 
-    pub(crate) fn clear(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.clear();
+    /// Whether only what was asked for is printed.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet
     }
 }
 
@@ -214,21 +142,6 @@ mod tests {
             [counted(0, "file"), counted(1, "file"), counted(2, "file")],
             ["0 files", "1 file", "2 files"]
         );
-    }
-
-    #[test]
-    fn only_what_changed_gets_a_line_and_not_too_often() {
-        let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
-        let step =
-            |phase: &str, done_bytes| Progress { phase: phase.into(), done_bytes, ..Progress::default() };
-        let mut pace = Pace::default();
-        assert!(pace.is_due(at(0), &step("fetch", 0)), "the first");
-        assert!(!pace.is_due(at(5000), &step("fetch", 0)), "nothing new");
-        assert!(pace.is_due(at(5100), &step("fetch", 1)), "new");
-        assert!(!pace.is_due(at(5200), &step("fetch", 2)), "new, but too soon");
-        assert!(pace.is_due(at(5300), &step("seal", 2)), "another phase");
-        assert!(pace.is_due(at(6300), &step("seal", 3)), "a second later");
     }
 
     #[test]

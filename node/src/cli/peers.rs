@@ -4,10 +4,14 @@ use clap::Args;
 
 use super::Context;
 use super::output::{age, bytes, table};
+use super::top::place;
 use crate::error::Result;
 use crate::local::message::{AdminRequest, PeerRow};
 
 /// Other hosts of the cluster, as seen from here.
+///
+/// SHARES counts the artifacts that both fetch or give now as neighbours, IN and OUT the pieces on their way. A near
+/// neighbour stands in the same rack, or racks are not known.
 #[derive(Debug, Args)]
 pub(super) struct Peers {}
 
@@ -31,15 +35,22 @@ impl Peers {
                     row.rtt_ms.map_or("-".into(), |ms| format!("{ms:.1} ms")),
                     row.hardware.clone(),
                     row.data.first().map_or("-".into(), ToString::to_string),
+                    place(row.shared.near).into(),
                     row.held.to_string(),
+                    row.shared.shared.len().to_string(),
+                    row.shared.in_flight.to_string(),
+                    row.shared.uploads.to_string(),
                     bytes(row.fetched_bytes),
                     bytes(row.sent_bytes),
                     row.record_age_s.map_or("-".into(), age),
                 ]
             });
             table(
-                &["NAME", "KEY", "STATE", "RTT", "HARDWARE", "DATA", "HOLDS", "FETCHED", "SENT", "HEARD"],
-                &[3, 6, 7, 8],
+                &[
+                    "NAME", "KEY", "STATE", "RTT", "HARDWARE", "DATA", "PLACE", "HOLDS", "SHARES", "IN",
+                    "OUT", "FETCHED", "SENT", "HEARD",
+                ],
+                &[3, 7, 8, 9, 10, 11, 12],
                 &cells.collect::<Vec<_>>(),
             )
         })

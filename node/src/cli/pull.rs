@@ -86,7 +86,7 @@ fn open(context: &Context, client: &mut Client, reference: &Reference) -> Result
     let request =
         LoaderRequest::Open { reference: reference.to_string(), fds: FdsWanted::None, partial: false };
     client.send(&request).map_err(|e| super::lost(&e))?;
-    let mut bar = context.output.progress();
+    let mut bar = context.progress();
     let mut reused_bytes = 0;
     loop {
         match client.recv::<Event>().map_err(|e| super::lost(&e))?.0 {

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::Context;
 use super::output::{age, bytes, counted};
+use super::progress::{NO_SPACE, disk_full};
 use crate::error::{Error, Kind, Result};
 use crate::local::message::{AdminRequest, Status as Data};
 
@@ -88,6 +89,9 @@ fn text(s: &Data) -> String {
             p.sources
         );
         line("fetching", text);
+        if p.phase == NO_SPACE {
+            line("PAUSED", disk_full(&s.data_dir));
+        }
     }
     if !s.ungated.is_empty() {
         line("ungated", format!("{} (no policy: any published version opens)", s.ungated.join(", ")));

@@ -11,6 +11,9 @@ use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
 
 use crate::error::Error;
 pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened};
+pub use crate::local::observe::{
+    Activity, ArtifactActivity, Evidence, Holder, PeerActivity, PeerRow, Shared, Whereabouts,
+};
 
 /// `schema_version` of everything that `--json` prints.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -56,6 +59,13 @@ pub enum AdminRequest {
     Members,
     /// Answers a list of [`PeerRow`].
     Peers,
+    /// Answers [`Whereabouts`].
+    Where {
+        /// A reference.
+        reference: String,
+    },
+    /// Answers [`Activity`].
+    Top,
     /// Answers [`ChainPosition`]: what the next chained statement of a key must carry.
     Chain {
         /// The signer.
@@ -129,7 +139,8 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Progress {
-    /// `import`, `sync`, `look` (for a host that has the manifest), `reuse`, `fetch`.
+    /// `import`, `sync`, `look` (for a host that has the manifest), `reuse` (of what other artifacts of this host have),
+    /// `fetch`, `seal`, `no space` (the disk is full; it goes on by itself once there is room).
     pub phase: String,
     /// Bytes done.
     pub done_bytes: u64,
@@ -343,41 +354,6 @@ pub struct MemberRow {
     pub this_host: bool,
     /// Whether it is connected on the control plane now.
     pub connected: bool,
-}
-
-/// One line of `weighlock peers`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct PeerRow {
-    /// Host key.
-    pub host: KeyId,
-    /// Name, as its host record or admission says.
-    pub name: String,
-    /// Connected on the control plane.
-    pub connected: bool,
-    /// Round-trip time on the control plane.
-    pub rtt_ms: Option<f64>,
-    /// Hardware key.
-    pub hardware: String,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Software version.
-    pub version: String,
-    /// Data plane addresses.
-    pub data: Vec<SocketAddr>,
-    /// Data connections open now.
-    pub data_connections: usize,
-    /// Path MTU of one of them.
-    pub mtu: Option<u16>,
-    /// Artifacts it declares.
-    pub held: usize,
-    /// Seconds since its record was heard.
-    pub record_age_s: Option<u64>,
-    /// Until when it is banned for bytes that failed verification, in seconds from now.
-    pub banned_s: Option<u64>,
-    /// Bytes fetched from it since the daemon started.
-    pub fetched_bytes: u64,
-    /// Bytes sent to it since the daemon started.
-    pub sent_bytes: u64,
 }
 
 /// Answer to [`AdminRequest::Chain`].
