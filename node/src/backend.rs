@@ -9,12 +9,11 @@ use quinn::{RecvStream, SendStream};
 use tokio::sync::watch;
 use tracing::warn;
 use weighlock_cache::{LayerReader, Store};
-use weighlock_protocol::manifest::Manifest;
 use weighlock_protocol::statement::{Envelope, Kind, Signed, Summary};
 use weighlock_protocol::wire::bao::{GroupSet, all_groups};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest, StatementId};
 
-use crate::facts::{self, Facts};
+use crate::facts::Facts;
 use crate::fetch::Fetcher;
 use crate::net::control::{Acceptance, Backend, IngestReport};
 use crate::net::data::{Pass, Possession, refuse_link};
@@ -179,12 +178,6 @@ impl Possession for DataBackend {
             Ok(Some(info)) => Some((info.size, all_groups(info.size))),
             _ => self.reader(layer).map(|reader| (reader.size(), reader.have())),
         }
-    }
-
-    fn layers_of(&self, manifest: &ManifestDigest) -> Option<Vec<(LayerId, u64)>> {
-        self.facts.ledger().publishes_of(manifest).next()?;
-        let manifest: Manifest = facts::manifest(&self.store, manifest).ok()??;
-        Some(manifest.layers().map(|layer| (layer.id, layer.size)).collect())
     }
 
     fn grown(&self) -> watch::Receiver<u64> {

@@ -356,10 +356,10 @@ fn unix_now() -> u64 {
 }
 
 /// A tmpfs that is unmounted on drop.
-struct Tmpfs(PathBuf);
+pub(crate) struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    fn mount(path: PathBuf, size: &str) -> Self {
+    pub(crate) fn mount(path: PathBuf, size: &str) -> Self {
         let root = rustix::process::geteuid().is_root();
         assert!(root, "this test mounts a small tmpfs to run out of space: it must be run as root");
         fs::create_dir_all(&path).expect("a mount point");
@@ -370,7 +370,7 @@ impl Tmpfs {
         Self(path)
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }

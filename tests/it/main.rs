@@ -9,5 +9,7 @@ mod resume;
 mod share;
 mod stranger;
 mod streaming;
+mod swarm;
 mod tidy;
 mod unshare;
+mod where_top;

@@ -28,7 +28,7 @@ fn a_fetch_survives_kills_and_fetches_little_twice() {
     let alpha = lab.founder("alpha");
     alpha.add(&source, MODEL);
     let mut beta = lab.joined("beta", &alpha);
-    beta.configure("[limits]\nslots_per_peer_max = 1\n");
+    beta.configure("[limits]\ndownload_bytes_per_s = 67108864\n");
     assert!(beta.term().success());
     beta.start();
     beta.hears_of(MODEL);

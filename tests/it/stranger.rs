@@ -50,7 +50,7 @@ fn data_requests(inspected: &Value) -> Vec<(&'static str, Vec<u8>)> {
         ("get of a group", Request::get(layer, &GroupSet::from(0..1), size).encode()),
         ("get of all", Request::get(layer, &all_groups(size), size).encode()),
         ("observe", Request::Observe { layer }.encode()),
-        ("interest", Request::Interest { manifest }.encode()),
+        ("link", Request::Link { manifest }.encode()),
         ("tree", Request::Tree { layer }.encode()),
         ("rubbish", vec![0xff; 300]),
         ("nothing", vec![]),

@@ -16,7 +16,7 @@ const PATH: &str = "model.safetensors";
 const BYTES: u64 = 256 << 20;
 const MIB: u64 = 1 << 20;
 
-/// Two hosts; the first has a big file, the second fetches it from there by one range at a time.
+/// Two hosts; the first has a big file, the second fetches it from there at a limited rate.
 struct Pair {
     alpha: Host,
     beta: Host,
@@ -34,7 +34,7 @@ impl Pair {
         let alpha = lab.founder("alpha");
         alpha.add(&lab.path("source"), MODEL);
         let mut beta = lab.joined("beta", &alpha);
-        beta.configure("[limits]\nslots_per_peer_max = 1\n");
+        beta.configure("[limits]\ndownload_bytes_per_s = 67108864\n");
         assert!(beta.term().success());
         beta.start();
         beta.hears_of(MODEL);

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use weighlock_protocol::swarm::{
-    Action, Event, Input, LinkId, LinkStatus, Poll, RequestId, SlotId, Swarm, WorkId, WorkStatus,
+    Action, Charge, Event, Input, LinkId, LinkStatus, Poll, RequestId, SlotId, Swarm, WorkId, WorkStatus,
 };
 use weighlock_protocol::wire::bao::GroupSet;
 use weighlock_protocol::wire::swarm::Frame;
@@ -21,15 +21,18 @@ use super::Inner;
 use super::gets::{self, Answer};
 use super::jobs::{Job, Works};
 use super::layers::Layers;
-use super::links::{self, Links};
+use super::links::Links;
+use super::neighbours::Linked;
 use super::sources;
 use crate::error::{Error, Result};
-use crate::net::data::{GetError, Pass, open_link, refuse_link};
+use crate::net::data::Pass;
 
 /// How often those who wait are told, and limits of patience are looked at.
 const TELL: Duration = Duration::from_millis(100);
 /// How often hosts that take part are looked for.
 const LOOK: Duration = Duration::from_millis(500);
+/// Room that trees and records of layers take, which were begun before.
+const ROOM_BYTES_LEAST: u64 = 1 << 20;
 /// A manifest that nobody fetches from here any more is closed after this.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Happenings that wait for the loop; those who tell more wait themselves.
@@ -48,9 +51,9 @@ pub(super) enum Happening {
     /// The layers of a complete manifest, for which a link is waiting.
     Serve { digest: ManifestDigest, layers: Option<Vec<(LayerId, u64)>> },
     /// A neighbour sent a frame.
-    Frame { link: LinkId, frame: Frame },
-    /// A neighbour's stream ended.
-    LinkEnded { link: LinkId, peer: KeyId, broke_protocol: bool },
+    Frame { link: LinkId, frame: Frame, taken: OwnedSemaphorePermit },
+    /// A neighbour's stream ended; it `spoke` if any frame came.
+    LinkEnded { link: LinkId, peer: KeyId, spoke: bool, broke_protocol: bool },
     /// A peer asks for groups.
     Asked { peer: KeyId, layer: LayerId, groups: Range<u64>, admitted: oneshot::Sender<Pass> },
     /// Tell what is going on.
@@ -75,35 +78,25 @@ pub struct WorkReport {
     pub links: Vec<LinkStatus>,
 }
 
-/// What came of an attempt to link.
-struct Linked {
-    work: WorkId,
-    peer: KeyId,
-    streams: std::result::Result<(SendStream, RecvStream), GetError>,
-}
-
 pub(super) struct Driver {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     pub(super) swarm: Swarm,
     started: Instant,
     pub(super) works: Works,
     pub(super) layers: Layers,
-    links: Links,
-    by_link: BTreeMap<LinkId, WorkId>,
+    pub(super) links: Links,
+    pub(super) by_link: BTreeMap<LinkId, WorkId>,
     pub(super) slots: BTreeMap<SlotId, CancellationToken>,
     gets: JoinSet<Answer>,
-    linking: JoinSet<Linked>,
+    pub(super) linking: JoinSet<Linked>,
     waiting: BTreeMap<RequestId, oneshot::Sender<Pass>>,
     request_next: u64,
     /// Links that wait until it is known what is here of their manifest.
-    waiting_links: BTreeMap<ManifestDigest, Vec<(KeyId, SendStream, RecvStream)>>,
-    tell: mpsc::Sender<Happening>,
+    pub(super) waiting_links: BTreeMap<ManifestDigest, Vec<(KeyId, SendStream, RecvStream)>>,
+    pub(super) tell: mpsc::Sender<Happening>,
     ended: mpsc::UnboundedSender<Ended>,
     ends: mpsc::UnboundedReceiver<Ended>,
 }
-
-/// Links that wait for one manifest to be looked up.
-const WAITING_LINKS_MAX: usize = 64;
 
 /// Runs until the daemon stops. `heard` is the other end of `Inner::swarm`.
 pub(super) async fn run(inner: Arc<Inner>, mut heard: mpsc::Receiver<Happening>, seed: u64) {
@@ -177,7 +170,7 @@ impl Driver {
         }
     }
 
-    fn input(&mut self, input: Input) {
+    pub(super) fn input(&mut self, input: Input) {
         let now = self.now();
         self.swarm.handle(now, input);
     }
@@ -204,13 +197,12 @@ impl Driver {
             }
             Happening::LinkIn { peer, digest, send, recv } => self.link_in(peer, digest, send, recv),
             Happening::Serve { digest, layers } => self.serve(digest, layers),
-            Happening::Frame { link, frame } => self.input(Input::Frame { link, frame }),
-            Happening::LinkEnded { link, peer, broke_protocol } => {
-                if broke_protocol {
-                    warn!(%peer, "a host's messages about an artifact do not parse");
-                }
-                self.unlink(link);
-                self.input(Input::LinkDown { link });
+            Happening::Frame { link, frame, taken } => {
+                self.input(Input::Frame { link, frame });
+                drop(taken);
+            }
+            Happening::LinkEnded { link, peer, spoke, broke_protocol } => {
+                self.link_ended(link, peer, spoke, broke_protocol);
             }
             Happening::Asked { peer, layer, groups, admitted } => {
                 self.request_next += 1;
@@ -260,7 +252,7 @@ impl Driver {
             Action::Ban { peer, charge, until } => {
                 let duration = until.since(self.now());
                 warn!(%peer, %charge, seconds = duration.as_secs(), "banned a host");
-                self.inner.ban(peer, duration);
+                self.inner.ban(peer, duration, matches!(charge, Charge::WrongBytes(_)));
             }
         }
     }
@@ -399,7 +391,7 @@ impl Driver {
             if let Some(fetch) = &mut work.fetch {
                 fetch.tell(paused);
                 match fetch.stalled {
-                    Some(_) if paused => fetch.stalled = None,
+                    Some(_) if paused || somebody_has_more(&self.swarm, id) => fetch.stalled = None,
                     Some((since, missing)) if since.elapsed() > patience => given_up.push((id, missing)),
                     _ => {}
                 }
@@ -408,140 +400,46 @@ impl Driver {
             }
         }
         for (id, missing) in given_up {
-            let error = Error::unavailable(format!("no reachable host has the {missing} bytes that are missing"));
+            let error =
+                Error::unavailable(format!("no reachable host has the {missing} bytes that are missing"));
             self.close(id, Err(error.hint(
                 "what is here is kept; open it again when a host that has it is up, see `weighlock peers`",
             )));
         }
         idle.into_iter().for_each(|id| self.close(id, Ok(())));
-        if paused && self.has_room() {
-            self.input(Input::Room);
-        }
         self.input(Input::Tick);
     }
 
+    /// True if the disk has room for all layers that were not begun, or for so much of them that it is worth going on.
+    /// What was begun has its room.
     fn has_room(&self) -> bool {
-        let needed = self.swarm.missing_bytes().min(self.inner.limits.room_bytes_min);
+        let fetched = self.works.iter().filter(|(_, work)| work.fetch.is_some());
+        let sizes: BTreeMap<&LayerId, u64> =
+            fetched.flat_map(|(_, work)| work.sizes.iter().map(|(layer, size)| (layer, *size))).collect();
+        let unbegun = sizes.into_iter().filter(|(layer, _)| {
+            self.layers.is_open(layer).is_none() && !matches!(self.inner.store.layer(layer), Ok(Some(_)))
+        });
+        let needed = unbegun.map(|(_, size)| size).sum::<u64>().max(ROOM_BYTES_LEAST);
+        let needed = needed.min(self.inner.limits.room_bytes_min);
         self.inner.store.available_bytes().is_ok_and(|available| available >= needed)
     }
 
-    fn look(&mut self) {
+    pub(super) fn look(&mut self) {
+        if self.swarm.is_paused() && self.has_room() {
+            self.input(Input::Room);
+        }
         let ids: Vec<WorkId> = self.works.iter().map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| self.candidates(id));
     }
 
     /// Tells the swarm who takes part, if that changed.
-    fn candidates(&mut self, id: WorkId) {
+    pub(super) fn candidates(&mut self, id: WorkId) {
         let Some(work) = self.works.get_mut(id) else { return };
         let hosts = sources::candidates(&self.inner, &work.digest);
         if hosts != work.candidates {
             work.candidates.clone_from(&hosts);
             self.input(Input::Candidates { work: id, hosts });
         }
-    }
-
-    fn connect(&mut self, work: WorkId, peer: KeyId) {
-        let Some(digest) = self.works.get(work).map(|work| work.digest) else { return };
-        let inner = self.inner.clone();
-        self.linking.spawn(async move {
-            let open = async {
-                let connection = inner.data.connect(peer, &sources::addresses(&inner, &peer)).await?;
-                open_link(&connection, digest).await
-            };
-            Linked { work, peer, streams: open.await }
-        });
-    }
-
-    fn linked(&mut self, linked: Linked) {
-        let Linked { work, peer, streams } = linked;
-        match streams {
-            Ok(streams) if self.works.get(work).is_some() => self.link(work, peer, streams, true),
-            Ok(_) => {}
-            Err(e) => {
-                debug!(%peer, error = %e, "no link");
-                self.input(Input::ConnectFailed { work, peer });
-            }
-        }
-    }
-
-    fn link(&mut self, work: WorkId, peer: KeyId, streams: (SendStream, RecvStream), ours: bool) {
-        let link = self.links.name();
-        let rack = sources::rack_of(&self.inner, &peer);
-        self.by_link.insert(link, work);
-        if let Some(work) = self.works.get_mut(work) {
-            work.links += 1;
-        }
-        // The reader's frames come through the same channel, so after this.
-        self.links.start(link, peer, streams, self.tell.clone());
-        self.input(Input::LinkUp { link, work, peer, rack, ours });
-    }
-
-    fn unlink(&mut self, link: LinkId) {
-        self.links.close(link);
-        if let Some(work) = self.by_link.remove(&link).and_then(|work| self.works.get_mut(work)) {
-            work.links = work.links.saturating_sub(1);
-            work.idle_since = Instant::now();
-        }
-    }
-
-    fn send(&mut self, to: &[LinkId], frame: &Frame) {
-        let bytes = links::encode(frame);
-        for link in to {
-            if !self.links.send(*link, &bytes) {
-                debug!(link = link.0, "a neighbour reads too slowly, or is gone");
-                self.unlink(*link);
-                self.input(Input::LinkDown { link: *link });
-            }
-        }
-    }
-
-    fn link_in(&mut self, peer: KeyId, digest: ManifestDigest, send: SendStream, recv: RecvStream) {
-        if let Some(id) = self.works.id(&digest) {
-            return self.link(id, peer, (send, recv), false);
-        }
-        let first = !self.waiting_links.contains_key(&digest);
-        if first && self.waiting_links.len() >= WAITING_LINKS_MAX {
-            return refuse_link(send, recv);
-        }
-        let waiting = self.waiting_links.entry(digest).or_default();
-        if waiting.len() >= WAITING_LINKS_MAX {
-            return refuse_link(send, recv);
-        }
-        waiting.push((peer, send, recv));
-        if first {
-            let (inner, tell) = (self.inner.clone(), self.tell.clone());
-            tokio::spawn(async move {
-                let layers = sources::complete_layers(&inner, digest).await;
-                let _ = tell.send(Happening::Serve { digest, layers }).await;
-            });
-        }
-    }
-
-    /// What is here of a manifest that others asked for is known: served if that is all of it.
-    fn serve(&mut self, digest: ManifestDigest, layers: Option<Vec<(LayerId, u64)>>) {
-        let waiting = self.waiting_links.remove(&digest).unwrap_or_default();
-        let id = self.works.id(&digest).or_else(|| {
-            let layers = layers?;
-            let id = self.works.insert(digest, layers.iter().copied().collect(), None);
-            let want = |(layer, size)| weighlock_protocol::swarm::LayerWant {
-                layer,
-                size,
-                missing: GroupSet::empty(),
-            };
-            self.input(Input::Open { work: id, layers: layers.into_iter().map(want).collect() });
-            self.candidates(id);
-            Some(id)
-        });
-        for (peer, send, recv) in waiting {
-            match id {
-                Some(id) => self.link(id, peer, (send, recv), false),
-                None => refuse_link(send, recv),
-            }
-        }
-    }
-
-    pub(super) fn inner(&self) -> &Arc<Inner> {
-        &self.inner
     }
 
     /// Ends what is in flight, so that what was proven is on record before anyone opens these layers again.
@@ -557,4 +455,11 @@ impl Driver {
             }
         }
     }
+}
+
+/// True while something is on its way, or a neighbour has more than this host: it need only wait for its turn.
+fn somebody_has_more(swarm: &Swarm, id: WorkId) -> bool {
+    swarm.status(id).is_some_and(|status| {
+        status.in_flight > 0 || swarm.links(id).iter().any(|link| link.have > status.held)
+    })
 }

@@ -40,7 +40,7 @@ pub(super) fn prepare(
     parts: Vec<(LayerId, GroupSet)>,
     cancel: CancellationToken,
 ) -> impl Future<Output = Answer> + Send + 'static {
-    let inner = driver.inner().clone();
+    let inner = driver.inner.clone();
     let entry = driver.works.get(work);
     let progress = entry.and_then(|work| work.fetch.as_ref()).map(|fetch| fetch.proven.clone());
     let options = GetOptions {

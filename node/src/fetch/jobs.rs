@@ -133,7 +133,12 @@ pub(super) struct Works {
 }
 
 impl Works {
-    pub(super) fn insert(&mut self, digest: ManifestDigest, sizes: BTreeMap<LayerId, u64>, fetch: Option<Fetch>) -> WorkId {
+    pub(super) fn insert(
+        &mut self,
+        digest: ManifestDigest,
+        sizes: BTreeMap<LayerId, u64>,
+        fetch: Option<Fetch>,
+    ) -> WorkId {
         self.next = self.next.wrapping_add(1);
         let id = WorkId(self.next);
         let work =

@@ -1,21 +1,31 @@
 //! Links to neighbours: one task reads frames, one writes them, both end with the stream.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tracing::debug;
 use weighlock_protocol::KeyId;
 use weighlock_protocol::swarm::LinkId;
-use weighlock_protocol::wire::swarm::Frame;
+use weighlock_protocol::wire::data::reset;
+use weighlock_protocol::wire::swarm::{FRAME_BYTES_MAX, Frame};
 
 use super::driver::Happening;
 use crate::net::data::{GetError, read_frame};
 
-/// Frames that wait for a slow neighbour; then its link is given up.
-const QUEUE_MAX: usize = 4_096;
+/// Frames that wait for a slow neighbour; then its link is given up. More than one neighbour may send in a burst, each
+/// of which may be answered, so that a flood is seen for what it is.
+const QUEUE_MAX: usize = 16_384;
+
+/// A neighbour that takes no frame for this long loses its link.
+const TAKE_MAX: Duration = Duration::from_secs(30);
+
+/// Bytes of one neighbour's frames that wait for the loop; then the neighbour waits.
+const UNREAD_BYTES_MAX: usize = FRAME_BYTES_MAX;
 
 /// Owns the tasks and queues of links.
 #[derive(Default)]
@@ -76,10 +86,15 @@ impl Drop for Links {
 }
 
 async fn read(link: LinkId, peer: KeyId, mut recv: RecvStream, heard: mpsc::Sender<Happening>) {
+    let room = Arc::new(Semaphore::new(UNREAD_BYTES_MAX));
+    let mut spoke = false;
     let why = loop {
         match read_frame(&mut recv).await {
-            Ok(Some(frame)) => {
-                if heard.send(Happening::Frame { link, frame }).await.is_err() {
+            Ok(Some((frame, len))) => {
+                spoke = true;
+                let weight = u32::try_from(len.clamp(1, UNREAD_BYTES_MAX)).unwrap_or(u32::MAX);
+                let Ok(taken) = room.clone().acquire_many_owned(weight).await else { return };
+                if heard.send(Happening::Frame { link, frame, taken }).await.is_err() {
                     return;
                 }
             }
@@ -91,13 +106,19 @@ async fn read(link: LinkId, peer: KeyId, mut recv: RecvStream, heard: mpsc::Send
         debug!(%peer, error = %e, "link ended");
     }
     let broke_protocol = matches!(why, Some(GetError::Protocol(_)));
-    let _ = heard.send(Happening::LinkEnded { link, peer, broke_protocol }).await;
+    let _ = heard.send(Happening::LinkEnded { link, peer, spoke, broke_protocol }).await;
 }
 
 async fn write(mut send: SendStream, mut queue: mpsc::Receiver<Bytes>) {
     while let Some(frame) = queue.recv().await {
-        if send.write_chunk(frame).await.is_err() {
-            return;
+        match tokio::time::timeout(TAKE_MAX, send.write_chunk(frame)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => {
+                // Also a link that was closed meanwhile does not wait for ever.
+                let _ = send.reset(VarInt::from_u32(reset::LIMIT));
+                return;
+            }
         }
     }
     if send.finish().is_err() {

@@ -6,6 +6,7 @@ mod gets;
 mod jobs;
 mod layers;
 mod links;
+mod neighbours;
 mod run;
 mod sources;
 mod wait;
@@ -442,9 +443,9 @@ impl Inner {
         error.unwrap_or_else(|| Error::internal("the disk failed"))
     }
 
-    fn ban(&self, peer: KeyId, duration: Duration) {
+    fn ban(&self, peer: KeyId, duration: Duration, lied: bool) {
         self.bans.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Instant::now() + duration);
-        self.count(&peer, |traffic| traffic.lies += 1);
+        self.count(&peer, |traffic| traffic.lies += u64::from(lied));
     }
 }
 

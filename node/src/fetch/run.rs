@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use weighlock_cache::Store;
+use weighlock_cache::{Store, StoreError};
 use weighlock_protocol::LayerId;
 use weighlock_protocol::manifest::Manifest;
 use weighlock_protocol::swarm::LayerWant;
@@ -54,6 +54,9 @@ pub(super) async fn run(
                 let (closed, wait) = oneshot::channel();
                 let _ = inner.swarm.send(Happening::Close { digest, closed: Some(closed) }).await;
                 let _ = wait.await;
+                if inner.stop.is_cancelled() {
+                    return Err(stopping());
+                }
                 return Err(Error::unavailable("the artifact was removed from this host while it was fetched"));
             }
         }
@@ -71,7 +74,11 @@ fn missing(store: &Store, layers: &[(LayerId, u64)]) -> Result<(OpenLayers, Vec<
             continue;
         }
         let missing = if begun.contains(layer) {
-            let partial = store.partial(layer, *size).map_err(Error::from)?;
+            let partial = match store.partial(layer, *size) {
+                // Another fetch sealed it since the look above.
+                Err(StoreError::AlreadySealed(_)) => continue,
+                partial => partial.map_err(Error::from)?,
+            };
             let missing = partial.missing();
             open.insert(*layer, partial);
             missing

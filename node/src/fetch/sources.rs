@@ -11,7 +11,7 @@ use super::{Inner, blocking};
 use crate::error::Error;
 use crate::facts;
 
-/// Hosts that take part in an artifact, as their records say. Those that hold more than they list may, too.
+/// Hosts that take part in an artifact and are not banned, as their records say. Those that hold more than they list may, too.
 pub(super) fn candidates(inner: &Inner, digest: &ManifestDigest) -> Vec<Candidate> {
     let own = inner.control.key();
     let records = inner.control.host_records();
@@ -20,6 +20,7 @@ pub(super) fn candidates(inner: &Inner, digest: &ManifestDigest) -> Vec<Candidat
         let record = &known.record;
         let held = record.held.iter().find(|held| held.digest == *digest);
         let takes_part = *host != own && (held.is_some() || record.held_truncated);
+        let takes_part = takes_part && inner.banned_until(host).is_none();
         takes_part.then(|| Candidate {
             peer: *host,
             rack: rack_id(record),

@@ -1,7 +1,5 @@
 //! The data plane as a library: many providers, losses, resumption, who may connect, and who only takes room.
 
-mod fetch;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,10 +7,10 @@ use std::time::Duration;
 
 use quinn::{ApplicationClose, Connection, ConnectionError, VarInt};
 use tokio::sync::Semaphore;
-use weighlock::net::data::{DataConfig, GetError, JoinDoor, get, observe, possession};
+use weighlock::net::data::{DataConfig, GetError, JoinDoor, get, observe};
 use weighlock_protocol::wire::bao::{GroupSet, all_groups, bytes_in};
-use weighlock_protocol::wire::data::{ALPN_DATA, ALPN_JOIN, HELLO_BYTES_MAX, Hello, Request, close, reset};
-use weighlock_protocol::{ClusterId, KeyId, ManifestDigest};
+use weighlock_protocol::wire::data::{ALPN_DATA, ALPN_JOIN, HELLO_BYTES_MAX, Hello, Request, close};
+use weighlock_protocol::{ClusterId, KeyId};
 
 use crate::plane::{CLUSTER, Disk, Honest, Host, Raw, acquaint, options, soon};
 
@@ -33,54 +31,13 @@ async fn ended(connection: &Connection) -> ConnectionError {
 async fn answers(connection: &Connection, blob: &Honest) {
     let disk = Disk::new();
     let partial = disk.partial(blob);
-    let got = soon("served", get(connection, partial.clone(), 0..2, options())).await;
+    let got = soon("served", get(connection, partial.clone(), GroupSet::from(0..2), options())).await;
     got.end.expect("an honest provider");
     disk.seal(blob, &partial);
 }
 
 fn two_groups() -> Honest {
     Honest::new(20_000, 99)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn possession_of_a_manifest_is_told_and_grows() {
-    let (provider, asker) = (Host::start(), Host::start());
-    acquaint(&[&provider, &asker]);
-    let blobs: Vec<Honest> = (0..3).map(|n| Honest::new(100_000 + n as usize, n)).collect();
-    let manifest = ManifestDigest([4; 32]);
-    let connection = asker.dial(&provider).await;
-    let mut unknown = possession(&connection, manifest).await.expect("open");
-    let refused = soon("an answer", unknown.next()).await;
-    assert!(matches!(refused, Err(GetError::Miss(code)) if code == reset::INTERNAL), "{refused:?}");
-
-    provider.shelf.name(manifest, blobs.iter().map(|blob| (blob.layer, blob.size())).collect());
-    provider.disk.import(&[&blobs[1]]);
-    let _kept = provider.disk.fill(&blobs[2], &GroupSet::from(2..4));
-    let mut declared = possession(&connection, manifest).await.expect("open");
-    let item = soon("an item", declared.next()).await.expect("valid").expect("one");
-    assert_eq!(item.layers, vec![(1, all_groups(blobs[1].size())), (2, GroupSet::from(2..4))]);
-
-    let _kept = [
-        provider.disk.fill(&blobs[2], &GroupSet::from(0..7)),
-        provider.disk.fill(&blobs[0], &GroupSet::from(0..7)),
-    ];
-    provider.shelf.grew();
-    let (mut first, mut last) = (GroupSet::empty(), GroupSet::from(2..4));
-    while let Some(item) = soon("an item", declared.next()).await.expect("valid") {
-        for (layer, groups) in item.layers {
-            match layer {
-                0 => first |= groups,
-                2 => last |= groups,
-                other => panic!("layer {other} was complete before"),
-            }
-        }
-    }
-    assert_eq!(
-        (first, last),
-        (GroupSet::from(0..7), GroupSet::from(0..7)),
-        "the end comes with the last group"
-    );
-    provider.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,7 +61,7 @@ async fn a_revoked_member_is_cut_off_at_once() {
     // It may knock again, and hears why it is not let in; nothing is served before that.
     let again = revoked.dial(&provider).await;
     let disk = Disk::new();
-    let got = soon("refused", get(&again, disk.partial(&blob), 0..2, options())).await;
+    let got = soon("refused", get(&again, disk.partial(&blob), GroupSet::from(0..2), options())).await;
     assert!(matches!(got.end, Err(GetError::Lost(_))) && got.stored.is_empty(), "{:?}", got.end);
     assert!(closed_with(&ended(&again).await, close::NOT_A_MEMBER));
     // Nor is it asked for anything.
@@ -154,7 +111,7 @@ async fn strangers_and_others_keys_are_refused() {
     let blob = two_groups();
     provider.disk.import(&[&blob]);
     let disk = Disk::new();
-    let got = soon("no layer", get(&joiner, disk.partial(&blob), 0..2, options())).await;
+    let got = soon("no layer", get(&joiner, disk.partial(&blob), GroupSet::from(0..2), options())).await;
     assert!(got.end.is_err() && got.stored.is_empty());
 }
 
@@ -424,7 +381,7 @@ async fn two_hosts_that_dial_each_other_at_once_both_get_through() {
                 let partial = partial.clone();
                 tokio::spawn(async move {
                     let connection = plane.connect(key, &[addr]).await.expect("it answers");
-                    get(&connection, partial, group..group + 1, options()).await.end
+                    get(&connection, partial, GroupSet::from(group..group + 1), options()).await.end
                 })
             })
             .collect();

@@ -389,7 +389,9 @@ async fn we_fetch_from_a_stock_provider() {
         starts.reverse();
         for start in starts {
             let range = start..(start + 40).min(groups);
-            let got = soon("fetched", get(&connection, partial.clone(), range.clone(), options())).await;
+            let got =
+                soon("fetched", get(&connection, partial.clone(), GroupSet::from(range.clone()), options()))
+                    .await;
             got.end.expect("an honest provider");
             assert_eq!(got.stored, GroupSet::from(range));
         }
@@ -429,11 +431,12 @@ async fn we_observe_and_fetch_from_a_stock_provider_that_is_incomplete() {
 
     let disk = Disk::new();
     let partial = disk.partial(&blob);
-    let got = soon("fetched", get(&to_second, partial.clone(), 10..30, options())).await;
+    let got = soon("fetched", get(&to_second, partial.clone(), there.clone(), options())).await;
     got.end.expect("it has these");
     assert_eq!((disk.check(&blob), got.bytes), (there.clone(), 20 * GROUP_BYTES));
     for miss in [0..10, 28..32, 100..129] {
-        let got = soon("refused", get(&to_second, partial.clone(), miss.clone(), options())).await;
+        let got =
+            soon("refused", get(&to_second, partial.clone(), GroupSet::from(miss.clone()), options())).await;
         assert!(matches!(got.end, Err(GetError::Miss(_))), "{miss:?}: {:?}", got.end);
         assert!(got.stored.is_subset(&GroupSet::from(28..30)));
     }
@@ -447,7 +450,7 @@ async fn we_observe_and_fetch_from_a_stock_provider_that_is_incomplete() {
     }
     relay(ChunkRanges::all()).await;
     for range in [0..10, 30..129] {
-        let got = soon("fetched", get(&to_second, partial.clone(), range, options())).await;
+        let got = soon("fetched", get(&to_second, partial.clone(), GroupSet::from(range), options())).await;
         got.end.expect("it has these by now");
     }
     disk.seal(&blob, &partial);

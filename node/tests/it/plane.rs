@@ -21,7 +21,7 @@ use weighlock_protocol::wire::bao::{
     BLOCK, Decoder, GROUP_BYTES, GroupSet, Verified, all_groups, canonical_chunks,
 };
 use weighlock_protocol::wire::data::ALPN_DATA;
-use weighlock_protocol::{ClusterId, KeyId, LayerId, ManifestDigest};
+use weighlock_protocol::{ClusterId, KeyId, LayerId};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId([9; 32]);
 /// Long enough for a busy machine; no test waits for it to pass.
@@ -104,14 +104,6 @@ impl Disk {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path().join("data"), StoreConfig::default()).expect("a new store");
-        Self { store, dir }
-    }
-
-    /// Closes the store and opens it again.
-    pub(crate) fn reopened(self) -> Self {
-        let Self { store, dir } = self;
-        drop(store);
-        let store = Store::open(dir.path().join("data"), StoreConfig::default()).expect("the same store");
         Self { store, dir }
     }
 
@@ -201,17 +193,12 @@ pub(crate) fn options() -> GetOptions {
 pub(crate) struct Shelf {
     store: Store,
     grown: watch::Sender<u64>,
-    manifests: Mutex<BTreeMap<ManifestDigest, Vec<(LayerId, u64)>>>,
     sent: Mutex<BTreeMap<KeyId, u64>>,
 }
 
 impl Shelf {
     pub(crate) fn grew(&self) {
         self.grown.send_modify(|n| *n += 1);
-    }
-
-    pub(crate) fn name(&self, manifest: ManifestDigest, layers: Vec<(LayerId, u64)>) {
-        self.manifests.lock().expect("whole").insert(manifest, layers);
     }
 
     pub(crate) fn sent_bytes(&self) -> u64 {
@@ -222,10 +209,6 @@ impl Shelf {
 impl Possession for Shelf {
     fn reader(&self, layer: &LayerId) -> Option<LayerReader> {
         self.store.reader(layer).expect("store")
-    }
-
-    fn layers_of(&self, manifest: &ManifestDigest) -> Option<Vec<(LayerId, u64)>> {
-        self.manifests.lock().expect("whole").get(manifest).cloned()
     }
 
     fn grown(&self) -> watch::Receiver<u64> {
@@ -258,7 +241,6 @@ impl Host {
         let shelf = Arc::new(Shelf {
             store: disk.store.clone(),
             grown: watch::Sender::new(0),
-            manifests: Mutex::default(),
             sent: Mutex::default(),
         });
         let (members, stop) = (watch::Sender::new(Arc::default()), CancellationToken::new());

@@ -99,8 +99,7 @@ impl Asker<'_> {
             match question {
                 Question::Tree => tree(&connection, partial.clone(), options).await,
                 Question::Bytes => {
-                    let got =
-                        get(&connection, partial.clone(), all_groups(partial.size()), options).await;
+                    let got = get(&connection, partial.clone(), all_groups(partial.size()), options).await;
                     self.inner.fetched_bytes.fetch_add(got.bytes, Ordering::Relaxed);
                     self.inner.count(&peer, |traffic| traffic.fetched_bytes += got.bytes);
                     got.end
@@ -125,7 +124,7 @@ impl Asker<'_> {
                 let ban = Duration::from_millis(self.inner.limits.swarm.ban_ms);
                 warn!(%peer, %layer, error = %error, "a host sent a tree or bytes that fail verification");
                 warn!(%peer, %layer, seconds = ban.as_secs(), "banned a host for bytes that fail verification");
-                self.inner.ban(peer, ban);
+                self.inner.ban(peer, ban, true);
             }
             error => debug!(%peer, %layer, error = %error, "not answered; asking another host"),
         }

@@ -9,11 +9,9 @@ use quinn::{Connection, ReadError, ReadExactError, RecvStream, VarInt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weighlock_cache::{PartialLayer, StoreError};
+use weighlock_protocol::LayerId;
 use weighlock_protocol::wire::bao::{DecodeError, Decoder, GROUP_BYTES, GroupSet, Verified};
-use weighlock_protocol::wire::data::{
-    HaveItem, MESSAGE_BYTES_MAX, ObserveItem, Request, RequestError, reset,
-};
-use weighlock_protocol::{LayerId, ManifestDigest};
+use weighlock_protocol::wire::data::{MESSAGE_BYTES_MAX, ObserveItem, Request, RequestError, reset};
 
 /// Longest wait for a peer to take a question about what it has.
 const ASK_MAX: Duration = Duration::from_secs(10);
@@ -215,18 +213,6 @@ pub struct Declared<T> {
 pub async fn observe(connection: &Connection, layer: LayerId) -> Result<Declared<ObserveItem>, GetError> {
     let recv = ask(connection, &Request::Observe { layer }).await?;
     Ok(Declared { recv, parse: ObserveItem::parse })
-}
-
-/// What a peer has of all layers of a manifest, now and as they grow.
-///
-/// # Errors
-/// The connection.
-pub async fn possession(
-    connection: &Connection,
-    manifest: ManifestDigest,
-) -> Result<Declared<HaveItem>, GetError> {
-    let recv = ask(connection, &Request::Interest { manifest }).await?;
-    Ok(Declared { recv, parse: HaveItem::parse })
 }
 
 impl<T> Declared<T> {

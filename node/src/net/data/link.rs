@@ -28,11 +28,11 @@ pub async fn open_link(
     within(OPEN_MAX, open).await?
 }
 
-/// The next frame of a kind that this version knows; `None` at an orderly end.
+/// The next frame of a kind that this version knows, with its length in bytes; `None` at an orderly end.
 ///
 /// # Errors
 /// The connection, or what comes over it.
-pub async fn read_frame(recv: &mut RecvStream) -> Result<Option<Frame>, GetError> {
+pub async fn read_frame(recv: &mut RecvStream) -> Result<Option<(Frame, usize)>, GetError> {
     loop {
         let mut len = [0; 4];
         match recv.read_exact(&mut len).await {
@@ -47,7 +47,7 @@ pub async fn read_frame(recv: &mut RecvStream) -> Result<Option<Frame>, GetError
         let mut body = vec![0; len];
         recv.read_exact(&mut body).await.map_err(exact_error)?;
         if let Some(frame) = Frame::parse(&body).map_err(|e| GetError::Protocol(e.to_string()))? {
-            return Ok(Some(frame));
+            return Ok(Some((frame, len)));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The providing side: answers get, tree, observe and interest from sealed and partial layers.
+//! The providing side: answers get, tree, observe and link from sealed and partial layers.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tracing::debug;
 use weighlock_cache::LayerReader;
 use weighlock_protocol::wire::bao::{self, GROUP_BYTES, GroupSet};
 use weighlock_protocol::wire::data::{
-    HaveItem, KIND_LINK, LINK_BYTES, MESSAGE_BYTES_MAX, ObserveItem, Request, RequestError, reset,
+    KIND_LINK, LINK_BYTES, MESSAGE_BYTES_MAX, ObserveItem, Request, RequestError, reset,
 };
 use weighlock_protocol::wire::tree::{PAIR_BYTES, tree_bytes};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
@@ -37,8 +37,6 @@ pub trait Possession: Send + Sync + 'static {
     fn have(&self, layer: &LayerId) -> Option<(u64, GroupSet)> {
         self.reader(layer).map(|reader| (reader.size(), reader.have()))
     }
-    /// The layers of a manifest in `Manifest::layers` order with their sizes in bytes, if the manifest is known.
-    fn layers_of(&self, manifest: &ManifestDigest) -> Option<Vec<(LayerId, u64)>>;
     /// Changes whenever any layer grew.
     fn grown(&self) -> watch::Receiver<u64>;
     /// Told of every answered get or tree, for the metrics: bytes sent.
@@ -122,7 +120,6 @@ pub async fn serve_stream(
             stream(&*possession, peer, &mut send, read).await
         }
         Ok(Request::Observe { layer }) => observe(possession, layer, &mut send).await.map(|()| 0),
-        Ok(Request::Interest { manifest }) => interest(possession, manifest, &mut send).await.map(|()| 0),
         Ok(Request::Link { .. }) => Err(refuse("it was answered above")),
         Err(RequestError::Unsupported(what)) => {
             Err(Refusal { code: reset::PERMISSION, why: what.to_owned() })
@@ -411,58 +408,6 @@ async fn observe(
             return Ok(());
         }
     }
-}
-
-/// A layer of which not all was told yet: its place in the manifest, its size, what was told.
-type Untold = (u32, LayerId, u64, GroupSet);
-
-/// The same for all layers of a manifest, in one stream, until all of each was told.
-async fn interest(
-    possession: Arc<dyn Possession>,
-    manifest: ManifestDigest,
-    send: &mut SendStream,
-) -> Result<(), Refusal> {
-    let mut grown = possession.grown();
-    let look = possession.clone();
-    let layers = tokio::task::spawn_blocking(move || look.layers_of(&manifest)).await.map_err(refuse)?;
-    let layers = layers.ok_or_else(|| refuse("manifest is not known here"))?;
-    let mut open: Vec<Untold> =
-        layers.into_iter().zip(0..).map(|((layer, size), i)| (i, layer, size, GroupSet::empty())).collect();
-    let mut first = true;
-    while !open.is_empty() || first {
-        grown.borrow_and_update();
-        let look = possession.clone();
-        let swept = tokio::task::spawn_blocking(move || sweep(&*look, open));
-        let news;
-        (open, news) = swept.await.map_err(refuse)?;
-        if first || !news.layers.is_empty() {
-            for item in news.encode() {
-                if send.write_all(&item).await.is_err() {
-                    return Ok(());
-                }
-            }
-            first = false;
-        }
-        if !open.is_empty() && !wait_for_growth(&mut grown, send).await {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-/// What is new of each layer, and those of which something is still missing.
-fn sweep(possession: &dyn Possession, mut open: Vec<Untold>) -> (Vec<Untold>, HaveItem) {
-    let mut news = HaveItem::default();
-    open.retain_mut(|(index, layer, size, told)| {
-        let Some((_, have)) = possession.have(layer).filter(|(known, _)| known == size) else { return true };
-        let fresh = &have - &*told;
-        if !fresh.is_empty() {
-            news.layers.push((*index, fresh));
-        }
-        *told = have;
-        !bao::all_groups(*size).is_subset(told)
-    });
-    (open, news)
 }
 
 /// False when the asker is gone or this host stops.

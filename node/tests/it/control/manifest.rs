@@ -14,13 +14,12 @@ use crate::plane::{Disk, Host, soon};
 /// A fetcher with nothing in its store, over real planes.
 fn fetcher(node: &Node, host: &Host, members: &watch::Sender<Arc<BTreeSet<KeyId>>>) -> Fetcher {
     let limits = FetchLimits {
-        sources_max: 1,
-        slots_per_peer_max: 1,
+        swarm: Default::default(),
         stall: PATIENCE,
         patience: PATIENCE,
         // A test that waited for it to pass would fail before.
         manifest_patience: 10 * PATIENCE,
-        in_flight_bytes_max: 1 << 20,
+        room_bytes_min: 1 << 20,
         delta: Default::default(),
     };
     Fetcher::new(
@@ -29,6 +28,7 @@ fn fetcher(node: &Node, host: &Host, members: &watch::Sender<Arc<BTreeSet<KeyId>
         host.plane.clone(),
         limits,
         members.subscribe(),
+        &Default::default(),
         watch::Sender::new(0),
         node.cancel.clone(),
     )
