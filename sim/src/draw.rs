@@ -58,6 +58,7 @@ pub fn draw(scenario: Scenario, seed: u64) -> Options {
     let slowest = limits.upload_bytes_per_s.unwrap_or(options.up_bytes_per_s).min(options.up_bytes_per_s);
     let piece_ms = piece * 1_000 / slowest.max(1);
     limits.deadline_ms_min = (piece_ms * rng.random_range(20..=60)).max(1_000);
+    limits.rate_initial_bytes_per_s = (slowest / 20).max(1);
     options.faults = faults(rng);
     if one_in(rng, 2) {
         options.hostile = hostile(rng);

@@ -139,6 +139,8 @@ pub struct Limits {
     pub deadline_ms_min: u64,
     /// Requests that wait in all.
     pub requests_max: usize,
+    /// Rate assumed of a peer that was not yet measured, bytes per second.
+    pub rate_initial_bytes_per_s: u64,
 }
 
 impl Options {
@@ -185,6 +187,7 @@ impl Options {
                 frames_burst_max: config.frames_burst_max,
                 deadline_ms_min: config.deadline_ms_min,
                 requests_max: config.requests_max,
+                rate_initial_bytes_per_s: config.rate_initial_bytes_per_s,
             },
         };
         this.pace();
@@ -217,6 +220,7 @@ impl Options {
             frames_burst_max: limits.frames_burst_max,
             deadline_ms_min: limits.deadline_ms_min,
             requests_max: limits.requests_max,
+            rate_initial_bytes_per_s: limits.rate_initial_bytes_per_s,
             ..SwarmConfig::default()
         }
     }
@@ -289,12 +293,13 @@ impl fmt::Display for Options {
         let rate = |limit: Option<u64>| limit.map_or("unlimited".into(), |limit| format!("{limit} B/s"));
         writeln!(
             f,
-            "  limits: up {}, down {}, {} frames at once, {} requests wait, deadlines from {} ms on",
+            "  limits: up {}, down {}, {} frames at once, {} requests wait, deadlines from {} ms on, {} B/s assumed",
             rate(limits.upload_bytes_per_s),
             rate(limits.download_bytes_per_s),
             limits.frames_burst_max,
             limits.requests_max,
-            limits.deadline_ms_min
+            limits.deadline_ms_min,
+            limits.rate_initial_bytes_per_s
         )?;
         writeln!(
             f,

@@ -16,6 +16,8 @@ pub(super) struct Conduct {
     failures: u32,
     misses: u32,
     silences: u32,
+    /// It has sent bytes that proved right at some time.
+    has_served: bool,
     bans: u32,
     not_before: Time,
     banned_until: Time,
@@ -94,6 +96,7 @@ impl Conduct {
 
     /// Takes one more measurement of its rate into account.
     pub(super) fn measure(&mut self, bytes: u64, took: Duration) {
+        self.has_served |= bytes > 0;
         let ns = took.as_nanos().max(1);
         let rate = u64::try_from(u128::from(bytes) * 1_000_000_000 / ns).unwrap_or(u64::MAX);
         self.rate_bytes_per_s = Some(match self.rate_bytes_per_s {
@@ -117,11 +120,12 @@ impl Conduct {
         (self.misses >= config.strikes_max).then_some(Charge::FalseDeclarations)
     }
 
-    /// It sent nothing of what it granted.
+    /// It sent nothing of what it granted. Who has served before may be behind a link that is full: it is only left
+    /// alone for a while.
     pub(super) fn silent(&mut self, config: &SwarmConfig, now: Time) -> Option<Charge> {
         self.silences = self.silences.saturating_add(1);
         self.failed(config, now);
-        (self.silences >= config.strikes_max).then_some(Charge::NeverServes)
+        (self.silences >= config.strikes_max && !self.has_served).then_some(Charge::NeverServes)
     }
 
     /// Nothing more for a long while, longer each time. Returns the end of the ban.
@@ -170,8 +174,10 @@ mod tests {
         assert_eq!(one.missed(&config, Time(0)), None);
         one.delivered(1, Duration::from_secs(1));
         assert_eq!(one.missed(&config, Time(0)), None, "a delivery clears it");
-        assert_eq!(one.silent(&config, Time(0)), None);
-        assert_eq!(one.silent(&config, Time(0)), None);
+        for _ in 0..5 {
+            assert_eq!(one.silent(&config, Time(0)), None, "it has served before");
+        }
+        one.has_served = false;
         assert_eq!(one.silent(&config, Time(0)), Some(Charge::NeverServes));
         one.ban(&config, Time(0));
         peers.of(&config, Time(0), key(2));

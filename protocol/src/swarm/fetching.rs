@@ -31,8 +31,8 @@ pub(super) struct Slot {
     link: LinkId,
     pub(super) from: KeyId,
     pub(super) piece: PieceNo,
-    /// What was asked of each part, if not all that was missing.
-    parts: Option<Vec<(usize, GroupSet)>>,
+    /// What was asked of each part: the rest of the piece may be lost before the fetch ends.
+    parts: Vec<(usize, GroupSet)>,
     bytes: u64,
     started: Time,
     /// It crosses racks, and the rack was told.
@@ -151,11 +151,10 @@ impl Swarm {
         let Some(work) = works.get_mut(&id) else {
             return false;
         };
-        let (mut parts, mut whole) = (work.pieces.missing(piece), true);
+        let mut parts = work.pieces.missing(piece);
         let link = &work.links()[at];
         if !link.have().contains(piece) {
             let Some(have) = link.partial.get(&piece) else { return false };
-            whole = false;
             for (part, lack) in &mut parts {
                 *lack = &*lack & &have[*part];
             }
@@ -199,7 +198,6 @@ impl Swarm {
         }
         self.timers.set(Due::Slot(slot), deadline);
         let shadows = self.shadow(id, slot, &request);
-        let parts = (!whole).then_some(parts);
         self.slots.insert(
             slot,
             Slot {
@@ -270,27 +268,14 @@ impl Swarm {
         let Some(work) = self.works.get_mut(&slot.work) else {
             return;
         };
-        let whole: Vec<(LayerId, GroupSet)> = if self.works_share {
-            let space = &work.pieces.space;
-            let parts = space.parts(slot.piece).iter();
-            parts.map(|part| (space.layer_id(part.layer), GroupSet::from(part.groups.clone()))).collect()
-        } else {
-            Vec::new()
-        };
-        let mut shared = whole;
-        let progress = match &slot.parts {
-            None => vec![work.pieces.store_all(slot.piece)],
-            Some(parts) => {
-                shared.clear();
-                let mut all = Vec::new();
-                for (part, groups) in parts {
-                    let layer = work.pieces.space.parts(slot.piece)[*part].layer;
-                    shared.push((work.pieces.space.layer_id(layer), groups.clone()));
-                    all.push(work.pieces.store(slot.piece, *part, groups));
-                }
-                all
+        let (mut shared, mut progress) = (Vec::new(), Vec::new());
+        for (part, groups) in &slot.parts {
+            let layer = work.pieces.space.parts(slot.piece)[*part].layer;
+            if self.works_share {
+                shared.push((work.pieces.space.layer_id(layer), groups.clone()));
             }
-        };
+            progress.push(work.pieces.store(slot.piece, *part, groups));
+        }
         work.pieces.end(slot.piece, id);
         for progress in progress {
             self.progressed(slot.work, slot.piece, &progress);

@@ -199,21 +199,6 @@ impl Pieces {
         }
     }
 
-    /// The whole piece is stored.
-    pub(super) fn store_all(&mut self, piece: PieceNo) -> Progress {
-        let mut progress = Progress::default();
-        if (piece as usize) >= self.count() || self.held.contains(piece) {
-            return progress;
-        }
-        for (at, lack) in self.missing(piece) {
-            let layer = self.space.parts(piece)[at].layer;
-            self.missing_bytes -= self.space.bytes_in(layer, &lack);
-            self.part_done(layer, &mut progress);
-        }
-        self.piece_done(piece, &mut progress);
-        progress
-    }
-
     /// Groups of one part of a piece are stored.
     pub(super) fn store(&mut self, piece: PieceNo, at: usize, groups: &GroupSet) -> Progress {
         let mut progress = Progress::default();
@@ -331,10 +316,11 @@ mod tests {
         assert_eq!(pieces.idle().iter().collect::<Vec<_>>(), [1, 2, 3]);
         let have: Vec<_> = pieces.have(1_000).concat();
         assert_eq!(have, [(0, GroupSet::from(0..1)), (1, GroupSet::from(0..2)), (2, GroupSet::from(64..65))]);
-        assert!(pieces.store_all(1).piece_complete && pieces.store_all(3).piece_complete);
+        let all = GroupSet::from(0..);
+        assert!(pieces.store(1, 0, &all).piece_complete && pieces.store(3, 0, &all).piece_complete);
         let have: Vec<_> = pieces.have(1_000).concat();
         assert_eq!(have[2].1, &(&GroupSet::from(0..65) | &GroupSet::from(128..192)) & &GroupSet::from(0..));
-        let last = pieces.store_all(2);
+        let last = pieces.store(2, 0, &all);
         assert_eq!((last.layers_complete, last.all_complete), (vec![2], true));
         assert_eq!(pieces.missing_bytes(), 0);
         assert_eq!(pieces.have(2).len(), 3, "cut to the weight");

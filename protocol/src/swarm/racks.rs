@@ -118,6 +118,12 @@ impl Swarm {
             return;
         }
         let mut turns = Turns::new(self.me, mates, work.pieces.count());
+        if let Some(old) = work.turns.take() {
+            turns.seen_ms = old.seen_ms;
+            old.allowed.iter().for_each(|piece| {
+                turns.allowed.insert(piece);
+            });
+        }
         for at in 0..work.links().len() {
             if !work.links()[at].near {
                 let have: Vec<PieceNo> = work.links()[at].have().iter().collect();
@@ -126,7 +132,8 @@ impl Swarm {
         }
         work.turns = Some(turns);
         if !work.pieces.is_complete() {
-            self.timers.set(Due::Turn(id), self.now + Duration::from_millis(self.config.rack_turn_ms));
+            self.timers
+                .set_earlier(Due::Turn(id), self.now + Duration::from_millis(self.config.rack_turn_ms));
         }
     }
 

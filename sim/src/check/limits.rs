@@ -49,6 +49,10 @@ impl Check for Limits {
                     let mut uploads: Vec<_> = running.map(|t| (t.by, t.slot)).collect();
                     uploads.sort_unstable();
                     uploads.dedup();
+                    // What was asked for without a promise may be taken for one more file of a promised bundle.
+                    let promised: Vec<u32> =
+                        uploads.iter().filter(|(_, slot)| slot.is_some()).map(|(by, _)| *by).collect();
+                    uploads.retain(|(by, slot)| slot.is_some() || !promised.contains(by));
                     if uploads.len() > uploads_max {
                         return Err(format!(
                             "host {server} has {} uploads at a time: {uploads:?}",

@@ -101,14 +101,14 @@ pub enum Seen<'a> {
         /// Why it is not the whole range.
         fault: Option<Fault>,
     },
-    /// A fetch was cancelled by the state machine.
-    Cancelled {
-        /// Who cancels.
+    /// A fetch failed as a whole; its state machine is about to hear.
+    Failed {
+        /// Who fetched.
         by: u32,
-        /// Whom it had asked.
+        /// From whom.
         from: u32,
-        /// The fetch.
-        slot: SlotId,
+        /// Why.
+        fault: Fault,
         /// It was past its deadline.
         late: bool,
         /// Payload bytes that had come.

@@ -1,7 +1,7 @@
 //! Whoever is harmed names the culprit: who got wrong bytes bans the sender at once, who was told of bytes that are not
 //! there, or promised bytes that do not come, bans after so many times in a row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use weighlock_protocol::swarm::Fault;
 
@@ -13,7 +13,7 @@ use crate::world::World;
 #[derive(Debug, Default)]
 pub(super) struct Named {
     wronged: BTreeMap<(u32, u32), u32>,
-    cheated: BTreeMap<(u32, u32), ()>,
+    cheated: BTreeSet<(u32, u32)>,
 }
 
 impl Check for Named {
@@ -23,25 +23,25 @@ impl Check for Named {
 
     fn see(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
         match *seen {
-            Seen::Received { by, from, bad: Some(_), .. } => {
-                self.cheated.insert((by, from), ());
+            Seen::Failed { by, from, fault: Fault::Verify, .. } => {
+                self.cheated.insert((by, from));
             }
-            Seen::Received { by, from, fault: Some(Fault::Miss), .. }
-                if world.hosts()[from as usize].player.role == Role::FalseAnnouncer =>
-            {
-                *self.wronged.entry((by, from)).or_default() += 1;
-            }
-            Seen::Cancelled { by, from, late: true, bytes: 0, .. }
-                if world.hosts()[from as usize].player.role == Role::Mute =>
-            {
-                *self.wronged.entry((by, from)).or_default() += 1;
+            Seen::Failed { by, from, fault, late, bytes } => {
+                let wronged = match world.hosts()[from as usize].player.role {
+                    Role::FalseAnnouncer => fault == Fault::Miss,
+                    Role::Mute => fault == Fault::Cancelled && late && bytes == 0,
+                    _ => false,
+                };
+                if wronged {
+                    *self.wronged.entry((by, from)).or_default() += 1;
+                }
             }
             Seen::Banned { by, peer, .. } => {
                 self.cheated.remove(&(by, peer));
                 self.wronged.remove(&(by, peer));
             }
             Seen::Crashed { host } => {
-                self.cheated.retain(|(by, _), ()| *by != host);
+                self.cheated.retain(|(by, _)| *by != host);
                 self.wronged.retain(|(by, _), _| *by != host);
             }
             _ => {}
@@ -50,7 +50,7 @@ impl Check for Named {
     }
 
     fn end(&mut self, world: &World) -> Result<(), String> {
-        if let Some((by, from)) = self.cheated.keys().next() {
+        if let Some((by, from)) = self.cheated.first() {
             return Err(format!("host {by} got wrong bytes from {from} and did not ban it"));
         }
         // Several may be under way when the last straw falls.

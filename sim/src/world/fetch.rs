@@ -177,7 +177,7 @@ impl World {
     }
 
     fn answer(&mut self, by: u32, download: Download) -> Input {
-        let Download { slot, from, stored, bytes, fault, .. } = download;
+        let Download { slot, from, stored, bytes, fault, deadline, .. } = download;
         self.trace.note(
             b'r',
             &[self.now.0, u64::from(by), slot.0, bytes, fault.map_or(0, |fault| 1 + fault as u64)],
@@ -186,6 +186,7 @@ impl World {
             self.seed_released(from, &stored);
             return Input::Stored { slot, bytes };
         };
+        self.see(&Seen::Failed { by, from, fault, late: deadline <= self.now, bytes });
         let stored = stored
             .into_iter()
             .map(|(layer, groups)| (self.layout.layers[layer as usize].id, GroupSet::from(groups)))
@@ -218,8 +219,6 @@ impl World {
         if download.fault != Some(Fault::Verify) {
             download.fault = Some(Fault::Cancelled);
         }
-        let (from, late) = (download.from, download.deadline <= self.now);
-        self.see(&Seen::Cancelled { by, from, slot, late, bytes: download.bytes });
         Some(self.answer(by, download))
     }
 

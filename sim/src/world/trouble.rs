@@ -118,6 +118,10 @@ impl World {
 
     fn rot(&mut self, index: u32, layer: u32, groups: &Range<u64>) {
         let host = &mut self.hosts[index as usize];
+        // A scrub looks at what is there for good, not at a fetch that is not through.
+        if host.downloads.iter().any(|download| download.stored.iter().any(|(of, _)| *of == layer)) {
+            return;
+        }
         let gone = host.disk.spoil(&self.layout, layer, groups);
         if gone.is_empty() {
             return;
