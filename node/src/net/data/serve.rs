@@ -109,6 +109,11 @@ pub async fn serve_stream(
             let Ok(_permit) = uploads[1].acquire().await else { return };
             let get = Get { possession: possession.clone(), layer, chunks, batch_bytes: config.batch_bytes };
             let sent = stream(&*possession, peer, &mut send, move |batches| get.read(batches)).await;
+            if sent.is_ok() {
+                // What waits in buffers is still on its way: the upload lasts until the asker has taken all of it.
+                let _ = send.finish();
+                let _ = tokio::time::timeout(TAKE_MAX, send.stopped()).await;
+            }
             pass.end(*sent.as_ref().unwrap_or(&0), sent.is_ok());
             sent
         }
