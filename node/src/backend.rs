@@ -9,7 +9,7 @@ use quinn::{RecvStream, SendStream};
 use tokio::sync::watch;
 use tracing::warn;
 use weighlock_cache::{LayerReader, Store};
-use weighlock_protocol::statement::{Envelope, Kind, Signed, Summary};
+use weighlock_protocol::statement::{Envelope, Kind, Signed, reconcile};
 use weighlock_protocol::wire::bao::{GroupSet, all_groups};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest, StatementId};
 
@@ -17,9 +17,6 @@ use crate::facts::Facts;
 use crate::fetch::Fetcher;
 use crate::net::control::{Acceptance, Backend, IngestReport};
 use crate::net::data::{Pass, Possession, refuse_link};
-
-/// Bytes of a statement id that an entry id keeps; the rest tells who signed.
-const ENTRY_ID_BYTES: usize = 24;
 
 /// Manifests that came by gossip and wait for the statement beside them to be committed.
 const OFFERED_MAX: usize = 32;
@@ -58,34 +55,20 @@ impl ControlBackend {
 
 impl Backend for ControlBackend {
     fn summary(&self) -> Vec<u8> {
-        serde_json::to_vec(self.facts.ledger().summary()).unwrap_or_default()
+        reconcile::summary(&self.facts.ledger()).0
     }
 
     fn differing(&self, summary: &[u8]) -> Result<Vec<u8>, String> {
-        let theirs: Summary = serde_json::from_slice(summary).map_err(|e| e.to_string())?;
-        Ok(self.facts.ledger().summary().differing(&theirs))
+        reconcile::differing(&self.facts.ledger(), summary)
     }
 
-    /// Entry ids: 24 bytes of the statement's id and 8 that stand for its signers, so that a statement that only
-    /// gained a signature travels too.
     fn ids_in(&self, buckets: &[u8]) -> Vec<StatementId> {
         let ledger = self.facts.ledger();
-        let entries = buckets.iter().flat_map(|bucket| ledger.ids_in(*bucket));
-        entries.map(|entry| entry_id(&entry.id, entry.signers)).collect()
+        buckets.iter().flat_map(|bucket| reconcile::entries(&ledger, *bucket)).collect()
     }
 
     fn statements(&self, ids: &[StatementId]) -> Vec<Vec<u8>> {
-        let full: Vec<StatementId> = {
-            let ledger = self.facts.ledger();
-            let mut buckets: BTreeMap<u8, BTreeMap<[u8; ENTRY_ID_BYTES], StatementId>> = BTreeMap::new();
-            let find = |id: &StatementId| {
-                let bucket = buckets.entry(id.0[0]).or_insert_with(|| {
-                    ledger.ids_in(id.0[0]).map(|entry| (prefix(&entry.id), entry.id)).collect()
-                });
-                bucket.get(&prefix(id)).copied()
-            };
-            ids.iter().filter_map(find).collect()
-        };
+        let full = reconcile::named(&self.facts.ledger(), ids);
         self.facts.envelopes(&full).unwrap_or_else(|e| {
             warn!(error = %e, "statements could not be read for a peer");
             Vec::new()
@@ -142,18 +125,6 @@ impl Backend for ControlBackend {
         }
         offered.insert(ManifestDigest::of(&bytes), bytes);
     }
-}
-
-fn prefix(id: &StatementId) -> [u8; ENTRY_ID_BYTES] {
-    let mut prefix = [0; ENTRY_ID_BYTES];
-    prefix.copy_from_slice(&id.0[..ENTRY_ID_BYTES]);
-    prefix
-}
-
-fn entry_id(id: &StatementId, signers: u64) -> StatementId {
-    let mut entry = id.0;
-    entry[ENTRY_ID_BYTES..].copy_from_slice(&signers.to_le_bytes());
-    StatementId(entry)
 }
 
 /// Layers for the data plane.

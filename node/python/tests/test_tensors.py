@@ -101,7 +101,8 @@ class TensorsWithoutNumpy(Case):
             self.assertNotIn("\x1b", out)
             report = json.loads(run(REF, "--json")[1])
             self.assertEqual((len(report["files"]), len(report["tensors"])), (5, 7))
-            self.assertEqual(run("a/b:1"), (1, "", "error: no a/b:1\nhint: weighlock ls\n"))
+            self.assertEqual(run("a/b:1"), (4, "", "error: no a/b:1\nhint: weighlock ls\n"))
+        self.assertEqual(run(REF)[0], 6, "nobody listens any more")
 
 
 @unittest.skipIf(numpy is None, "NumPy is not installed")

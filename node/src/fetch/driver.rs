@@ -1,6 +1,6 @@
 //! The loop around the swarm: select, handle, drain. It decides nothing itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use weighlock_protocol::swarm::{
-    Action, Charge, Event, Input, LinkId, LinkStatus, Poll, RequestId, SlotId, Swarm, WorkId, WorkStatus,
+    Action, Charge, Event, Fault, Input, LinkId, LinkStatus, Poll, RequestId, SlotId, Swarm, WorkId,
+    WorkStatus,
 };
 use weighlock_protocol::wire::bao::GroupSet;
 use weighlock_protocol::wire::swarm::Frame;
@@ -31,6 +32,8 @@ use crate::net::data::Pass;
 const TELL: Duration = Duration::from_millis(100);
 /// How often hosts that take part are looked for.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often the provider table is asked who has what is fetched.
+const LIST: Duration = Duration::from_secs(10);
 /// Room that trees and records of layers take, which were begun before.
 const ROOM_BYTES_LEAST: u64 = 1 << 20;
 /// A manifest that nobody fetches from here any more is closed after this.
@@ -56,6 +59,8 @@ pub(super) enum Happening {
     LinkEnded { link: LinkId, peer: KeyId, spoke: bool, broke_protocol: bool },
     /// A peer asks for groups.
     Asked { peer: KeyId, layer: LayerId, groups: Range<u64>, admitted: oneshot::Sender<Pass> },
+    /// Hosts that the provider table lists for a manifest.
+    Listed { digest: ManifestDigest, hosts: BTreeSet<KeyId> },
     /// Tell what is going on.
     Status { answer: oneshot::Sender<Vec<WorkReport>> },
 }
@@ -86,7 +91,8 @@ pub(super) struct Driver {
     pub(super) layers: Layers,
     pub(super) links: Links,
     pub(super) by_link: BTreeMap<LinkId, WorkId>,
-    pub(super) slots: BTreeMap<SlotId, CancellationToken>,
+    /// Fetches in flight: how to end them, and the task of each.
+    slots: BTreeMap<SlotId, (CancellationToken, tokio::task::Id)>,
     gets: JoinSet<Answer>,
     pub(super) linking: JoinSet<Linked>,
     waiting: BTreeMap<RequestId, oneshot::Sender<Pass>>,
@@ -128,6 +134,7 @@ impl Driver {
     async fn drive(&mut self, heard: &mut mpsc::Receiver<Happening>) {
         let mut tell = tokio::time::interval(TELL);
         let mut look = tokio::time::interval(LOOK);
+        let mut list = tokio::time::interval(LIST);
         let stop = self.inner.stop.clone();
         loop {
             let wake = self.drain();
@@ -146,13 +153,14 @@ impl Driver {
                 }
                 Some(answer) = self.gets.join_next() => match answer {
                     Ok(answer) => self.answered(answer),
-                    Err(e) => warn!(error = %e, "a fetch ended without an answer"),
+                    Err(e) => self.broken(&e),
                 },
                 Some(linked) = self.linking.join_next() => if let Ok(linked) = linked { self.linked(linked) },
                 (layers, result) = self.layers.sealed() => self.sealed(&layers, &result),
                 () = wake_at => self.input(Input::Tick),
                 _ = tell.tick() => self.look_after(),
                 _ = look.tick() => self.look(),
+                _ = list.tick() => self.look_up(),
             }
         }
     }
@@ -184,7 +192,8 @@ impl Driver {
             Happening::Fetch(job) => self.fetch(*job),
             Happening::Close { digest, closed } => {
                 if let Some(id) = self.works.id(&digest) {
-                    self.close(id, Err(Error::unavailable("the artifact was removed from this host")));
+                    let removed = Error::unavailable("the artifact was removed from this host");
+                    self.close(id, Err(removed.hint("open it again to fetch it anew")));
                 }
                 drop(closed);
             }
@@ -210,6 +219,14 @@ impl Driver {
                 self.waiting.insert(request, admitted);
                 self.input(Input::Asked { request, peer, layer, range: groups });
             }
+            Happening::Listed { digest, hosts } => {
+                if let Some(id) = self.works.id(&digest) {
+                    if let Some(work) = self.works.get_mut(id) {
+                        work.listed = hosts;
+                    }
+                    self.candidates(id);
+                }
+            }
             Happening::Status { answer } => {
                 let report = |(id, work): (WorkId, &super::jobs::Work)| {
                     let status = self.swarm.status(id)?;
@@ -228,12 +245,12 @@ impl Driver {
             Action::Broadcast { links, frame } => self.send(&links, &frame),
             Action::Fetch { slot, work, from, parts, deadline: _ } => {
                 let cancel = CancellationToken::new();
-                self.slots.insert(slot, cancel.clone());
-                let get = gets::prepare(self, slot, work, from, parts, cancel);
-                self.gets.spawn(get);
+                let get = gets::prepare(self, slot, work, from, parts, cancel.clone());
+                let task = self.gets.spawn(get).id();
+                self.slots.insert(slot, (cancel, task));
             }
             Action::Cancel { slot } => {
-                if let Some(cancel) = self.slots.get(&slot) {
+                if let Some((cancel, _)) = self.slots.get(&slot) {
                     cancel.cancel();
                 }
             }
@@ -313,6 +330,7 @@ impl Driver {
             self.layers.complete(layer);
         }
         let id = self.works.insert(digest, sizes, Some(fetch));
+        sources::look_up(&self.inner, digest);
         self.input(Input::Open { work: id, layers });
         self.candidates(id);
         self.finish();
@@ -331,6 +349,16 @@ impl Driver {
             for layer in work.sizes.keys().filter(|layer| !self.works.uses(layer)) {
                 self.layers.close(layer);
             }
+        }
+    }
+
+    /// A task ended without an answer, by a panic: the swarm hears that its fetch failed, so that another may do it.
+    fn broken(&mut self, error: &tokio::task::JoinError) {
+        warn!(error = %error, "a fetch ended without an answer");
+        let of_task = self.slots.iter().find(|(_, (_, task))| *task == error.id());
+        if let Some(slot) = of_task.map(|(slot, _)| *slot) {
+            self.slots.remove(&slot);
+            self.input(Input::Failed { slot, fault: Fault::Lost, stored: Vec::new() });
         }
     }
 
@@ -432,10 +460,17 @@ impl Driver {
         ids.into_iter().for_each(|id| self.candidates(id));
     }
 
+    /// Asks the provider table who has what is fetched: records list only so many artifacts of a host.
+    fn look_up(&mut self) {
+        for (_, work) in self.works.iter().filter(|(_, work)| work.fetch.is_some()) {
+            sources::look_up(&self.inner, work.digest);
+        }
+    }
+
     /// Tells the swarm who takes part, if that changed.
     pub(super) fn candidates(&mut self, id: WorkId) {
         let Some(work) = self.works.get_mut(id) else { return };
-        let hosts = sources::candidates(&self.inner, &work.digest);
+        let hosts = sources::candidates(&self.inner, &work.digest, &work.listed);
         if hosts != work.candidates {
             work.candidates.clone_from(&hosts);
             self.input(Input::Candidates { work: id, hosts });
@@ -444,7 +479,7 @@ impl Driver {
 
     /// Ends what is in flight, so that what was proven is on record before anyone opens these layers again.
     async fn wind_down(&mut self) {
-        self.slots.values().for_each(CancellationToken::cancel);
+        self.slots.values().for_each(|(cancel, _)| cancel.cancel());
         while self.gets.join_next().await.is_some() {}
         self.layers.wind_down().await;
         let stopping = || Error::unavailable("the daemon is stopping").hint("open it again; it resumes");

@@ -33,6 +33,8 @@ pub(super) struct Work {
     /// Who waits for it; nobody once it is complete.
     pub(super) fetch: Option<Fetch>,
     pub(super) candidates: Vec<Candidate>,
+    /// Hosts that the provider table lists.
+    pub(super) listed: BTreeSet<KeyId>,
     pub(super) links: usize,
     /// Since when nobody is linked and nobody waits.
     pub(super) idle_since: Instant,
@@ -141,8 +143,15 @@ impl Works {
     ) -> WorkId {
         self.next = self.next.wrapping_add(1);
         let id = WorkId(self.next);
-        let work =
-            Work { digest, sizes, fetch, candidates: Vec::new(), links: 0, idle_since: Instant::now() };
+        let work = Work {
+            digest,
+            sizes,
+            fetch,
+            candidates: Vec::new(),
+            listed: BTreeSet::new(),
+            links: 0,
+            idle_since: Instant::now(),
+        };
         self.by_id.insert(id, work);
         self.ids.insert(digest, id);
         id

@@ -440,7 +440,9 @@ impl Inner {
 
     fn disk_error(&self) -> Error {
         let error = self.disk_error.lock().unwrap_or_else(PoisonError::into_inner).take();
-        error.unwrap_or_else(|| Error::internal("the disk failed"))
+        error.unwrap_or_else(|| {
+            Error::internal("the disk failed").hint("see the daemon's log; open it again, it resumes")
+        })
     }
 
     fn ban(&self, peer: KeyId, duration: Duration, lied: bool) {

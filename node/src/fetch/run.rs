@@ -57,7 +57,8 @@ pub(super) async fn run(
                 if inner.stop.is_cancelled() {
                     return Err(stopping());
                 }
-                return Err(Error::unavailable("the artifact was removed from this host while it was fetched"));
+                let removed = Error::unavailable("the artifact was removed from this host while it was fetched");
+                return Err(removed.hint("open it again to fetch it anew"));
             }
         }
     }

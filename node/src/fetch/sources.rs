@@ -2,32 +2,50 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use weighlock_protocol::swarm::{Candidate, RackId};
 use weighlock_protocol::wire::host::HostRecord;
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
+use super::driver::Happening;
 use super::{Inner, blocking};
 use crate::error::Error;
 use crate::facts;
 
-/// Hosts that take part in an artifact and are not banned, as their records say. Those that hold more than they list may, too.
-pub(super) fn candidates(inner: &Inner, digest: &ManifestDigest) -> Vec<Candidate> {
-    let own = inner.control.key();
+/// Hosts that take part in an artifact and are not banned, as their records or the provider table say. Those that hold
+/// more than they list may, too.
+pub(super) fn candidates(inner: &Inner, digest: &ManifestDigest, listed: &BTreeSet<KeyId>) -> Vec<Candidate> {
     let records = inner.control.host_records();
     let records = records.borrow();
-    let candidate = |(host, known): (&KeyId, &crate::net::control::KnownHost)| {
+    let mut found: BTreeMap<KeyId, Candidate> = BTreeMap::new();
+    for peer in listed {
+        let rack = records.get(peer).and_then(|known| rack_id(&known.record));
+        found.insert(*peer, Candidate { peer: *peer, rack, complete: false });
+    }
+    for (peer, known) in records.iter() {
         let record = &known.record;
         let held = record.held.iter().find(|held| held.digest == *digest);
-        let takes_part = *host != own && (held.is_some() || record.held_truncated);
-        let takes_part = takes_part && inner.banned_until(host).is_none();
-        takes_part.then(|| Candidate {
-            peer: *host,
-            rack: rack_id(record),
-            complete: held.is_some_and(|held| held.complete),
-        })
-    };
-    records.iter().filter_map(candidate).collect()
+        if held.is_some() || record.held_truncated {
+            let complete = held.is_some_and(|held| held.complete);
+            found.insert(*peer, Candidate { peer: *peer, rack: rack_id(record), complete });
+        }
+    }
+    found.remove(&inner.control.key());
+    found.into_values().filter(|host| inner.banned_until(&host.peer).is_none()).collect()
+}
+
+/// Asks the provider table who has an artifact and tells the loop, beside the rest: a member that is down makes the
+/// look-up wait.
+pub(super) fn look_up(inner: &Arc<Inner>, digest: ManifestDigest) {
+    let asking = inner.clone();
+    inner.tasks.spawn(async move {
+        let hosts = tokio::select! {
+            hosts = asking.control.providers(digest) => hosts.unwrap_or_default().into_iter().collect(),
+            () = asking.stop.cancelled() => return,
+        };
+        let _ = asking.swarm.send(Happening::Listed { digest, hosts }).await;
+    });
 }
 
 /// Hosts that may have something of an artifact: those that say they have all of it come first, then those that are

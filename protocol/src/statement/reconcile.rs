@@ -147,37 +147,66 @@ impl Reconciliation {
         }
     }
 
-    /// Holds a peer's page of ids against our own set.
     fn compare(&mut self, own: &Ledger, page: Vec<BucketIds>) -> Result<(), ReconcileError> {
-        let numbers: Vec<u8> = page.iter().map(|b| b.bucket).collect();
-        let complete = page.iter().filter(|b| b.complete).count();
-        let partial = page.last().filter(|b| !b.complete);
-        let in_order = self.left.starts_with(&numbers) && !page.is_empty();
-        if !in_order || complete + usize::from(partial.is_some()) != page.len() {
-            return Err(ReconcileError::Rubbish("a page of ids that is not the one asked for"));
-        }
-        if partial.is_some_and(|b| b.ids.is_empty()) {
-            return Err(ReconcileError::Rubbish("a page of ids that leads nowhere"));
-        }
-        let next = partial.and_then(|b| b.ids.last().copied());
-        for (n, theirs) in page.into_iter().enumerate() {
-            let after = self.after.filter(|_| n == 0);
-            if after.is_some() && theirs.ids.first().copied() <= after && !theirs.ids.is_empty() {
-                return Err(ReconcileError::Rubbish("a page of ids that starts before the place asked for"));
-            }
-            let end = theirs.ids.last().copied().filter(|_| !theirs.complete);
-            let mine: BTreeSet<StatementId> = entries(own, theirs.bucket, after)
-                .into_iter()
-                .filter(|id| end.is_none_or(|end| *id <= end))
-                .collect();
-            let theirs: BTreeSet<StatementId> = theirs.ids.into_iter().collect();
-            self.want.extend(theirs.difference(&mine));
-            self.give.extend(mine.difference(&theirs));
-        }
-        self.left.drain(..complete);
-        self.after = next;
+        let found = compare_page(&self.left, self.after, page, |bucket| entries(own, bucket))?;
+        self.want.extend(found.want);
+        self.give.extend(found.give);
+        (self.left, self.after) = (found.left, found.after);
         Ok(())
     }
+}
+
+/// What one page of ids showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Entry ids that the peer has and this host lacks.
+    pub want: Vec<StatementId>,
+    /// Entry ids that this host has and the peer lacks.
+    pub give: Vec<StatementId>,
+    /// Buckets that are still to be compared.
+    pub left: Vec<u8>,
+    /// Of the first of them, only entry ids greater than this.
+    pub after: Option<StatementId>,
+}
+
+/// Holds a peer's page of ids against our own set: `asked` and `after` are what was asked for, `ids_of` gives our own
+/// entry ids of a bucket, in any order.
+///
+/// # Errors
+/// [`ReconcileError::Rubbish`].
+pub fn compare_page(
+    asked: &[u8],
+    after: Option<StatementId>,
+    page: Vec<BucketIds>,
+    ids_of: impl Fn(u8) -> Vec<StatementId>,
+) -> Result<Difference, ReconcileError> {
+    let numbers: Vec<u8> = page.iter().map(|b| b.bucket).collect();
+    let complete = page.iter().filter(|b| b.complete).count();
+    let partial = page.last().filter(|b| !b.complete);
+    let in_order = asked.starts_with(&numbers) && !page.is_empty();
+    if !in_order || complete + usize::from(partial.is_some()) != page.len() {
+        return Err(ReconcileError::Rubbish("a page of ids that is not the one asked for"));
+    }
+    if partial.is_some_and(|b| b.ids.is_empty()) {
+        return Err(ReconcileError::Rubbish("a page of ids that leads nowhere"));
+    }
+    let next = partial.and_then(|b| b.ids.last().copied());
+    let (mut want, mut give) = (Vec::new(), Vec::new());
+    for (n, theirs) in page.into_iter().enumerate() {
+        let after = after.filter(|_| n == 0);
+        if after.is_some() && theirs.ids.first().copied() <= after && !theirs.ids.is_empty() {
+            return Err(ReconcileError::Rubbish("a page of ids that starts before the place asked for"));
+        }
+        let end = theirs.ids.last().copied().filter(|_| !theirs.complete);
+        let mine: BTreeSet<StatementId> = beyond(ids_of(theirs.bucket), after)
+            .into_iter()
+            .filter(|id| end.is_none_or(|end| *id <= end))
+            .collect();
+        let theirs: BTreeSet<StatementId> = theirs.ids.into_iter().collect();
+        want.extend(theirs.difference(&mine));
+        give.extend(mine.difference(&theirs));
+    }
+    Ok(Difference { want, give, left: asked[complete..].to_vec(), after: next })
 }
 
 /// The bytes of this host's summary.
@@ -201,9 +230,19 @@ pub fn ids_page(
     after: Option<StatementId>,
     config: &ReconcileConfig,
 ) -> Vec<BucketIds> {
-    let (mut page, mut room) = (Vec::new(), config.ids_max.clamp(1, IDS_MAX));
+    cut_page(buckets, after, config.ids_max, |bucket| entries(own, bucket))
+}
+
+/// The same where `ids_of` gives the entry ids of a bucket, in any order; at most `ids_max` of them.
+pub fn cut_page(
+    buckets: &[u8],
+    after: Option<StatementId>,
+    ids_max: usize,
+    ids_of: impl Fn(u8) -> Vec<StatementId>,
+) -> Vec<BucketIds> {
+    let (mut page, mut room) = (Vec::new(), ids_max.clamp(1, IDS_MAX));
     for (n, &bucket) in buckets.iter().enumerate() {
-        let mut ids = entries(own, bucket, after.filter(|_| n == 0));
+        let mut ids = beyond(ids_of(bucket), after.filter(|_| n == 0));
         let complete = ids.len() <= room;
         ids.truncate(room);
         room -= ids.len();
@@ -242,9 +281,15 @@ fn prefix(id: &StatementId) -> [u8; ENTRY_ID_BYTES] {
     prefix
 }
 
-fn entries(own: &Ledger, bucket: u8, after: Option<StatementId>) -> Vec<StatementId> {
-    let mut ids: Vec<StatementId> = own.ids_in(bucket).map(|entry| entry_id(&entry)).collect();
+/// Entry ids of a bucket.
+pub fn entries(own: &Ledger, bucket: u8) -> Vec<StatementId> {
+    own.ids_in(bucket).map(|entry| entry_id(&entry)).collect()
+}
+
+/// Those greater than `after`, in order, each once.
+fn beyond(mut ids: Vec<StatementId>, after: Option<StatementId>) -> Vec<StatementId> {
     ids.retain(|id| after.is_none_or(|after| *id > after));
     ids.sort_unstable();
+    ids.dedup();
     ids
 }

@@ -317,11 +317,16 @@ impl Swarm {
         let conduct = self.peers.of(&self.config, now, slot.from);
         let charge = match (fault, slot.cancelled) {
             (Fault::Verify, _) => {
-                let layer = stored.first().map(|(layer, _)| *layer).or_else(|| {
-                    let space = &self.works.get(&slot.work)?.pieces.space;
-                    Some(space.layer_id(space.parts(slot.piece).first()?.layer))
+                // The first part that did not come whole.
+                let wrong = self.works.get(&slot.work).and_then(|work| {
+                    let space = &work.pieces.space;
+                    slot.parts.iter().find_map(|(part, asked)| {
+                        let layer = space.layer_id(space.parts(slot.piece).get(*part)?.layer);
+                        let mut whole = stored.iter().filter(|(other, _)| *other == layer);
+                        (!whole.any(|(_, groups)| asked.is_subset(groups))).then_some(layer)
+                    })
                 });
-                layer.map(Charge::WrongBytes)
+                wrong.map(Charge::WrongBytes)
             }
             (Fault::Miss, _) => {
                 let charge = conduct.missed(&self.config, now);

@@ -10,10 +10,19 @@ from typing import List, Optional
 
 from . import Artifact, Error, Progress, TensorInfo, __version__
 from . import open as open_artifact
+from ._errors import ConnectionError, Invalid, NotFound, NotMember, Refused, TimeoutError, Unavailable
+
+# The table of exit codes in the README of Weighlock; the first that fits counts.
+_EXIT_CODES = (
+    (Invalid, 2),
+    (NotFound, 4),
+    ((Refused, NotMember), 5),
+    ((Unavailable, ConnectionError, TimeoutError), 6),
+)
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Runs the command; 0 when it worked, 1 after an error. (argparse exits with 2 for wrong usage.)"""
+    """Runs the command; 0 when it worked, else the exit code that `weighlock` has for the same error."""
     parser = argparse.ArgumentParser(
         prog="python -m weighlock", description="List the files and tensors of an artifact of the local daemon."
     )
@@ -32,11 +41,20 @@ def main(arguments: Optional[List[str]] = None) -> int:
             sys.stdout.flush()
     except Error as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _exit_code(error)
     except BrokenPipeError:
         # The reader (`head`) has seen enough; keep the interpreter from complaining at its own last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _exit_code(error: Error) -> int:
+    if error.code == "integrity":
+        return 7
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            return code
+    return 1
 
 
 def _progress(at: Progress) -> None:

@@ -1,11 +1,11 @@
 //! Makes two hosts' statement sets equal: the side that begins, and the pages that the other side cuts.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::PeerId;
 use tokio::sync::{mpsc, oneshot};
+use weighlock_protocol::statement::reconcile;
 use weighlock_protocol::wire::control::{
     Blob, BucketIds, IDS_MAX, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response, STATEMENT_BYTES_MAX,
     STATEMENTS_MAX,
@@ -87,7 +87,8 @@ pub(super) async fn reconcile(
             return rubbish("a request for ids was answered with something else");
         };
         let store = Arc::clone(backend);
-        let diff = blocking(move || compare(store.as_ref(), &left, after, page)).await??;
+        let compare = move || reconcile::compare_page(&left, after, page, |bucket| store.ids_in(&[bucket]));
+        let diff = blocking(compare).await?.map_err(|e| SyncError::Rubbish(e.to_string()))?;
         fetch(link, from, backend, diff.want, moved).await?;
         push(link, backend, diff.give, limits.sync_page_bytes_max, moved).await?;
         (left, after) = (diff.left, diff.after);
@@ -97,22 +98,7 @@ pub(super) async fn reconcile(
 
 /// One page of the ids in `buckets`, of the first only those greater than `after`.
 pub(super) fn ids_page(backend: &dyn Backend, buckets: &[u8], after: Option<StatementId>) -> Vec<BucketIds> {
-    let (mut page, mut room) = (Vec::new(), IDS_MAX);
-    for (n, &bucket) in buckets.iter().enumerate() {
-        let after = after.filter(|_| n == 0);
-        let mut ids = own_ids(backend, bucket, after);
-        let complete = ids.len() <= room;
-        ids.truncate(room);
-        room -= ids.len();
-        if ids.is_empty() && !complete {
-            break;
-        }
-        page.push(BucketIds { bucket, ids, complete });
-        if !complete {
-            break;
-        }
-    }
-    page
+    reconcile::cut_page(buckets, after, IDS_MAX, |bucket| backend.ids_in(&[bucket]))
 }
 
 /// The statements that fit into one message, and how many of the ids that covers.
@@ -134,57 +120,6 @@ pub(super) fn statements_page(
         }
     }
     (statements, done)
-}
-
-struct Difference {
-    want: Vec<StatementId>,
-    give: Vec<StatementId>,
-    left: Vec<u8>,
-    after: Option<StatementId>,
-}
-
-/// Holds a peer's page of ids against our own set.
-fn compare(
-    backend: &dyn Backend,
-    asked: &[u8],
-    after: Option<StatementId>,
-    page: Vec<BucketIds>,
-) -> Result<Difference, SyncError> {
-    let numbers: Vec<u8> = page.iter().map(|b| b.bucket).collect();
-    let complete = page.iter().filter(|b| b.complete).count();
-    let partial = page.last().filter(|b| !b.complete);
-    let in_order = asked.starts_with(&numbers) && !page.is_empty();
-    if !in_order || complete + usize::from(partial.is_some()) != page.len() {
-        return rubbish("a page of ids that is not the one asked for");
-    }
-    if partial.is_some_and(|b| b.ids.is_empty()) {
-        return rubbish("a page of ids that leads nowhere");
-    }
-    let next = partial.and_then(|b| b.ids.last().copied());
-    let (mut want, mut give) = (Vec::new(), Vec::new());
-    for (n, theirs) in page.into_iter().enumerate() {
-        let after = after.filter(|_| n == 0);
-        if after.is_some() && theirs.ids.first().copied() <= after && !theirs.ids.is_empty() {
-            return rubbish("a page of ids that starts before the place asked for");
-        }
-        let end = theirs.ids.last().copied().filter(|_| !theirs.complete);
-        let mine: BTreeSet<StatementId> = own_ids(backend, theirs.bucket, after)
-            .into_iter()
-            .filter(|id| end.is_none_or(|end| *id <= end))
-            .collect();
-        let theirs: BTreeSet<StatementId> = theirs.ids.into_iter().collect();
-        want.extend(theirs.difference(&mine));
-        give.extend(mine.difference(&theirs));
-    }
-    Ok(Difference { want, give, left: asked[complete..].to_vec(), after: next })
-}
-
-fn own_ids(backend: &dyn Backend, bucket: u8, after: Option<StatementId>) -> Vec<StatementId> {
-    let mut ids = backend.ids_in(&[bucket]);
-    ids.retain(|id| after.is_none_or(|after| *id > after));
-    ids.sort_unstable();
-    ids.dedup();
-    ids
 }
 
 async fn fetch(
