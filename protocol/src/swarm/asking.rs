@@ -130,6 +130,10 @@ impl Swarm {
                 let paused = work.links().iter().any(|link| {
                     link.begun && has_something(work, link) && !self.peers.is_banned(&link.peer, now)
                 });
+                if !paused {
+                    self.swap_neighbour(id);
+                }
+                let Some(work) = self.works.get_mut(&id) else { return };
                 if !work.stalled && !paused {
                     work.stalled = true;
                     let missing_bytes = work.pieces.missing_bytes();

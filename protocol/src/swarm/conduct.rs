@@ -69,6 +69,11 @@ impl Peers {
 }
 
 impl Conduct {
+    /// True if it has sent bytes that proved right at some time.
+    pub(super) fn has_served(&self) -> bool {
+        self.has_served
+    }
+
     /// When it may next be asked.
     pub(super) fn free_at(&self) -> Time {
         self.not_before.max(self.banned_until)
@@ -122,10 +127,12 @@ impl Conduct {
 
     /// It sent nothing of what it granted. Who has served before may be behind a link that is full: it is only left
     /// alone for a while.
-    pub(super) fn silent(&mut self, config: &SwarmConfig, now: Time) -> Option<Charge> {
-        self.silences = self.silences.saturating_add(1);
+    /// Where the trouble may be `ours`, each time weighs half as much.
+    pub(super) fn silent(&mut self, config: &SwarmConfig, now: Time, ours: bool) -> Option<Charge> {
+        self.silences = self.silences.saturating_add(if ours { 1 } else { 2 });
         self.failed(config, now);
-        (self.silences >= config.strikes_max && !self.has_served).then_some(Charge::NeverServes)
+        (self.silences >= config.strikes_max.saturating_mul(2) && !self.has_served)
+            .then_some(Charge::NeverServes)
     }
 
     /// Nothing more for a long while, longer each time. Returns the end of the ban.
@@ -175,10 +182,13 @@ mod tests {
         one.delivered(1, Duration::from_secs(1));
         assert_eq!(one.missed(&config, Time(0)), None, "a delivery clears it");
         for _ in 0..5 {
-            assert_eq!(one.silent(&config, Time(0)), None, "it has served before");
+            assert_eq!(one.silent(&config, Time(0), false), None, "it has served before");
         }
-        one.has_served = false;
-        assert_eq!(one.silent(&config, Time(0)), Some(Charge::NeverServes));
+        (one.has_served, one.silences) = (false, 0);
+        for _ in 0..5 {
+            assert_eq!(one.silent(&config, Time(0), true), None, "half a strike each");
+        }
+        assert_eq!(one.silent(&config, Time(0), true), Some(Charge::NeverServes));
         one.ban(&config, Time(0));
         peers.of(&config, Time(0), key(2));
         peers.of(&config, Time(0), key(3));

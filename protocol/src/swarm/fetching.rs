@@ -71,6 +71,14 @@ impl Swarm {
         if !link.begun || !peers.is_free(&link.peer, *now) {
             return None;
         }
+        let urgent = named.is_some_and(|piece| work.urgent.contains(&piece));
+        if !urgent
+            && link.in_flight >= 1
+            && !peers.get(&link.peer).is_some_and(|conduct| conduct.has_served())
+        {
+            // Who has never served gets one try at a time: those that never do must not take all slots.
+            return None;
+        }
         let idle = work.pieces.idle();
         if let Some(piece) = named {
             let fits = idle.contains(piece) && (link.near || !work.near_set.contains(piece));
@@ -340,7 +348,9 @@ impl Swarm {
             (Fault::Timeout, _) | (Fault::Cancelled, Some(Why::Late)) => {
                 // A slow peer that delivers something is still worth asking.
                 if bytes == 0 {
-                    conduct.silent(&self.config, now)
+                    // Where nothing came from anybody meanwhile, the trouble may be ours.
+                    let ours = self.last_piece.is_none_or(|at| at < slot.started);
+                    conduct.silent(&self.config, now, ours)
                 } else {
                     conduct.measure(bytes, took);
                     None

@@ -16,6 +16,8 @@ use crate::wire::swarm::Frame;
 
 /// A link that the other side closes sooner than this was refused.
 const SHORT_LIFE: Duration = Duration::from_secs(10);
+/// A neighbour that made room is not asked again for so many pauses.
+const SWAPPED_PAUSES: u32 = 16;
 /// Layers and range boundaries in one bitfield frame.
 const BITFIELD_WEIGHT_MAX: usize = 40_000;
 
@@ -229,6 +231,33 @@ impl Swarm {
         }
         self.starve_soon(work_id);
         Some(work_id)
+    }
+
+    /// No neighbour has anything that is missing: one of them makes room for a host that is not a neighbour yet, if there
+    /// is one. Else hosts that all lack the same pieces could stay among themselves for ever.
+    pub(super) fn swap_neighbour(&mut self, work_id: WorkId) {
+        let (now, pause) = (self.now, Duration::from_millis(self.config.reconnect_ms));
+        let Some(work) = self.works.get_mut(&work_id) else {
+            return;
+        };
+        let linked = |key: &KeyId| work.links().iter().any(|link| link.peer == *key);
+        let other = work.candidates.iter().any(|(key, known)| {
+            !linked(key) && !known.connecting && known.not_before <= now && !self.peers.is_banned(key, now)
+        });
+        if !other || work.swapped.is_some_and(|at| now.since(at) < pause) || work.links().is_empty() {
+            return;
+        }
+        work.swapped = Some(now);
+        if work.links().len() >= self.config.neighbours_target {
+            let nth = self.rng.random_range(0..work.links().len() as u64);
+            let link = &work.links()[usize::try_from(nth).unwrap_or(0)];
+            let (link, peer) = (link.id, link.peer);
+            if let Some(known) = work.candidates.get_mut(&peer) {
+                known.not_before = now + pause * SWAPPED_PAUSES;
+            }
+            self.drop_link(link, true);
+        }
+        self.look_for_neighbours(work_id);
     }
 
     /// Nobody needs a link between two hosts that both have everything.

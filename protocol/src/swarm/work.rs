@@ -131,6 +131,8 @@ pub(super) struct Work {
     pub(super) candidates: BTreeMap<KeyId, Known>,
     /// The other first holders, among whom the release of pieces is shared.
     pub(super) origins: Vec<KeyId>,
+    /// When a neighbour last made room for another.
+    pub(super) swapped: Option<Time>,
     pub(super) turns: Option<Turns>,
     pub(super) stalled: bool,
     /// Since when nothing is in flight although something is missing.
@@ -161,6 +163,7 @@ impl Work {
             sent_bytes: 0,
             candidates: BTreeMap::new(),
             origins: Vec::new(),
+            swapped: None,
             turns: None,
             stalled: false,
             starving_since: None,
