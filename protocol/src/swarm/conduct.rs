@@ -14,6 +14,8 @@ use crate::time::Time;
 pub(super) struct Conduct {
     rate_bytes_per_s: Option<u64>,
     failures: u32,
+    /// When a failure last counted.
+    failed_at: Option<Time>,
     misses: u32,
     silences: u32,
     /// It has sent bytes that proved right at some time.
@@ -111,26 +113,45 @@ impl Conduct {
         });
     }
 
-    /// It failed: nothing more for a while, longer each time in a row.
-    pub(super) fn failed(&mut self, config: &SwarmConfig, now: Time) {
+    /// It failed: nothing more for a while, longer each time in a row. What was under way together (`began` is when)
+    /// fails together, and counts once: then the answer is false.
+    pub(super) fn failed(&mut self, config: &SwarmConfig, now: Time, began: Time) -> bool {
+        if self.failed_at.is_some_and(|at| began < at) {
+            return false;
+        }
         let pause = doubled(config.backoff_ms, self.failures, config.backoff_ms_max);
         self.failures = self.failures.saturating_add(1);
+        self.failed_at = Some(now);
         self.not_before = self.not_before.max(now + pause);
+        true
+    }
+
+    /// It is connected anew, so what held it up may be over. Strikes and bans stay.
+    pub(super) fn returned(&mut self, now: Time) {
+        self.failures = 0;
+        self.not_before = self.not_before.min(now);
     }
 
     /// It did not have what it declared. Answers what it is charged with if it did so too often in a row.
-    pub(super) fn missed(&mut self, config: &SwarmConfig, now: Time) -> Option<Charge> {
+    pub(super) fn missed(&mut self, config: &SwarmConfig, now: Time, began: Time) -> Option<Charge> {
         self.misses = self.misses.saturating_add(1);
-        self.failed(config, now);
+        self.failed(config, now, began);
         (self.misses >= config.strikes_max).then_some(Charge::FalseDeclarations)
     }
 
     /// It sent nothing of what it granted. Who has served before may be behind a link that is full: it is only left
     /// alone for a while.
     /// Where the trouble may be `ours`, each time weighs half as much.
-    pub(super) fn silent(&mut self, config: &SwarmConfig, now: Time, ours: bool) -> Option<Charge> {
-        self.silences = self.silences.saturating_add(if ours { 1 } else { 2 });
-        self.failed(config, now);
+    pub(super) fn silent(
+        &mut self,
+        config: &SwarmConfig,
+        now: Time,
+        began: Time,
+        ours: bool,
+    ) -> Option<Charge> {
+        if self.failed(config, now, began) {
+            self.silences = self.silences.saturating_add(if ours { 1 } else { 2 });
+        }
         (self.silences >= config.strikes_max.saturating_mul(2) && !self.has_served)
             .then_some(Charge::NeverServes)
     }
@@ -159,14 +180,15 @@ mod tests {
         let config = SwarmConfig { backoff_ms: 100, backoff_ms_max: 350, ..SwarmConfig::default() };
         let mut peer = Conduct::default();
         let ms = |n: u64| Time(n * 1_000_000);
-        peer.failed(&config, ms(0));
+        assert!(peer.failed(&config, ms(0), ms(0)));
         assert_eq!(peer.free_at(), ms(100));
-        peer.failed(&config, ms(100));
+        assert!(peer.failed(&config, ms(100), ms(100)));
+        assert!(!peer.failed(&config, ms(100), ms(50)), "what was under way with it counts once");
         assert_eq!(peer.free_at(), ms(300));
-        peer.failed(&config, ms(300));
+        assert!(peer.failed(&config, ms(300), ms(300)));
         assert_eq!(peer.free_at(), ms(650), "the ceiling");
         peer.delivered(1, Duration::from_secs(1));
-        peer.failed(&config, ms(1_000));
+        assert!(peer.failed(&config, ms(1_000), ms(1_000)));
         assert_eq!(peer.free_at(), ms(1_100));
         assert_eq!(doubled(1, 200, 9), Duration::from_millis(9), "no overflow");
     }
@@ -177,18 +199,18 @@ mod tests {
         let mut peers = Peers::default();
         let key = |n| KeyId([n; 32]);
         let one = peers.of(&config, Time(0), key(1));
-        assert_eq!(one.missed(&config, Time(0)), None);
-        assert_eq!(one.missed(&config, Time(0)), None);
+        assert_eq!(one.missed(&config, Time(0), Time(0)), None);
+        assert_eq!(one.missed(&config, Time(0), Time(0)), None);
         one.delivered(1, Duration::from_secs(1));
-        assert_eq!(one.missed(&config, Time(0)), None, "a delivery clears it");
+        assert_eq!(one.missed(&config, Time(0), Time(0)), None, "a delivery clears it");
         for _ in 0..5 {
-            assert_eq!(one.silent(&config, Time(0), false), None, "it has served before");
+            assert_eq!(one.silent(&config, Time(0), Time(0), false), None, "it has served before");
         }
         (one.has_served, one.silences) = (false, 0);
         for _ in 0..5 {
-            assert_eq!(one.silent(&config, Time(0), true), None, "half a strike each");
+            assert_eq!(one.silent(&config, Time(0), Time(0), true), None, "half a strike each");
         }
-        assert_eq!(one.silent(&config, Time(0), true), Some(Charge::NeverServes));
+        assert_eq!(one.silent(&config, Time(0), Time(0), true), Some(Charge::NeverServes));
         one.ban(&config, Time(0));
         peers.of(&config, Time(0), key(2));
         peers.of(&config, Time(0), key(3));

@@ -337,7 +337,7 @@ impl Swarm {
                 wrong.map(Charge::WrongBytes)
             }
             (Fault::Miss, _) => {
-                let charge = conduct.missed(&self.config, now);
+                let charge = conduct.missed(&self.config, now, slot.started);
                 if let Some(work) = self.works.get_mut(&slot.work)
                     && let Some(at) = work.find(slot.link)
                 {
@@ -350,7 +350,7 @@ impl Swarm {
                 if bytes == 0 {
                     // Where nothing came from anybody meanwhile, the trouble may be ours.
                     let ours = self.last_piece.is_none_or(|at| at < slot.started);
-                    conduct.silent(&self.config, now, ours)
+                    conduct.silent(&self.config, now, slot.started, ours)
                 } else {
                     conduct.measure(bytes, took);
                     None
@@ -364,7 +364,7 @@ impl Swarm {
             }
             (Fault::Cancelled, Some(Why::NoUse)) => None,
             (Fault::Lost | Fault::Cancelled | Fault::Local | Fault::NoSpace, _) => {
-                conduct.failed(&self.config, now);
+                conduct.failed(&self.config, now, slot.started);
                 None
             }
         };

@@ -183,7 +183,9 @@ impl Swarm {
         let begin = Frame::Begin { piece_bytes: work.pieces.space.piece_bytes(), rack: self.rack, releasing };
         let have = work.pieces.have(BITFIELD_WEIGHT_MAX);
         self.link_work.insert(id, work_id);
-        self.peers.of(&self.config, now, peer).links += 1;
+        let conduct = self.peers.of(&self.config, now, peer);
+        conduct.links += 1;
+        conduct.returned(now);
         self.act(Action::Send { link: id, frame: begin });
         for layers in have {
             self.act(Action::Send { link: id, frame: Frame::Bitfield { layers } });
