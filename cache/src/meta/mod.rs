@@ -3,7 +3,7 @@
 mod tables;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableError,
@@ -52,21 +52,33 @@ impl LayerInfo {
     }
 }
 
+/// Opens the database file.
+type Opener = Box<dyn Fn(&Path) -> Result<Database, redb::DatabaseError> + Send + Sync>;
+
 /// The embedded database. Every write is one durable transaction.
-#[derive(Debug)]
 pub(crate) struct Meta {
-    db: Database,
+    db: RwLock<Opened>,
+    open: Opener,
     path: PathBuf,
+}
+
+/// The database, and how often it was opened.
+struct Opened {
+    /// None where opening it again failed.
+    db: Option<Database>,
+    times: u64,
 }
 
 impl Meta {
     /// Opens or creates the database at `path`; refuses one of a newer format.
     pub(crate) fn open(path: PathBuf, store: &Path, cache_bytes_max: usize) -> Result<Self, StoreError> {
-        let db = Database::builder()
-            .set_cache_size(cache_bytes_max)
-            .create(&path)
-            .map_err(|e| meta_error(&path, "open")(e.into()))?;
-        let meta = Self { db, path };
+        let open = move |path: &Path| Database::builder().set_cache_size(cache_bytes_max).create(path);
+        Self::open_by(path, store, Box::new(open))
+    }
+
+    fn open_by(path: PathBuf, store: &Path, open: Opener) -> Result<Self, StoreError> {
+        let db = open(&path).map_err(|e| meta_error(&path, "open")(e.into()))?;
+        let meta = Self { db: RwLock::new(Opened { db: Some(db), times: 1 }), open, path };
         let found = meta.write("create tables", |txn| {
             txn.open_table(LAYERS)?;
             txn.open_table(MANIFESTS)?;
@@ -269,17 +281,16 @@ impl Meta {
     fn read<T>(
         &self,
         op: &'static str,
-        f: impl FnOnce(&ReadTransaction) -> Result<T, MetaError>,
+        f: impl Fn(&ReadTransaction) -> Result<T, MetaError>,
     ) -> Result<T, StoreError> {
-        let run = || f(&self.db.begin_read().map_err(redb::Error::from)?);
-        run().map_err(|MetaError(e)| meta_error(&self.path, op)(e))
+        self.run(op, |db| f(&db.begin_read().map_err(redb::Error::from)?))
     }
 
     /// A transaction that adds: refused while the disk is as good as full.
     fn add<T>(
         &self,
         op: &'static str,
-        f: impl FnOnce(&WriteTransaction) -> Result<T, MetaError>,
+        f: impl Fn(&WriteTransaction) -> Result<T, MetaError>,
     ) -> Result<T, StoreError> {
         let available_bytes =
             fs::available_bytes(&self.path).map_err(at(&self.path, "ask for free space of"))?;
@@ -297,15 +308,45 @@ impl Meta {
     fn write<T>(
         &self,
         op: &'static str,
-        f: impl FnOnce(&WriteTransaction) -> Result<T, MetaError>,
+        f: impl Fn(&WriteTransaction) -> Result<T, MetaError>,
     ) -> Result<T, StoreError> {
-        let run = || {
-            let txn = self.db.begin_write().map_err(redb::Error::from)?;
+        self.run(op, |db| {
+            let txn = db.begin_write().map_err(redb::Error::from)?;
             let out = f(&txn)?;
             txn.commit().map_err(redb::Error::from)?;
-            Ok::<_, MetaError>(out)
+            Ok(out)
+        })
+    }
+
+    /// After a write that failed (others filled the disk to its last byte), redb refuses all work until it is opened
+    /// again: that is done here, once per call, so that nobody has to restart the daemon when there is room again.
+    fn run<T>(
+        &self,
+        op: &'static str,
+        f: impl Fn(&Database) -> Result<T, MetaError>,
+    ) -> Result<T, StoreError> {
+        let attempt = || {
+            let opened = self.db.read().unwrap_or_else(PoisonError::into_inner);
+            let refused = || Err(MetaError(redb::Error::PreviousIo));
+            (opened.times, opened.db.as_ref().map_or_else(refused, &f))
         };
-        run().map_err(|MetaError(e)| meta_error(&self.path, op)(e))
+        let result = match attempt() {
+            (times, Err(MetaError(redb::Error::PreviousIo))) => self.reopen(times).and_then(|()| attempt().1),
+            (_, result) => result,
+        };
+        result.map_err(|MetaError(e)| meta_error(&self.path, op)(e))
+    }
+
+    /// Opens the database again, unless somebody did since it was the one opened as number `times`.
+    fn reopen(&self, times: u64) -> Result<(), MetaError> {
+        let mut opened = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        if opened.times == times {
+            // The old one holds the file's lock.
+            opened.db = None;
+            opened.db = Some((self.open)(&self.path).map_err(|e| MetaError(e.into()))?);
+            opened.times += 1;
+        }
+        Ok(())
     }
 }
 
@@ -334,5 +375,87 @@ fn meta_error<'a>(path: &'a Path, op: &'static str) -> impl Fn(redb::Error) -> S
     move |source| match source {
         redb::Error::Io(e) if is_full(&e) => at(path, op)(e),
         source => StoreError::Meta { path: path.to_owned(), op, source: Box::new(source) },
+    }
+}
+
+impl std::fmt::Debug for Meta {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Meta").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use redb::StorageBackend;
+    use redb::backends::FileBackend;
+
+    use super::*;
+
+    /// A file on a disk that others may fill.
+    #[derive(Debug)]
+    struct Disk {
+        file: FileBackend,
+        full: Arc<AtomicBool>,
+    }
+
+    impl Disk {
+        fn room(&self) -> io::Result<()> {
+            if self.full.load(Ordering::Relaxed) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        }
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.room()?;
+            self.file.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.file.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.room()?;
+            self.file.write(offset, data)
+        }
+
+        fn close(&self) -> io::Result<()> {
+            self.file.close()
+        }
+    }
+
+    #[test]
+    fn a_disk_that_was_full_to_the_last_byte_is_used_again_once_it_has_room() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let full = Arc::new(AtomicBool::new(false));
+        let disk = full.clone();
+        let open = move |path: &Path| {
+            let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+            let file = FileBackend::new(file)?;
+            Database::builder().create_with_backend(Disk { file, full: disk.clone() })
+        };
+        let meta = Meta::open_by(dir.path().join("meta.redb"), dir.path(), Box::new(open)).expect("opened");
+        meta.set_setting("kept", Some(b"1")).expect("written");
+        full.store(true, Ordering::Relaxed);
+        for _ in 0..3 {
+            let error = meta.set_setting("lost", Some(&[7; 100_000])).expect_err("full");
+            assert!(matches!(error, StoreError::NoSpace { .. }), "{error}");
+        }
+        full.store(false, Ordering::Relaxed);
+        assert_eq!(meta.setting("kept").expect("read"), Some(b"1".to_vec()));
+        assert_eq!(meta.setting("lost").expect("read"), None, "nothing half-written");
+        meta.set_setting("lost", Some(b"2")).expect("written again");
+        assert_eq!(meta.setting("lost").expect("read"), Some(b"2".to_vec()));
     }
 }
