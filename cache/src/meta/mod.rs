@@ -441,7 +441,8 @@ mod tests {
         let full = Arc::new(AtomicBool::new(false));
         let disk = full.clone();
         let open = move |path: &Path| {
-            let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+            let file =
+                std::fs::File::options().read(true).write(true).create(true).truncate(false).open(path)?;
             let file = FileBackend::new(file)?;
             Database::builder().create_with_backend(Disk { file, full: disk.clone() })
         };

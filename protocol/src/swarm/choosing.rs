@@ -69,8 +69,10 @@ impl Swarm {
         }
         let release = work.release.first();
         let work = self.works.get(&id)?;
-        let (mut best, mut ties, mut least) = (None, 0u64, (u32::MAX, u32::MAX));
-        let mut wake: Option<Time> = None;
+        // What is released to a slow host is rare for long, for it passes it on as slowly.
+        let slow_below = if release.is_some() { self.slow_below(work) } else { 0 };
+        let (mut best, mut ties, mut least) = (None, 0u64, (true, u32::MAX, u32::MAX));
+        let mut wake: Option<(bool, Time)> = None;
         for (at, link) in work.links().iter().enumerate() {
             let load = link.load(self.now, self.stale()) + link.jobs;
             let useful = match release {
@@ -80,11 +82,13 @@ impl Swarm {
             if !link.begun || !useful {
                 continue;
             }
+            let slow = slow_below > 0 && self.takes(link).is_some_and(|rate| rate < slow_below);
             if link.declined_until > self.now {
-                wake = Some(wake.map_or(link.declined_until, |at| at.min(link.declined_until)));
+                let at = (slow, link.declined_until);
+                wake = Some(wake.map_or(at, |least| least.min(at)));
                 continue;
             }
-            let key = (load, link.jobs);
+            let key = (slow, load, link.jobs);
             if key > least {
                 continue;
             }
@@ -97,11 +101,26 @@ impl Swarm {
                 best = Some(at);
             }
         }
-        if best.is_none()
-            && let Some(at) = wake
+        // Better to wait for one that is quick than to release to one that is slow.
+        if let Some((slow, at)) = wake
+            && (best.is_none() || !slow && least.0)
         {
             self.timers.set_earlier(Due::Uploads, at);
+            return None;
         }
         best.map(|link| Choice { work: id, link, piece: release, release: release.is_some(), urgent: false })
+    }
+
+    /// Bytes per second below which a neighbour counts as slow: a share of what the others take on average.
+    fn slow_below(&self, work: &Work) -> u64 {
+        let rates = work.links().iter().filter_map(|link| self.takes(link));
+        let (sum, count) =
+            rates.fold((0u128, 0u128), |(sum, count), rate| (sum + u128::from(rate), count + 1));
+        let mean = sum.checked_div(count).unwrap_or(0);
+        u64::try_from(mean / u128::from(self.config.slow_factor.max(1))).unwrap_or(u64::MAX)
+    }
+
+    fn takes(&self, link: &Link) -> Option<u64> {
+        self.peers.get(&link.peer)?.takes_bytes_per_s()
     }
 }

@@ -13,6 +13,8 @@ use crate::time::Time;
 #[derive(Debug, Default)]
 pub(super) struct Conduct {
     rate_bytes_per_s: Option<u64>,
+    /// How fast it takes what it is sent.
+    takes_bytes_per_s: Option<u64>,
     failures: u32,
     /// When a failure last counted.
     failed_at: Option<Time>,
@@ -104,13 +106,17 @@ impl Conduct {
     /// Takes one more measurement of its rate into account.
     pub(super) fn measure(&mut self, bytes: u64, took: Duration) {
         self.has_served |= bytes > 0;
-        let ns = took.as_nanos().max(1);
-        let rate = u64::try_from(u128::from(bytes) * 1_000_000_000 / ns).unwrap_or(u64::MAX);
-        self.rate_bytes_per_s = Some(match self.rate_bytes_per_s {
-            // New figures weigh a quarter: uploads share a link, so single ones swing.
-            Some(old) => old - old / 4 + rate / 4,
-            None => rate,
-        });
+        self.rate_bytes_per_s = Some(smoothed(self.rate_bytes_per_s, bytes, took));
+    }
+
+    /// It has taken all of an upload.
+    pub(super) fn taken(&mut self, bytes: u64, took: Duration) {
+        self.takes_bytes_per_s = Some(smoothed(self.takes_bytes_per_s, bytes, took));
+    }
+
+    /// How fast it takes what it is sent, if that was measured.
+    pub(super) fn takes_bytes_per_s(&self) -> Option<u64> {
+        self.takes_bytes_per_s
     }
 
     /// It failed: nothing more for a while, longer each time in a row. What was under way together (`began` is when)
@@ -164,6 +170,13 @@ impl Conduct {
         self.banned_until = self.banned_until.max(now + ban);
         self.banned_until
     }
+}
+
+/// New figures weigh a quarter: transfers share links, so single ones swing.
+fn smoothed(old: Option<u64>, bytes: u64, took: Duration) -> u64 {
+    let ns = took.as_nanos().max(1);
+    let rate = u64::try_from(u128::from(bytes) * 1_000_000_000 / ns).unwrap_or(u64::MAX);
+    old.map_or(rate, |old| old - old / 4 + rate / 4)
 }
 
 fn doubled(base_ms: u64, times: u32, ms_max: u64) -> Duration {

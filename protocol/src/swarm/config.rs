@@ -26,6 +26,11 @@ pub struct SwarmConfig {
     /// A first holder that has released everything offers nothing by itself for this share, in thousandths, of the time
     /// that it took: the others finish among themselves meanwhile, and it sends one copy. Who asks is served.
     pub release_rest_permille: u32,
+    /// A first holder releases to a neighbour that takes less than the mean of all, divided by this, only if there is no
+    /// other.
+    pub slow_factor: u32,
+    /// A piece whose release takes this many times as long as usual is released to another neighbour, too.
+    pub release_overdue_factor: u32,
     /// Pieces that are promised beyond those, so that no upload slot waits for a round trip.
     pub grants_ahead_max: usize,
     /// Requests of one peer, made without a promise, that wait here; further ones are refused.
@@ -109,6 +114,8 @@ impl Default for SwarmConfig {
             uploads_max: 4,
             uploads_release_max: 6,
             release_rest_permille: 125,
+            slow_factor: 2,
+            release_overdue_factor: 4,
             grants_ahead_max: 1,
             requests_per_peer_max: 64,
             requests_max: 1_024,

@@ -33,6 +33,8 @@ struct Job {
     piece: Option<PieceNo>,
     /// The piece is released to this neighbour.
     release: bool,
+    /// It took so long that the piece goes to another neighbour, too.
+    overdue: bool,
     urgent: bool,
     state: State,
     requests: Vec<RequestId>,
@@ -59,6 +61,8 @@ pub(super) struct Uploads {
     /// Promised, or waiting with a promise.
     ahead: usize,
     bucket: Option<Bucket>,
+    /// What the release of a piece takes, smoothed.
+    release_took: Option<Duration>,
 }
 
 impl Uploads {
@@ -104,6 +108,7 @@ impl Swarm {
                 work: None,
                 piece: None,
                 release: false,
+                overdue: false,
                 urgent: false,
                 state: State::Waiting,
                 requests: Vec::new(),
@@ -236,6 +241,21 @@ impl Swarm {
         }
         if job.state == State::Running {
             self.pace(job.since);
+            let took = self.now.since(job.since);
+            if job.complete
+                && let Some(conduct) = self.peers.get_mut(&job.peer)
+            {
+                conduct.taken(job.sent_bytes, took);
+            }
+            let whole = job.work.and_then(|work| self.works.get(&work)).is_some_and(|work| {
+                // A short piece says nothing of others.
+                job.sent_bytes * 2 >= work.pieces.space.piece_bytes()
+            });
+            if job.release && job.complete && whole {
+                self.uploads.release_took =
+                    Some(self.uploads.release_took.map_or(took, |old| old * 7 / 8 + took / 8));
+                self.release_overdue();
+            }
         }
         // Longer than its news takes.
         let again = (self.pace * 64).clamp(Duration::from_millis(100), Duration::from_secs(2));
@@ -256,6 +276,30 @@ impl Swarm {
         }
         self.uploads_dirty = true;
         self.start_waiting();
+    }
+
+    /// Releases anew what a slow host takes far longer for than others: it would be as slow in passing it on.
+    fn release_overdue(&mut self) {
+        let Some(usual) = self.uploads.release_took else {
+            return;
+        };
+        let most = usual.saturating_mul(self.config.release_overdue_factor);
+        for job in self.uploads.jobs.values_mut() {
+            let took = self.now.since(job.since);
+            if !job.release || job.overdue || job.state != State::Running || took < most {
+                continue;
+            }
+            job.overdue = true;
+            let bytes = job.ranges.iter().map(|(_, _, range)| bytes_of(range)).sum();
+            if let Some(conduct) = self.peers.get_mut(&job.peer) {
+                // At best.
+                conduct.taken(bytes, took);
+            }
+            let work = job.work.and_then(|work| self.works.get_mut(&work));
+            if let Some((work, piece)) = work.zip(job.piece) {
+                work.release_again(piece);
+            }
+        }
     }
 
     /// A promise was not used in time.
@@ -437,6 +481,7 @@ impl Swarm {
             work: Some(work_id),
             piece,
             release,
+            overdue: false,
             urgent,
             state: State::Promised,
             requests: Vec::new(),
