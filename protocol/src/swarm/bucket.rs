@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::config::SwarmConfig;
 use crate::time::Time;
 
 const NANO: u128 = 1_000_000_000;
@@ -45,9 +46,38 @@ impl Bucket {
     }
 }
 
+/// Counts the frames of one link against [`SwarmConfig::frames_per_s_max`]: the time until which what came would last
+/// at that rate (the generic cell rate algorithm, ITU-T I.371), for this is asked for every frame.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Meter {
+    until: Time,
+}
+
+impl Meter {
+    /// Counts one more. False if that is over the limit.
+    pub(super) fn admits(&mut self, now: Time, config: &SwarmConfig) -> bool {
+        let one = Duration::from_secs(1) / config.frames_per_s_max.max(1);
+        self.until = self.until.max(now) + one;
+        self.until.since(now) <= one * config.frames_burst_max.max(1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_burst_is_admitted_and_then_the_rate() {
+        let config = SwarmConfig { frames_per_s_max: 10, frames_burst_max: 3, ..SwarmConfig::default() };
+        let ms = |n: u64| Time(n * 1_000_000);
+        let mut meter = Meter::default();
+        assert!((0..3).all(|_| meter.admits(ms(1_000), &config)));
+        assert!(!meter.admits(ms(1_000), &config));
+        assert!(meter.admits(ms(1_200), &config) && !meter.admits(ms(1_200), &config));
+        let mut steady = Meter::default();
+        assert!((0..1_000).all(|n| steady.admits(ms(n * 100), &config)));
+        assert_eq!(size_of::<Meter>(), 8);
+    }
 
     #[test]
     fn debts_are_paid_at_the_rate() {

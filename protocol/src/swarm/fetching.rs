@@ -16,6 +16,11 @@ use crate::wire::swarm::Frame;
 /// Pieces drawn, of which the rarest is taken.
 const DRAWS: usize = 3;
 
+/// For each so many pieces of a manifest, news of one may wait for half of what a piece takes ...
+const NEWS_PIECES: usize = 256;
+/// ... up to so many halves.
+const NEWS_HALVES_MAX: u32 = 16;
+
 /// Why we cancelled a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
@@ -418,7 +423,10 @@ impl Swarm {
         if progress.piece_complete {
             work.hold(piece);
             self.uploads_dirty = true;
-            let delay = (self.pace / 2).min(Duration::from_millis(self.config.news_ms_max));
+            // The shorter a piece is beside all, the less it matters that others hear of it late.
+            let halves = u32::try_from(work.pieces.count() / NEWS_PIECES).unwrap_or(u32::MAX);
+            let delay = (self.pace / 2).saturating_mul(halves.clamp(1, NEWS_HALVES_MAX));
+            let delay = delay.min(Duration::from_millis(self.config.news_ms_max));
             self.timers.set_earlier(Due::News(id), self.now + delay);
             if !self.works.get(&id).is_none_or(|work| work.pieces.slots(piece).is_empty()) {
                 self.cancel_where(Why::Duplicate, |slot| slot.work == id && slot.piece == piece);

@@ -8,21 +8,17 @@ use crate::wire::swarm::Frame;
 
 impl Swarm {
     pub(super) fn frame(&mut self, link: LinkId, frame: &Frame) {
-        let Some(id) = self.link_work.get(&link).copied() else {
+        let Some((id, at)) = self.locate(link) else {
             return;
         };
         let now = self.now;
         let Some(work) = self.works.get_mut(&id) else {
             return;
         };
-        let Some(at) = work.find(link) else {
-            return;
-        };
         let count = work.pieces.count();
         let entry = work.link_mut(at);
-        entry.frames.take(now, 1);
         let peer = entry.peer;
-        if entry.frames.ready_at(now) > now {
+        if !entry.frames.admits(now, &self.config) {
             return self.punish(peer, Charge::Flood);
         }
         let known = |piece: &PieceNo| (*piece as usize) < count;
@@ -70,6 +66,18 @@ impl Swarm {
             }
             Frame::Ask { piece, urgent } => self.wanted(id, at, *piece, *urgent),
         }
+    }
+
+    /// Which manifest a link is for, and its place there. Frames are by far the most inputs, and mostly there is one
+    /// manifest.
+    fn locate(&self, link: LinkId) -> Option<(WorkId, usize)> {
+        let (id, work) = if self.works_share {
+            let id = self.link_work.get(&link)?;
+            (id, self.works.get(id)?)
+        } else {
+            self.works.first_key_value()?
+        };
+        work.find(link).map(|at| (*id, at))
     }
 
     fn bitfield(&mut self, id: WorkId, at: usize, layers: &[(u32, GroupSet)]) {

@@ -5,7 +5,6 @@ use std::time::Duration;
 use rand::RngExt;
 
 use super::Swarm;
-use super::bucket::Bucket;
 use super::io::{Action, Candidate, Charge, LinkId, RackId, WorkId};
 use super::racks;
 use super::timers::Due;
@@ -171,14 +170,9 @@ impl Swarm {
         if work.links().len() >= self.config.neighbours_max || self.peers.is_banned(&peer, now) {
             return refuse(self);
         }
-        let frames = Bucket::new(
-            u64::from(self.config.frames_per_s_max),
-            u64::from(self.config.frames_burst_max),
-            now,
-        );
         let near = self.rack.is_none() || rack.is_none() || rack == self.rack;
         let count = work.pieces.count();
-        work.add_link(Link::new(id, peer, (ours, near), now, count, frames));
+        work.add_link(Link::new(id, peer, (ours, near), now, count));
         let releasing = !work.release.is_empty();
         let begin = Frame::Begin { piece_bytes: work.pieces.space.piece_bytes(), rack: self.rack, releasing };
         let have = work.pieces.have(BITFIELD_WEIGHT_MAX);

@@ -263,6 +263,9 @@ impl Swarm {
             work.sent_bytes += job.sent_bytes;
             if let Some(link) = job.link.and_then(|link| work.find_mut(link)) {
                 link.jobs = link.jobs.saturating_sub(1);
+                if job.complete && job.state == State::Running {
+                    link.one_less();
+                }
             }
             if let (true, Some(piece)) = (job.release, job.piece) {
                 if job.complete && job.sent_bytes > 0 {

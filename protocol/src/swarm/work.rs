@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::bucket::Bucket;
+use super::bucket::Meter;
 use super::io::{LinkId, PieceNo, WorkId};
 use super::neighbours::Known;
 use super::pieces::Pieces;
@@ -47,7 +47,7 @@ pub(super) struct Link {
     pub(super) asked: u32,
     /// Fetches in flight from it.
     pub(super) in_flight: u32,
-    pub(super) frames: Bucket,
+    pub(super) frames: Meter,
 }
 
 impl Link {
@@ -57,7 +57,6 @@ impl Link {
         (ours, near): (bool, bool),
         since: Time,
         count: usize,
-        frames: Bucket,
     ) -> Self {
         Self {
             id,
@@ -78,7 +77,7 @@ impl Link {
             asks: VecDeque::new(),
             asked: 0,
             in_flight: 0,
-            frames,
+            frames: Meter::default(),
         }
     }
 
@@ -88,6 +87,11 @@ impl Link {
 
     pub(super) fn told_load(&mut self, now: Time, load: u8) {
         (self.load, self.load_told) = (u32::from(load), now);
+    }
+
+    /// One of its fetches, from this host, is over.
+    pub(super) fn one_less(&mut self) {
+        self.load = self.load.saturating_sub(1);
     }
 
     /// Fetches that it has in flight, as far as is known: what it told long ago counts for nothing.
