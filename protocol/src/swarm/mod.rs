@@ -5,8 +5,8 @@
 //! holders release each piece once, in loading order) and else leaves the choice to the receiver. Pieces are asked
 //! for by name where a loader waits, where they must cross racks, and where nothing moves.
 //!
-//! State has owners: `pieces` what is here, `work` the neighbours of one manifest, `serving` uploads, `fetching`
-//! fetches, `conduct` what is remembered of peers, `racks` whose turn it is, `timers` what is due.
+//! State has owners: `pieces` what is here, `work` the neighbours of one manifest, `uploads` and `serving`
+//! uploads, `fetching` fetches, `conduct` what is remembered of peers, `racks` whose turn it is, `timers` what is due.
 //!
 //! **Architecture invariant:** all randomness comes from a seed and all collections are ordered, so the same inputs
 //! give the same decisions on every machine. `sim` relies on it.
@@ -26,6 +26,7 @@ mod serving;
 mod set;
 mod space;
 mod timers;
+mod uploads;
 mod work;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -46,8 +47,8 @@ use self::bucket::Bucket;
 use self::conduct::Peers;
 use self::fetching::Slot;
 use self::pieces::Pieces;
-use self::serving::Uploads;
 use self::timers::{Due, Timers};
+use self::uploads::Uploads;
 use self::work::Work;
 use crate::id::{KeyId, LayerId};
 use crate::time::Time;

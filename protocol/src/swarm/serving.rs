@@ -3,7 +3,6 @@
 //! An upload is a job: promised to a neighbour by a grant, waiting once its request is here, running once a slot is
 //! free. Requests without a promise make jobs that only wait and run.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -11,77 +10,12 @@ use super::bucket::Bucket;
 use super::choosing::Choice;
 use super::io::{Action, Charge, LinkId, PieceNo, RequestId, WorkId};
 use super::timers::Due;
+use super::uploads::{Job, State};
 use super::{Poll, Swarm};
 use crate::id::{KeyId, LayerId};
 use crate::time::Time;
 use crate::wire::bao::GROUP_BYTES;
 use crate::wire::swarm::Frame;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Promised,
-    Waiting,
-    Running,
-}
-
-#[derive(Debug)]
-struct Job {
-    peer: KeyId,
-    /// The promise: on which link, for which manifest and piece.
-    link: Option<LinkId>,
-    work: Option<WorkId>,
-    piece: Option<PieceNo>,
-    /// The piece is released to this neighbour.
-    release: bool,
-    /// It took so long that the piece goes to another neighbour, too.
-    overdue: bool,
-    urgent: bool,
-    state: State,
-    requests: Vec<RequestId>,
-    /// All that was asked for, so that nothing is asked twice under one promise.
-    ranges: Vec<(RequestId, LayerId, Range<u64>)>,
-    sent_bytes: u64,
-    complete: bool,
-    since: Time,
-}
-
-/// Owns uploads.
-#[derive(Debug, Default)]
-pub(super) struct Uploads {
-    jobs: BTreeMap<u64, Job>,
-    by_request: BTreeMap<RequestId, u64>,
-    /// Promised jobs whose requests are here.
-    waiting: VecDeque<u64>,
-    /// Jobs without a promise.
-    unpromised: VecDeque<u64>,
-    next: u64,
-    running: usize,
-    /// Those among them without a promise.
-    running_unpromised: usize,
-    /// Promised, or waiting with a promise.
-    ahead: usize,
-    bucket: Option<Bucket>,
-    /// What the release of a piece takes, smoothed.
-    release_took: Option<Duration>,
-}
-
-impl Uploads {
-    pub(super) fn new(rate: Option<u64>, now: Time) -> Self {
-        Self { bucket: rate.map(|rate| Bucket::new(rate, rate / 4, now)), ..Self::default() }
-    }
-
-    pub(super) fn running(&self) -> usize {
-        self.running
-    }
-
-    pub(super) fn requests(&self) -> usize {
-        self.by_request.len()
-    }
-
-    pub(super) fn promised(&self) -> usize {
-        self.ahead
-    }
-}
 
 /// Requests under one promise: the files of a bundle, or ranges around what the asker has.
 const PARTS_MAX: usize = 2 * super::BUNDLE_LAYERS_MAX;

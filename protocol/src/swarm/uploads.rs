@@ -1,0 +1,78 @@
+//! Uploads: each is a job that is promised, waits or runs, whoever moves it on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::time::Duration;
+
+use super::bucket::Bucket;
+use super::io::{LinkId, PieceNo, RequestId, WorkId};
+use crate::id::{KeyId, LayerId};
+use crate::time::Time;
+
+/// How far an upload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Promised,
+    Waiting,
+    Running,
+}
+
+/// An upload.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) peer: KeyId,
+    /// The promise: on which link, for which manifest and piece.
+    pub(super) link: Option<LinkId>,
+    pub(super) work: Option<WorkId>,
+    pub(super) piece: Option<PieceNo>,
+    /// The piece is released to this neighbour.
+    pub(super) release: bool,
+    /// It took so long that the piece goes to another neighbour, too.
+    pub(super) overdue: bool,
+    pub(super) urgent: bool,
+    pub(super) state: State,
+    pub(super) requests: Vec<RequestId>,
+    /// All that was asked for, so that nothing is asked twice under one promise.
+    pub(super) ranges: Vec<(RequestId, LayerId, Range<u64>)>,
+    pub(super) sent_bytes: u64,
+    pub(super) complete: bool,
+    pub(super) since: Time,
+}
+
+/// Owns uploads.
+#[derive(Debug, Default)]
+pub(super) struct Uploads {
+    pub(super) jobs: BTreeMap<u64, Job>,
+    pub(super) by_request: BTreeMap<RequestId, u64>,
+    /// Promised jobs whose requests are here.
+    pub(super) waiting: VecDeque<u64>,
+    /// Jobs without a promise.
+    pub(super) unpromised: VecDeque<u64>,
+    pub(super) next: u64,
+    pub(super) running: usize,
+    /// Those among them without a promise.
+    pub(super) running_unpromised: usize,
+    /// Promised, or waiting with a promise.
+    pub(super) ahead: usize,
+    pub(super) bucket: Option<Bucket>,
+    /// What the release of a piece takes, smoothed.
+    pub(super) release_took: Option<Duration>,
+}
+
+impl Uploads {
+    pub(super) fn new(rate: Option<u64>, now: Time) -> Self {
+        Self { bucket: rate.map(|rate| Bucket::new(rate, rate / 4, now)), ..Self::default() }
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.running
+    }
+
+    pub(super) fn requests(&self) -> usize {
+        self.by_request.len()
+    }
+
+    pub(super) fn promised(&self) -> usize {
+        self.ahead
+    }
+}
