@@ -124,7 +124,7 @@ impl Swarm {
         let link = work.link_mut(at);
         link.told_load(self.now, load);
         let was_quiet = link.declined_until > self.now;
-        link.declined_until = Time(0);
+        (link.declined_until, link.declines) = (Time(0), 0);
         let outside = !link.near;
         for piece in held {
             work.learn(at, *piece);

@@ -20,6 +20,9 @@ use crate::wire::swarm::Frame;
 /// Requests under one promise: the files of a bundle, or ranges around what the asker has.
 const PARTS_MAX: usize = 2 * super::BUNDLE_LAYERS_MAX;
 
+/// The pause after a neighbour declined doubles with so many times in a row.
+const DECLINES_ALIKE: u32 = 8;
+
 fn bytes_of(range: &Range<u64>) -> u64 {
     range.end.saturating_sub(range.start).saturating_mul(GROUP_BYTES)
 }
@@ -199,6 +202,7 @@ impl Swarm {
                 link.jobs = link.jobs.saturating_sub(1);
                 if job.complete && job.state == State::Running {
                     link.one_less();
+                    link.declines = 0;
                 }
             }
             if let (true, Some(piece)) = (job.release, job.piece) {
@@ -250,14 +254,24 @@ impl Swarm {
 
     /// A neighbour has no use for a promise.
     pub(super) fn declined(&mut self, link: LinkId, piece: Option<PieceNo>) {
+        let now = self.now;
         let promised =
             |job: &Job| job.link == Some(link) && job.state == State::Promised && job.piece == piece;
         let number = self.uploads.jobs.iter().find(|(_, job)| promised(job)).map(|(number, _)| *number);
         let Some(number) = number else {
             return;
         };
-        let pause = (self.pace * 2).min(self.stale());
         let work = self.uploads.jobs.get(&number).and_then(|job| job.work);
+        let entry = work.and_then(|work| self.works.get_mut(&work)).and_then(|work| work.find_mut(link));
+        // Who declines again and again, because its disk is full, say, is not to be flooded with offers.
+        let in_row = entry.map_or(0, |link| {
+            // Several offers at once are declined at once, which says no more than one.
+            let anew = link.declined_until <= now;
+            link.declines = link.declines.saturating_add(u8::from(anew));
+            u32::from(link.declines)
+        });
+        let pause = self.pace * 2u32.saturating_pow(1 + (in_row / DECLINES_ALIKE).min(16));
+        let pause = pause.min(self.stale());
         self.hush(Some(link), work, pause);
         self.end_job(number);
     }

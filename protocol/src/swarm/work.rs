@@ -41,6 +41,8 @@ pub(super) struct Link {
     pub(super) jobs: u32,
     /// It declined; nothing is offered before.
     pub(super) declined_until: Time,
+    /// How often it declined since it last took a piece or had news.
+    pub(super) declines: u8,
     /// Pieces that it asks for.
     pub(super) asks: VecDeque<(PieceNo, bool)>,
     /// Pieces asked of it and not granted yet.
@@ -74,6 +76,7 @@ impl Link {
             load_told: Time(0),
             jobs: 0,
             declined_until: Time(0),
+            declines: 0,
             asks: VecDeque::new(),
             asked: 0,
             in_flight: 0,

@@ -83,8 +83,9 @@ pub async fn get(
     let writer = tokio::task::spawn_blocking(move || write_proven(decoder, &partial, batches, &progress));
     let request = Request::get(layer, &wanted, size).encode();
     let received = tokio::select! {
-        received = receive(connection, &request, size, raw, batch_bytes, stall) => received,
+        biased;
         () = cancel.cancelled() => Err(GetError::Cancelled),
+        received = receive(connection, &request, size, raw, batch_bytes, stall) => received,
     };
     let Ok((stored, bytes, proven)) = writer.await else {
         return Got {

@@ -33,8 +33,9 @@ pub async fn tree(
     let writer = tokio::task::spawn_blocking(move || write_proven(decoder, &partial, batches));
     let request = Request::Tree { layer }.encode();
     let received = tokio::select! {
-        received = receive(connection, &request, size, raw, batch_bytes, stall) => received,
+        biased;
         () = cancel.cancelled() => Err(GetError::Cancelled),
+        received = receive(connection, &request, size, raw, batch_bytes, stall) => received,
     };
     let written = writer.await.map_err(|_| GetError::Lost("the writer ended".into()))?;
     // A failed proof explains everything after it.
