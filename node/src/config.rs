@@ -75,7 +75,7 @@ pub struct Limits {
     pub connections_max: usize,
     /// Neighbours that this host accepts per artifact; it looks for two thirds of that by itself.
     pub neighbours_max: usize,
-    /// Pieces sent at once, all artifacts and peers together; half as many more while this host is the first to hold an
+    /// Pieces sent at once, all artifacts and peers together; a third more while this host is the first to hold an
     /// artifact and gives each piece out once.
     pub uploads_max: usize,
     /// Bytes per second sent to all peers together; 0 is no limit.
@@ -158,7 +158,7 @@ impl Limits {
             neighbours_max: self.neighbours_max,
             neighbours_target: (self.neighbours_max * 2).div_ceil(3),
             uploads_max: self.uploads_max,
-            uploads_release_max: self.uploads_max + self.uploads_max / 2,
+            uploads_release_max: self.uploads_max + self.uploads_max.div_ceil(3),
             downloads_aim: self.uploads_max + 1,
             downloads_max: (self.uploads_max + 1) * 2,
             upload_bytes_per_s: rate(self.upload_bytes_per_s),

@@ -123,7 +123,8 @@ impl Swarm {
             *self.works.get_mut(&id).map_or(&mut None, |work| &mut work.starving_since).get_or_insert(now);
         // Who starves for a turn may fetch from other racks whatever it is.
         let far = now.since(since) >= Duration::from_millis(self.config.rack_turn_ms);
-        match self.rescue(id, far) {
+        // Rather one that failed than nobody.
+        match self.rescue(id, far, false).or_else(|| if far { self.rescue(id, far, true) } else { None }) {
             Some((at, piece)) => self.ask(id, at, piece, false),
             None => {
                 let Some(work) = self.works.get_mut(&id) else { return };
@@ -144,13 +145,15 @@ impl Swarm {
     }
 
     /// Any piece that any neighbour has: the least busy one first, near ones first.
-    fn rescue(&mut self, id: WorkId, far: bool) -> Option<(usize, PieceNo)> {
+    /// Hosts that are left alone after a failure only if `anybody`.
+    fn rescue(&mut self, id: WorkId, far: bool, anybody: bool) -> Option<(usize, PieceNo)> {
         let now = self.now;
         let work = self.works.get(&id)?;
         let idle = work.pieces.idle();
         let mut best: Option<((bool, u32), usize, PieceNo)> = None;
         for (at, link) in work.links().iter().enumerate() {
-            if !link.begun || !self.peers.is_free(&link.peer, now) {
+            let free = self.peers.is_free(&link.peer, now);
+            if !link.begun || !(free || anybody && !self.peers.is_banned(&link.peer, now)) {
                 continue;
             }
             let count = link.have().common_count(idle);

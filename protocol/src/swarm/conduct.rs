@@ -9,6 +9,9 @@ use super::io::Charge;
 use crate::id::KeyId;
 use crate::time::Time;
 
+/// Who never served is left alone for so many times what it wasted.
+const WASTED_FACTOR: u32 = 3;
+
 /// One peer.
 #[derive(Debug, Default)]
 pub(super) struct Conduct {
@@ -157,6 +160,11 @@ impl Conduct {
     ) -> Option<Charge> {
         if self.failed(config, now, began) {
             self.silences = self.silences.saturating_add(if ours { 1 } else { 2 });
+            if !self.has_served {
+                // Those that never serve must not hold up this host for most of the time.
+                let pause = now.since(began).saturating_mul(WASTED_FACTOR);
+                self.not_before = self.not_before.max(now + pause.min(Duration::from_millis(config.ban_ms)));
+            }
         }
         (self.silences >= config.strikes_max.saturating_mul(2) && !self.has_served)
             .then_some(Charge::NeverServes)

@@ -1,8 +1,6 @@
-//! Fetching: which piece a grant is used for, what is asked for by name, what becomes of fetches.
+//! Fetching: what is asked of whom, and what becomes of it.
 
 use std::time::Duration;
-
-use rand::RngExt;
 
 use super::Swarm;
 use super::io::{Action, Charge, Event, Fault, LinkId, PieceNo, SlotId, WorkId};
@@ -12,9 +10,6 @@ use crate::id::{KeyId, LayerId};
 use crate::time::Time;
 use crate::wire::bao::GroupSet;
 use crate::wire::swarm::Frame;
-
-/// Pieces drawn, of which the rarest is taken.
-const DRAWS: usize = 3;
 
 /// For each so many pieces of a manifest, news of one may wait for half of what a piece takes ...
 const NEWS_PIECES: usize = 256;
@@ -38,8 +33,8 @@ pub(super) struct Slot {
     pub(super) piece: PieceNo,
     /// What was asked of each part: the rest of the piece may be lost before the fetch ends.
     parts: Vec<(usize, GroupSet)>,
-    bytes: u64,
-    started: Time,
+    pub(super) bytes: u64,
+    pub(super) started: Time,
     /// It crosses racks, and the rack was told.
     imported: bool,
     /// Pieces of other manifests that it brings, too.
@@ -50,10 +45,13 @@ pub(super) struct Slot {
 impl Swarm {
     /// A neighbour promises an upload.
     pub(super) fn granted(&mut self, id: WorkId, at: usize, named: Option<PieceNo>) {
+        let mut asked = false;
         if let (Some(piece), Some(work)) = (named, self.works.get_mut(&id)) {
+            let link = work.links()[at].id;
+            asked = work.asks.get(&piece).is_some_and(|(of, _)| *of == link);
             work.ask_ended(piece);
         }
-        match self.pick(id, at, named) {
+        match self.pick(id, at, named, asked) {
             Some(piece) if self.start(id, at, piece) => {}
             _ => {
                 let link = self.works.get(&id).and_then(|work| work.links().get(at)).map(|link| link.id);
@@ -63,98 +61,6 @@ impl Swarm {
                 }
             }
         }
-    }
-
-    /// The piece to fetch from a neighbour now.
-    fn pick(&mut self, id: WorkId, at: usize, named: Option<PieceNo>) -> Option<PieceNo> {
-        if !self.may_fetch(id, named.is_some()) {
-            return None;
-        }
-        let Self { works, peers, rng, now, .. } = self;
-        let work = works.get(&id)?;
-        let link = work.links().get(at)?;
-        if !link.begun || !peers.is_free(&link.peer, *now) {
-            return None;
-        }
-        let urgent = named.is_some_and(|piece| work.urgent.contains(&piece));
-        if !urgent
-            && link.in_flight >= 1
-            && !peers.get(&link.peer).is_some_and(|conduct| conduct.has_served())
-        {
-            // Who has never served gets one try at a time: those that never do must not take all slots.
-            return None;
-        }
-        let idle = work.pieces.idle();
-        if let Some(piece) = named {
-            let fits = idle.contains(piece) && (link.near || !work.near_set.contains(piece));
-            return if fits { Some(piece) } else { self.pick_duplicate(id, at, named) };
-        }
-        let urgent = work.urgent.iter().find(|piece| idle.contains(**piece) && link.have().contains(**piece));
-        if let Some(piece) = urgent {
-            return Some(*piece);
-        }
-        if !link.near {
-            let turns = work.turns.as_ref()?;
-            return link.have().first_of(idle, &turns.allowed, &work.near_set);
-        }
-        let count = link.have().common_count(idle);
-        if count == 0 {
-            return self.pick_duplicate(id, at, None);
-        }
-        let mut rarest: Option<(u16, PieceNo)> = None;
-        for _ in 0..DRAWS.min(usize::try_from(count).unwrap_or(DRAWS)) {
-            let piece = link.have().common_nth(idle, rng.random_range(0..count))?;
-            let key = (work.available(piece), piece);
-            rarest = Some(rarest.map_or(key, |old| old.min(key)));
-        }
-        let (available, piece) = rarest?;
-        // What half of the neighbours have is no longer rare: order is worth more, for loaders.
-        if usize::from(available) * 2 >= work.links().len() {
-            return link.have().common_first(idle);
-        }
-        Some(piece)
-    }
-
-    /// Near the end: a piece that another peer holds up.
-    fn pick_duplicate(&self, id: WorkId, at: usize, named: Option<PieceNo>) -> Option<PieceNo> {
-        let work = self.works.get(&id)?;
-        if work.pieces.unfinished() > self.config.endgame_pieces_max {
-            return None;
-        }
-        let link = work.links().get(at)?;
-        let conduct = self.peers.get(&link.peer)?;
-        let floor = Duration::from_millis(self.config.hedge_ms_min).min(self.pace * 8);
-        let mut oldest: Option<(Time, PieceNo)> = None;
-        for slot in self.slots.values().filter(|slot| slot.work == id && slot.cancelled.is_none()) {
-            if slot.from == link.peer
-                || named.is_some_and(|piece| piece != slot.piece)
-                || !link.have().contains(slot.piece)
-                || work.pieces.slots(slot.piece).len() != 1
-            {
-                continue;
-            }
-            let expected =
-                conduct.expected(&self.config, slot.bytes).saturating_mul(self.config.hedge_factor);
-            if self.now.since(slot.started) >= expected.max(floor)
-                && oldest.is_none_or(|(since, _)| slot.started < since)
-            {
-                oldest = Some((slot.started, slot.piece));
-            }
-        }
-        oldest.map(|(_, piece)| piece)
-    }
-
-    /// True if one more fetch may begin. A piece that is offered by name may go over the aim: it is asked for, or new.
-    fn may_fetch(&mut self, id: WorkId, named: bool) -> bool {
-        let most = if named { self.config.downloads_max } else { self.config.downloads_aim };
-        if self.paused || self.slots.len() >= most {
-            return false;
-        }
-        let wanting = self.works.values().filter(|work| !work.pieces.is_complete()).count().max(1);
-        let share = most.div_ceil(wanting).max(2);
-        let now = self.now;
-        let in_budget = self.downloads.as_mut().is_none_or(|bucket| bucket.ready_at(now) <= now);
-        in_budget && self.works.get(&id).is_some_and(|work| !work.stopped && work.in_flight < share)
     }
 
     /// Asks for a piece, or for what the neighbour has of it. False if there is nothing, or no budget.
@@ -281,6 +187,9 @@ impl Swarm {
         let Some(work) = self.works.get_mut(&slot.work) else {
             return;
         };
+        if let Some(at) = work.find(slot.link) {
+            work.doubt(at, false);
+        }
         let (mut shared, mut progress) = (Vec::new(), Vec::new());
         for (part, groups) in &slot.parts {
             let layer = work.pieces.space.parts(slot.piece)[*part].layer;
@@ -355,7 +264,14 @@ impl Swarm {
                 if bytes == 0 {
                     // Where nothing came from anybody meanwhile, the trouble may be ours.
                     let ours = self.last_piece.is_none_or(|at| at < slot.started);
-                    conduct.silent(&self.config, now, slot.started, ours)
+                    let charge = conduct.silent(&self.config, now, slot.started, ours);
+                    let served = conduct.has_served();
+                    if let Some(work) = self.works.get_mut(&slot.work).filter(|_| !served)
+                        && let Some(at) = work.find(slot.link)
+                    {
+                        work.doubt(at, true);
+                    }
+                    charge
                 } else {
                     conduct.measure(bytes, took);
                     None

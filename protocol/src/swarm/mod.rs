@@ -5,8 +5,9 @@
 //! holders release each piece once, in loading order) and else leaves the choice to the receiver. Pieces are asked
 //! for by name where a loader waits, where they must cross racks, and where nothing moves.
 //!
-//! State has owners: `pieces` what is here, `work` the neighbours of one manifest, `uploads` and `serving`
-//! uploads, `fetching` fetches, `conduct` what is remembered of peers, `racks` whose turn it is, `timers` what is due.
+//! State has owners: `pieces` what is here, `work` the neighbours of one manifest, `uploads` and `serving` uploads,
+//! `picking` and `fetching` fetches, `conduct` what is remembered of peers, `racks` whose turn it is, `timers` what is
+//! due.
 //!
 //! **Architecture invariant:** all randomness comes from a seed and all collections are ordered, so the same inputs
 //! give the same decisions on every machine. `sim` relies on it.
@@ -20,6 +21,7 @@ mod fetching;
 mod hearing;
 mod io;
 mod neighbours;
+mod picking;
 mod pieces;
 mod racks;
 mod serving;

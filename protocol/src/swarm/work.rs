@@ -26,6 +26,9 @@ pub(super) struct Link {
     pub(super) begun: bool,
     /// It releases each piece once: what it has is not near yet.
     pub(super) releasing: bool,
+    /// It promised a piece that did not come, and never sent any: what it says that it has does not keep others of the
+    /// rack from fetching it from outside.
+    doubted: bool,
     /// Pieces that it has whole.
     have: PieceSet,
     /// What it has of others, by part. Bounded by the count of pieces.
@@ -68,6 +71,7 @@ impl Link {
             since,
             begun: false,
             releasing: false,
+            doubted: false,
             have: PieceSet::new(count),
             partial: BTreeMap::new(),
             coming: PieceSet::new(count),
@@ -82,6 +86,11 @@ impl Link {
             in_flight: 0,
             frames: Meter::default(),
         }
+    }
+
+    /// What it has counts as being in the rack.
+    fn is_in_rack(&self) -> bool {
+        self.near && !self.releasing && !self.doubted
     }
 
     pub(super) fn have(&self) -> &PieceSet {
@@ -239,7 +248,7 @@ impl Work {
             self.release.remove(piece);
             self.releasing.remove(&piece);
         }
-        if link.near && !link.releasing && !link.coming.remove(piece) {
+        if link.is_in_rack() && !link.coming.remove(piece) {
             self.near_more(piece);
         }
         true
@@ -252,7 +261,7 @@ impl Work {
         if !link.have.remove(piece) {
             return;
         }
-        let near = link.near && !link.releasing;
+        let near = link.is_in_rack();
         if self.pieces.held().contains(piece) {
             link.useful += 1;
         }
@@ -266,7 +275,7 @@ impl Work {
     /// A neighbour of the rack fetches a piece from outside.
     pub(super) fn coming(&mut self, at: usize, piece: PieceNo) {
         let link = &mut self.links[at];
-        if link.near && !link.have.contains(piece) && link.coming.insert(piece) {
+        if link.near && !link.doubted && !link.have.contains(piece) && link.coming.insert(piece) {
             self.near_more(piece);
         }
     }
@@ -274,6 +283,24 @@ impl Work {
     pub(super) fn not_coming(&mut self, at: usize, piece: PieceNo) {
         if self.links[at].coming.remove(piece) {
             self.near_less(piece);
+        }
+    }
+
+    /// A neighbour proved that it serves, or did not although it promised.
+    pub(super) fn doubt(&mut self, at: usize, doubted: bool) {
+        let link = &mut self.links[at];
+        if link.doubted == doubted {
+            return;
+        }
+        let (was, coming) = (link.is_in_rack(), link.coming.iter().collect::<Vec<PieceNo>>());
+        link.doubted = doubted;
+        let is = link.is_in_rack();
+        let have: Vec<PieceNo> = link.have.iter().filter(|_| was != is).collect();
+        for piece in have {
+            if is { self.near_more(piece) } else { self.near_less(piece) }
+        }
+        if doubted {
+            coming.into_iter().for_each(|piece| self.not_coming(at, piece));
         }
     }
 
