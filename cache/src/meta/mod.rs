@@ -341,6 +341,10 @@ impl Meta {
     fn reopen(&self, times: u64) -> Result<(), MetaError> {
         let mut opened = self.db.write().unwrap_or_else(PoisonError::into_inner);
         if opened.times == times {
+            if !self.path.exists() {
+                // Never an empty one in its place.
+                return Err(MetaError(redb::Error::Io(std::io::ErrorKind::NotFound.into())));
+            }
             // The old one holds the file's lock.
             opened.db = None;
             opened.db = Some((self.open)(&self.path).map_err(|e| MetaError(e.into()))?);

@@ -135,10 +135,12 @@ impl Conduct {
         true
     }
 
-    /// It is connected anew, so what held it up may be over. Strikes and bans stay.
+    /// It is connected anew: where it was only cut off, that is over. Who is paused for what it did stays so.
     pub(super) fn returned(&mut self, now: Time) {
-        self.failures = 0;
-        self.not_before = self.not_before.min(now);
+        if self.links == 0 && self.silences == 0 && self.misses == 0 {
+            self.failures = 0;
+            self.not_before = self.not_before.min(now);
+        }
     }
 
     /// It did not have what it declared. Answers what it is charged with if it did so too often in a row.

@@ -178,8 +178,8 @@ impl Swarm {
         let have = work.pieces.have(BITFIELD_WEIGHT_MAX);
         self.link_work.insert(id, work_id);
         let conduct = self.peers.of(&self.config, now, peer);
-        conduct.links += 1;
         conduct.returned(now);
+        conduct.links += 1;
         self.act(Action::Send { link: id, frame: begin });
         for layers in have {
             self.act(Action::Send { link: id, frame: Frame::Bitfield { layers } });

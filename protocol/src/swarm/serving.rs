@@ -11,10 +11,11 @@ use super::choosing::Choice;
 use super::io::{Action, Charge, LinkId, PieceNo, RequestId, WorkId};
 use super::timers::Due;
 use super::uploads::{Job, State};
+use super::work::Work;
 use super::{Poll, Swarm};
 use crate::id::{KeyId, LayerId};
 use crate::time::Time;
-use crate::wire::bao::GROUP_BYTES;
+use crate::wire::bao::{GROUP_BYTES, group_count};
 use crate::wire::swarm::Frame;
 
 /// Requests under one promise: the files of a bundle, or ranges around what the asker has.
@@ -22,6 +23,9 @@ const PARTS_MAX: usize = 2 * super::BUNDLE_LAYERS_MAX;
 
 /// The pause after a neighbour declined doubles with so many times in a row.
 const DECLINES_ALIKE: u32 = 8;
+
+/// Groups that a request for a layer of no manifest here counts for, at most: 1 TiB.
+const UNKNOWN_GROUPS_MAX: u64 = 1 << 26;
 
 fn bytes_of(range: &Range<u64>) -> u64 {
     range.end.saturating_sub(range.start).saturating_mul(GROUP_BYTES)
@@ -31,6 +35,12 @@ impl Swarm {
     /// A peer asks for groups of a layer.
     pub(super) fn asked(&mut self, request: RequestId, peer: KeyId, layer: &LayerId, range: &Range<u64>) {
         let now = self.now;
+        // What a peer says of the end of a layer is not believed: rates and budgets follow from it.
+        let of_layer = |work: &Work| {
+            Some(group_count(work.pieces.space.layer_size(work.pieces.space.layer_index(layer)?)))
+        };
+        let end = self.works.values().find_map(of_layer).unwrap_or(UNKNOWN_GROUPS_MAX);
+        let range = &(range.start.min(end)..range.end.min(end));
         let job = self.promised_job(&peer, layer, range);
         if job.is_none() && !self.may_wait(peer) {
             return self.act(Action::Refuse { request });
@@ -231,7 +241,8 @@ impl Swarm {
                 continue;
             }
             job.overdue = true;
-            let bytes = job.ranges.iter().map(|(_, _, range)| bytes_of(range)).sum();
+            let bytes =
+                job.ranges.iter().fold(0, |sum: u64, (_, _, range)| sum.saturating_add(bytes_of(range)));
             if let Some(conduct) = self.peers.get_mut(&job.peer) {
                 // At best.
                 conduct.taken(bytes, took);
