@@ -65,7 +65,8 @@ pub struct SwarmConfig {
     pub upload_per_peer_bytes_per_s: Option<u64>,
     /// Payload bytes per second from all peers.
     pub download_bytes_per_s: Option<u64>,
-    /// News is gathered for at most this long, and for at most half of what a piece takes.
+    /// News is gathered for at most this long, and for half of what a piece takes, longer the more pieces there are: up to
+    /// eight pieces.
     pub news_ms_max: u64,
     /// A piece that other racks have and this one lacks is fetched by the next host in its order after this long.
     pub rack_turn_ms: u64,

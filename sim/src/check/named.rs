@@ -53,9 +53,9 @@ impl Check for Named {
         if let Some((by, from)) = self.cheated.first() {
             return Err(format!("host {by} got wrong bytes from {from} and did not ban it"));
         }
-        // Silence weighs half where nothing came from anybody, and several may be under way when the last straw falls.
+        // Several may be under way when the last straw falls.
         let config = world.options().config();
-        let max = config.strikes_max * 2 + u32::try_from(config.downloads_max).unwrap_or(u32::MAX);
+        let max = config.strikes_max + u32::try_from(config.downloads_max).unwrap_or(u32::MAX);
         match self.wronged.iter().find(|(_, times)| **times > max) {
             Some(((by, from), times)) => {
                 Err(format!("host {by} was wronged {times} times by {from} and did not ban it"))
