@@ -39,7 +39,7 @@ impl Swarm {
         let mut best: Option<((bool, u32), Choice)> = None;
         for (at, link) in work.links().iter().enumerate() {
             let Some((piece, urgent)) = link.asks.front().copied() else { continue };
-            if !urgent && !work.release.is_empty() {
+            if !urgent && (!work.release.is_empty() || link.jobs >= self.config.uploads_per_peer_max) {
                 // Each piece is released once before anything goes out twice.
                 continue;
             }
@@ -79,7 +79,7 @@ impl Swarm {
                 Some(piece) => !link.have().contains(piece),
                 None => link.near && link.useful > link.jobs && (load as usize) < self.config.downloads_aim,
             };
-            if !link.begun || !useful {
+            if !link.begun || !useful || link.jobs >= self.config.uploads_per_peer_max {
                 continue;
             }
             let slow = slow_below > 0 && self.takes(link).is_some_and(|rate| rate < slow_below);

@@ -23,6 +23,9 @@ pub struct SwarmConfig {
     /// The same while this host, a first holder, releases pieces: its uplink is what everyone waits for, so it must be
     /// full although receivers share their downlinks evenly.
     pub uploads_release_max: usize,
+    /// Uploads to one neighbour that are promised or run at a time; what a loader waits for comes beside them. More would
+    /// bring an only receiver no more bytes, but each piece later.
+    pub uploads_per_peer_max: u32,
     /// A first holder that has released everything offers nothing by itself for this share, in thousandths, of the time
     /// that it took: the others finish among themselves meanwhile, and it sends one copy. Who asks is served.
     pub release_rest_permille: u32,
@@ -114,6 +117,7 @@ impl Default for SwarmConfig {
             reconnect_ms: 1_000,
             uploads_max: 6,
             uploads_release_max: 8,
+            uploads_per_peer_max: 4,
             release_rest_permille: 125,
             slow_factor: 2,
             release_overdue_factor: 4,
