@@ -189,15 +189,16 @@ impl Swarm {
         if job.state == State::Running {
             self.pace(job.since);
             let took = self.now.since(job.since);
-            if job.complete
-                && let Some(conduct) = self.peers.get_mut(&job.peer)
-            {
-                conduct.taken(job.sent_bytes, took);
-            }
             let whole = job.work.and_then(|work| self.works.get(&work)).is_some_and(|work| {
                 // A short piece says nothing of others.
                 job.sent_bytes * 2 >= work.pieces.space.piece_bytes()
             });
+            if job.complete
+                && whole
+                && let Some(conduct) = self.peers.get_mut(&job.peer)
+            {
+                conduct.taken(job.sent_bytes, took);
+            }
             if job.release && job.complete && whole {
                 self.uploads.release_took =
                     Some(self.uploads.release_took.map_or(took, |old| old * 7 / 8 + took / 8));
@@ -215,7 +216,8 @@ impl Swarm {
                     link.declines = 0;
                 }
             }
-            if let (true, Some(piece)) = (job.release, job.piece) {
+            // Of an overdue one the piece is released to another by now.
+            if let (true, Some(piece)) = (job.release && !job.overdue, job.piece) {
                 if job.complete && job.sent_bytes > 0 {
                     // Its news is on the way.
                     let due = Due::Release(work.id, piece);
