@@ -184,6 +184,7 @@ impl Swarm {
             conduct.delivered(bytes, took);
         }
         self.pace(slot.started);
+        self.last_received = Some(self.now);
         let Some(work) = self.works.get_mut(&slot.work) else {
             return;
         };
@@ -231,6 +232,9 @@ impl Swarm {
             self.grown(layer, groups, None);
         }
         let (now, took) = (self.now, self.now.since(slot.started));
+        if bytes > 0 {
+            self.last_received = Some(now);
+        }
         match fault {
             Fault::Local => return self.stop(slot.work),
             Fault::NoSpace => return self.pause(),
@@ -263,7 +267,7 @@ impl Swarm {
                 // A slow peer that delivers something is still worth asking.
                 if bytes == 0 {
                     // Where nothing came from anybody meanwhile, the trouble may be ours.
-                    let ours = self.last_piece.is_none_or(|at| at < slot.started);
+                    let ours = self.last_received.is_none_or(|at| at < slot.started);
                     let charge = conduct.silent(&self.config, now, slot.started, ours);
                     let served = conduct.has_served();
                     if let Some(work) = self.works.get_mut(&slot.work).filter(|_| !served)

@@ -82,6 +82,8 @@ pub struct Swarm {
     /// How long a piece takes, smoothed: the measure of all short waits.
     pace: Duration,
     last_piece: Option<Time>,
+    /// When any bytes came last.
+    last_received: Option<Time>,
     uploads_dirty: bool,
     paused: bool,
     out: VecDeque<Poll>,
@@ -143,6 +145,7 @@ impl Swarm {
             timers: Timers::default(),
             pace: PACE_INITIAL,
             last_piece: None,
+            last_received: None,
             uploads_dirty: false,
             paused: false,
             out: VecDeque::new(),
