@@ -25,7 +25,7 @@ impl Swarm {
             {
                 return;
             }
-            let mut best: Option<((u32, u32), usize, PieceNo)> = None;
+            let mut best: Option<((bool, u32, u32), usize, PieceNo)> = None;
             for (at, link) in work.links().iter().enumerate() {
                 // A first holder gives each piece to somebody anyway; asking it would upset its order.
                 if link.near || link.releasing || !link.begun || !self.peers.is_free(&link.peer, now) {
@@ -35,7 +35,8 @@ impl Swarm {
                 let Some(piece) = link.have().first_of(idle, &turns.allowed, &work.near_set) else {
                     continue;
                 };
-                let key = (link.asked + link.in_flight, link.load(self.now, self.stale()));
+                let key =
+                    (link.is_doubted(), link.asked + link.in_flight, link.load(self.now, self.stale()));
                 if best.is_none_or(|(least, ..)| key < least) {
                     best = Some((key, at, piece));
                 }
@@ -63,7 +64,8 @@ impl Swarm {
             };
             let links = work.links().iter().enumerate().filter(|(_, link)| usable(link));
             let best = links.min_by_key(|(_, link)| {
-                (!link.near, link.asked + link.in_flight, link.load(self.now, self.stale()))
+                let busy = (link.asked + link.in_flight, link.load(self.now, self.stale()));
+                (link.is_doubted(), !link.near, busy)
             });
             if let Some((at, _)) = best {
                 self.ask(id, at, piece, true);
@@ -150,7 +152,7 @@ impl Swarm {
         let now = self.now;
         let work = self.works.get(&id)?;
         let idle = work.pieces.idle();
-        let mut best: Option<((bool, u32), usize, PieceNo)> = None;
+        let mut best: Option<((bool, bool, u32), usize, PieceNo)> = None;
         for (at, link) in work.links().iter().enumerate() {
             let free = self.peers.is_free(&link.peer, now);
             if !link.begun || !(free || anybody && !self.peers.is_banned(&link.peer, now)) {
@@ -172,7 +174,7 @@ impl Swarm {
                     .find(|piece| idle.contains(*piece) && useful_part(work, link, *piece))
             });
             let Some(piece) = piece else { continue };
-            let key = (!link.near, link.load(self.now, self.stale()) + link.asked);
+            let key = (link.is_doubted(), !link.near, link.load(self.now, self.stale()) + link.asked);
             if best.is_none_or(|(least, ..)| key < least) {
                 best = Some((key, at, piece));
             }

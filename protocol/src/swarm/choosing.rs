@@ -8,6 +8,9 @@ use super::timers::Due;
 use super::work::{Link, Work};
 use crate::time::Time;
 
+/// A neighbour that declined so often in a row, or let as many promises pass, is not preferred for being quick.
+const IDLE_DECLINES: u8 = 3;
+
 /// A choice of whom to promise what.
 pub(super) struct Choice {
     pub(super) work: WorkId,
@@ -82,7 +85,9 @@ impl Swarm {
             if !link.begun || !useful || link.jobs >= self.config.uploads_per_peer_max {
                 continue;
             }
-            let slow = slow_below > 0 && self.takes(link).is_some_and(|rate| rate < slow_below);
+            // Nor is one waited for that, however quick it was, takes nothing now.
+            let slow = slow_below > 0
+                && (link.declines >= IDLE_DECLINES || self.takes(link).is_some_and(|rate| rate < slow_below));
             if link.declined_until > self.now {
                 let at = (slow, link.declined_until);
                 wake = Some(wake.map_or(at, |least| least.min(at)));
@@ -111,13 +116,13 @@ impl Swarm {
         best.map(|link| Choice { work: id, link, piece: release, release: release.is_some(), urgent: false })
     }
 
-    /// Bytes per second below which a neighbour counts as slow: a share of what the others take on average.
+    /// Bytes per second below which a neighbour counts as slow: a share of what the one in the middle takes, so that no
+    /// single one can make all others slow.
     fn slow_below(&self, work: &Work) -> u64 {
-        let rates = work.links().iter().filter_map(|link| self.takes(link));
-        let (sum, count) =
-            rates.fold((0u128, 0u128), |(sum, count), rate| (sum + u128::from(rate), count + 1));
-        let mean = sum.checked_div(count).unwrap_or(0);
-        u64::try_from(mean / u128::from(self.config.slow_factor.max(1))).unwrap_or(u64::MAX)
+        let mut rates: Vec<u64> = work.links().iter().filter_map(|link| self.takes(link)).collect();
+        rates.sort_unstable();
+        let middle = rates.get(rates.len() / 2).copied().unwrap_or(0);
+        middle / u64::from(self.config.slow_factor.max(1))
     }
 
     fn takes(&self, link: &Link) -> Option<u64> {

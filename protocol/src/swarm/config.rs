@@ -29,8 +29,8 @@ pub struct SwarmConfig {
     /// A first holder that has released everything offers nothing by itself for this share, in thousandths, of the time
     /// that it took: the others finish among themselves meanwhile, and it sends one copy. Who asks is served.
     pub release_rest_permille: u32,
-    /// A first holder releases to a neighbour that takes less than the mean of all, divided by this, only if there is no
-    /// other.
+    /// A first holder releases to a neighbour that takes less than the one in the middle, divided by this, only if there
+    /// is no other.
     pub slow_factor: u32,
     /// A piece whose release takes this many times as long as usual is released to another neighbour, too.
     pub release_overdue_factor: u32,

@@ -260,7 +260,12 @@ impl Swarm {
     pub(super) fn promise_late(&mut self, number: u64) {
         let pause = Duration::from_millis(self.config.declined_ms);
         if let Some(job) = self.uploads.jobs.get(&number).filter(|job| job.state == State::Promised) {
-            self.hush(job.link, job.work, pause);
+            let (work, link) = (job.work, job.link);
+            let entry = work.and_then(|work| self.works.get_mut(&work)).zip(link);
+            if let Some(link) = entry.and_then(|(work, link)| work.find_mut(link)) {
+                link.declines = link.declines.saturating_add(1);
+            }
+            self.hush(link, work, pause);
             self.end_job(number);
         }
     }

@@ -93,6 +93,11 @@ impl Link {
         self.near && !self.releasing && !self.doubted
     }
 
+    /// It promised a piece that did not come, and never sent any: others are asked first.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted
+    }
+
     pub(super) fn have(&self) -> &PieceSet {
         &self.have
     }
