@@ -237,10 +237,13 @@ impl Swarm {
             return;
         };
         let linked = |key: &KeyId| work.links().iter().any(|link| link.peer == *key);
-        let other = work.candidates.iter().any(|(key, known)| {
+        let free = |key: &KeyId, known: &Known| {
             !linked(key) && !known.connecting && known.not_before <= now && !self.peers.is_banned(key, now)
-        });
-        if !other || work.swapped.is_some_and(|at| now.since(at) < pause) || work.links().is_empty() {
+        };
+        let others: Vec<KeyId> =
+            work.candidates.iter().filter(|(key, known)| free(key, known)).map(|(key, _)| *key).collect();
+        let soon = work.swapped.is_some_and(|at| now.since(at) < pause);
+        if others.is_empty() || soon || work.links().is_empty() {
             return;
         }
         work.swapped = Some(now);
@@ -252,6 +255,13 @@ impl Swarm {
                 known.not_before = now + pause * SWAPPED_PAUSES;
             }
             self.drop_link(link, true);
+            // Others may take the room meanwhile, so this one is not left to whether there is any.
+            let peer = others[usize::try_from(self.rng.random_range(0..others.len() as u64)).unwrap_or(0)];
+            let known = self.works.get_mut(&work_id).and_then(|work| work.candidates.get_mut(&peer));
+            if let Some(known) = known {
+                known.connecting = true;
+                self.act(Action::Connect { work: work_id, peer });
+            }
         }
         self.look_for_neighbours(work_id);
     }
