@@ -25,7 +25,7 @@ impl Swarm {
             {
                 return;
             }
-            let mut best: Option<((bool, u32, u32), usize, PieceNo)> = None;
+            let mut best: Option<(((bool, u8), u32, u32), usize, PieceNo)> = None;
             for (at, link) in work.links().iter().enumerate() {
                 // A first holder gives each piece to somebody anyway; asking it would upset its order.
                 if link.near || link.releasing || !link.begun || !self.peers.is_free(&link.peer, now) {
@@ -36,7 +36,7 @@ impl Swarm {
                     continue;
                 };
                 let key =
-                    (link.is_doubted(), link.asked + link.in_flight, link.load(self.now, self.stale()));
+                    (link.doubts(), link.asked + link.in_flight, link.load(self.now, self.stale()));
                 if best.is_none_or(|(least, ..)| key < least) {
                     best = Some((key, at, piece));
                 }
@@ -65,7 +65,7 @@ impl Swarm {
             let links = work.links().iter().enumerate().filter(|(_, link)| usable(link));
             let best = links.min_by_key(|(_, link)| {
                 let busy = (link.asked + link.in_flight, link.load(self.now, self.stale()));
-                (link.is_doubted(), !link.near, busy)
+                (link.doubts(), !link.near, busy)
             });
             if let Some((at, _)) = best {
                 self.ask(id, at, piece, true);
@@ -110,7 +110,7 @@ impl Swarm {
         }
         let late: Vec<PieceNo> =
             work.asks.iter().filter(|(_, (_, at))| now.since(*at) >= wait).map(|(piece, _)| *piece).collect();
-        late.into_iter().for_each(|piece| work.ask_ended(piece));
+        late.into_iter().for_each(|piece| work.ask_ignored(piece));
         let again = if work.asks.is_empty() { Duration::from_millis(self.config.starve_ms) } else { wait };
         self.timers.set_earlier(Due::Starve(id), now + again);
         self.import(id);
@@ -152,7 +152,7 @@ impl Swarm {
         let now = self.now;
         let work = self.works.get(&id)?;
         let idle = work.pieces.idle();
-        let mut best: Option<((bool, bool, u32), usize, PieceNo)> = None;
+        let mut best: Option<(((bool, u8), bool, u32), usize, PieceNo)> = None;
         for (at, link) in work.links().iter().enumerate() {
             let free = self.peers.is_free(&link.peer, now);
             if !link.begun || !(free || anybody && !self.peers.is_banned(&link.peer, now)) {
@@ -174,7 +174,7 @@ impl Swarm {
                     .find(|piece| idle.contains(*piece) && useful_part(work, link, *piece))
             });
             let Some(piece) = piece else { continue };
-            let key = (link.is_doubted(), !link.near, link.load(self.now, self.stale()) + link.asked);
+            let key = (link.doubts(), !link.near, link.load(self.now, self.stale()) + link.asked);
             if best.is_none_or(|(least, ..)| key < least) {
                 best = Some((key, at, piece));
             }

@@ -50,6 +50,8 @@ pub(super) struct Link {
     pub(super) asks: VecDeque<(PieceNo, bool)>,
     /// Pieces asked of it and not granted yet.
     pub(super) asked: u32,
+    /// Asks that it did not answer since it last granted anything.
+    ignored: u8,
     /// Fetches in flight from it.
     pub(super) in_flight: u32,
     pub(super) frames: Meter,
@@ -83,6 +85,7 @@ impl Link {
             declines: 0,
             asks: VecDeque::new(),
             asked: 0,
+            ignored: 0,
             in_flight: 0,
             frames: Meter::default(),
         }
@@ -93,9 +96,15 @@ impl Link {
         self.near && !self.releasing && !self.doubted
     }
 
-    /// It promised a piece that did not come, and never sent any: others are asked first.
-    pub(super) fn is_doubted(&self) -> bool {
-        self.doubted
+    /// What speaks against asking it, the least first: that it promised a piece that did not come and never sent any,
+    /// and how many asks it did not answer.
+    pub(super) fn doubts(&self) -> (bool, u8) {
+        (self.doubted, self.ignored)
+    }
+
+    /// It answered an ask, or offered something.
+    pub(super) fn granted(&mut self) {
+        self.ignored = 0;
     }
 
     pub(super) fn have(&self) -> &PieceSet {
@@ -324,6 +333,16 @@ impl Work {
                 self.near_set.remove(piece);
             }
         }
+    }
+
+    /// An ask was not answered.
+    pub(super) fn ask_ignored(&mut self, piece: PieceNo) {
+        if let Some((link, _)) = self.asks.get(&piece).copied()
+            && let Some(link) = self.find_mut(link)
+        {
+            link.ignored = link.ignored.saturating_add(1);
+        }
+        self.ask_ended(piece);
     }
 
     /// An ask was granted, declined, or given up.
