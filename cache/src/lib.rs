@@ -22,7 +22,7 @@ pub use artifacts::Commit;
 pub use config::{StoreConfig, VerifyOnRead};
 pub use error::StoreError;
 pub use fs::network_fs;
-pub use layers::import::{ImportOptions, ImportProgress, Staged, StagedLayer};
+pub use layers::import::{Identified, ImportOptions, ImportProgress, Staged, StagedLayer, identify};
 pub use layers::partial::PartialLayer;
 pub use layers::recover::Recovery;
 pub use layers::{LayerReader, SealedLayer};

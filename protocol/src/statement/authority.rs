@@ -201,13 +201,30 @@ impl Authority {
         })
     }
 
+    /// Whether a publish, an evaluation or a verdict counts.
+    pub(super) fn said_status(&self, id: &StatementId, h: &Held) -> Status {
+        match &h.statement.kind {
+            Kind::Publish(publish) => self.publish_status(id, h, publish.artifact.namespace()),
+            kind if self.void.contains_key(id)
+                || self.key_revoked_at(&h.statement.by, h.statement.time)
+                || kind.namespace().is_none() =>
+            {
+                Status::Ignored(Why::Revoked)
+            }
+            kind if self.permits(Role::Evaluator, kind.namespace(), &h.statement, &h.signers) => {
+                Status::Effective
+            }
+            _ => Status::Ignored(Why::NotAllowed),
+        }
+    }
+
     /// Whether `statement`, a publish in `namespace`, counts.
     ///
     /// A publish by a host that was revoked since counts if its time is before the revocation's `since`. Time is
     /// the author's own word, so a thief may date publishes back; but retiring a host must not take away what
     /// it published honestly, and the set alone offers no better order. `since: 0` or the revocation of single
     /// statements is the answer to a thief, and an immutable tag can be disputed by it but never moved.
-    pub(super) fn publish_status(&self, id: &StatementId, h: &Held, namespace: &str) -> Status {
+    fn publish_status(&self, id: &StatementId, h: &Held, namespace: &str) -> Status {
         let s = &h.statement;
         if self.void.contains_key(id) || self.key_revoked_at(&s.by, s.time) {
             return Status::Ignored(Why::Revoked);

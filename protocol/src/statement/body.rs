@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::envelope::StatementError;
+use super::weighed::{Evaluate, Verdict};
 use crate::id::{ClusterId, KeyId, ManifestDigest, StatementId};
 use crate::names::{Artifact, NAME_LEN_MAX, Tag};
 use crate::time::UnixTime;
@@ -66,6 +67,10 @@ pub enum Kind {
     Revoke(Revoke),
     /// A tag of an artifact means this manifest.
     Publish(Publish),
+    /// Somebody measured an artifact.
+    Evaluate(Evaluate),
+    /// The gate weighed an artifact.
+    Verdict(Verdict),
     /// A kind, or a version of a kind, that this release does not know: kept and passed on, without effect.
     Unknown {
         /// The full predicate type.
@@ -193,7 +198,7 @@ pub enum Target {
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         keep: BTreeSet<StatementId>,
     },
-    /// One admission, invite or publish. Roots and revocations cannot be revoked.
+    /// One admission, invite, publish, evaluation or verdict. Roots and revocations cannot be revoked.
     Statement {
         /// The statement.
         id: StatementId,
@@ -250,12 +255,24 @@ impl Statement {
                 }
                 text(&revoke.reason, NOTE_LEN_MAX, "its reason is too long or holds control characters")
             }
+            Kind::Evaluate(said) => said.findings.check_form(),
+            Kind::Verdict(said) => said.ruling.check_form(),
             Kind::Publish(_) | Kind::Unknown { .. } => Ok(()),
         }
     }
 }
 
 impl Kind {
+    /// The namespace that a publish, an evaluation or a verdict speaks of.
+    pub fn namespace(&self) -> Option<&str> {
+        match self {
+            Kind::Publish(said) => Some(said.artifact.namespace()),
+            Kind::Evaluate(said) => Some(said.artifact.namespace()),
+            Kind::Verdict(said) => Some(said.artifact.namespace()),
+            _ => None,
+        }
+    }
+
     /// `https://weighlock.dev/<kind>/v1`.
     pub fn predicate_type(&self) -> String {
         let name = match self {
@@ -264,6 +281,8 @@ impl Kind {
             Kind::Admit(_) => "admit",
             Kind::Revoke(_) => "revoke",
             Kind::Publish(_) => "publish",
+            Kind::Evaluate(_) => "evaluate",
+            Kind::Verdict(_) => "verdict",
             Kind::Unknown { predicate_type } => return predicate_type.clone(),
         };
         format!("{PREDICATE_PREFIX}{name}/v1")
@@ -274,7 +293,7 @@ impl Kind {
         match self {
             Kind::Root(_) | Kind::Invite(_) | Kind::Revoke(_) => true,
             Kind::Admit(admit) => admit.invite.is_none(),
-            Kind::Publish(_) | Kind::Unknown { .. } => false,
+            Kind::Publish(_) | Kind::Evaluate(_) | Kind::Verdict(_) | Kind::Unknown { .. } => false,
         }
     }
 }
@@ -366,7 +385,7 @@ impl<'de> Deserialize<'de> for NamespaceGlob {
 }
 
 /// Names and notes reach terminals, so control characters stay out.
-fn text(s: &str, len_max: usize, error: &'static str) -> Result<(), &'static str> {
+pub(super) fn text(s: &str, len_max: usize, error: &'static str) -> Result<(), &'static str> {
     if s.len() > len_max || s.chars().any(char::is_control) {
         return Err(error);
     }

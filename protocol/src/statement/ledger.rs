@@ -8,6 +8,7 @@ use super::chain::Chains;
 use super::envelope::{Envelope, SIGNATURES_MAX, Signed, StatementError, Unverified, Verified};
 use super::summary::Summary;
 use super::tags::Tags;
+use super::weighed::Weighed;
 use super::why::{Status, Why};
 use crate::id::{ClusterId, KeyId, StatementId};
 
@@ -127,16 +128,17 @@ pub struct Ledger {
     pub(super) config: LedgerConfig,
     pub(super) set: Set,
     pub(super) authority_ids: BTreeSet<StatementId>,
-    /// Publishes by author, and whether each counts.
-    publishes: BTreeMap<KeyId, BTreeMap<StatementId, bool>>,
+    /// Publishes, evaluations and verdicts by author, and whether each counts.
+    said: BTreeMap<KeyId, BTreeMap<StatementId, bool>>,
     pub(super) chains: Chains,
     pub(super) authority: Authority,
     authority_idle: Idle,
     /// What came since the last fold and may have no effect.
     fresh: Idle,
-    /// Publishes and unknown statements without effect.
+    /// What is said, and unknown statements, without effect.
     said_idle: Idle,
     pub(super) tags: Tags,
+    pub(super) weighed: Weighed,
     pub(super) summary: Summary,
 }
 
@@ -147,13 +149,14 @@ impl Ledger {
             config,
             set: Set::new(),
             authority_ids: BTreeSet::new(),
-            publishes: BTreeMap::new(),
+            said: BTreeMap::new(),
             chains: Chains::default(),
             authority: Authority::default(),
             authority_idle: Idle::default(),
             fresh: Idle::default(),
             said_idle: Idle::default(),
             tags: Tags::default(),
+            weighed: Weighed::default(),
             summary: Summary::default(),
         }
     }
@@ -246,17 +249,14 @@ impl Ledger {
         let keep =
             matches!(statement.kind, Kind::Root(_) | Kind::Invite(_) | Kind::Admit(_) | Kind::Revoke(_));
         let held = Held { signers, envelope: keep.then_some(envelope), statement };
-        let effective = match &held.statement.kind {
-            Kind::Publish(p) => {
-                self.authority.publish_status(&id, &held, p.artifact.namespace()) == Status::Effective
-            }
-            _ => false,
-        };
+        let effective = held.statement.kind.namespace().is_some()
+            && self.authority.said_status(&id, &held) == Status::Effective;
         if !effective {
             self.check_room(&held.statement, &held.signers).map_err(Applied::Refused)?;
         }
         let max = self.config.statements_max;
-        let said = matches!(held.statement.kind, Kind::Publish(_) | Kind::Unknown { .. });
+        let said =
+            held.statement.kind.namespace().is_some() || matches!(held.statement.kind, Kind::Unknown { .. });
         // Whoever publishes without end must leave room for its own revocation.
         let max = if said { max - max / SAID_SHARE } else { max };
         self.full("statements_max", self.set.len(), max).map_err(Applied::Refused)?;
@@ -269,10 +269,10 @@ impl Ledger {
             self.chains.insert(id, by, chain);
         }
         match &held.statement.kind {
-            Kind::Publish(publish) => {
-                self.publishes.entry(by).or_default().insert(id, effective);
+            kind if kind.namespace().is_some() => {
+                self.said.entry(by).or_default().insert(id, effective);
                 if effective {
-                    self.tags.insert(id, by, publish);
+                    count(&mut self.tags, &mut self.weighed, id, by, kind);
                 } else {
                     self.said_idle.add(by);
                 }
@@ -390,8 +390,8 @@ impl Ledger {
         for by in self.authority.idle(&self.set) {
             self.authority_idle.add(by);
         }
-        // Publishes are many and one change of authority touches few of their authors.
-        let touched = self.publishes.iter().filter(|(by, _)| self.authority.differs_for(&before, by));
+        // What is said is much, and one change of authority touches few of its authors.
+        let touched = self.said.iter().filter(|(by, _)| self.authority.differs_for(&before, by));
         let mut ids: Vec<StatementId> = touched.flat_map(|(_, ids)| ids.keys().copied()).collect();
         ids.extend(self.authority.voided_differently(&before));
         for id in ids {
@@ -399,35 +399,42 @@ impl Ledger {
         }
     }
 
-    /// Judges one publish anew.
+    /// Judges one publish, evaluation or verdict anew.
     fn recount(&mut self, id: &StatementId) {
         let Some(held) = self.set.get(id) else { return };
-        let Kind::Publish(publish) = &held.statement.kind else {
-            return;
-        };
+        let kind = &held.statement.kind;
         let by = held.statement.by;
-        let Some(counted) = self.publishes.get_mut(&by).and_then(|ids| ids.get_mut(id)) else {
+        let Some(counted) = self.said.get_mut(&by).and_then(|ids| ids.get_mut(id)) else {
             return;
         };
-        let counts =
-            self.authority.publish_status(id, held, publish.artifact.namespace()) == Status::Effective;
+        let counts = self.authority.said_status(id, held) == Status::Effective;
         if counts == *counted {
             return;
         }
         *counted = counts;
         if counts {
             self.said_idle.remove(&by);
-            self.tags.insert(*id, by, publish);
+            count(&mut self.tags, &mut self.weighed, *id, by, kind);
         } else {
             self.said_idle.add(by);
-            self.tags.remove(*id, by, publish);
+            if let Kind::Publish(publish) = kind {
+                self.tags.remove(*id, by, publish);
+            }
+            self.weighed.remove(*id, kind);
         }
     }
 }
 
+fn count(tags: &mut Tags, weighed: &mut Weighed, id: StatementId, by: KeyId, kind: &Kind) {
+    if let Kind::Publish(publish) = kind {
+        tags.insert(id, by, publish);
+    }
+    weighed.insert(id, kind);
+}
+
 /// Whether it grants or takes no authority, and no chain waits for it.
 fn is_said(s: &Statement) -> bool {
-    s.chain.is_none() && matches!(s.kind, Kind::Publish(_) | Kind::Unknown { .. })
+    s.chain.is_none() && (s.kind.namespace().is_some() || matches!(s.kind, Kind::Unknown { .. }))
 }
 
 impl Idle {

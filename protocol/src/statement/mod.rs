@@ -3,7 +3,7 @@
 //! Bytes become an [`Envelope`], an envelope becomes a `Signed<Statement, Unverified>`, its signatures make that
 //! `Verified`, [`Ledger::check`] makes it [`Checked`] for one cluster, and [`Ledger::apply`] adds it to the set.
 //! State is a function of that set alone: `chain` says which statements stand in line, `authority` who may say
-//! what, `tags` what was published. Whatever folds heads later stands beside `tags` and asks `authority`.
+//! what, `tags` what was published, `weighed` what was measured and judged. Whatever folds heads later stands beside `tags` and asks `authority`.
 
 mod authority;
 pub mod body;
@@ -15,6 +15,7 @@ mod query;
 pub mod reconcile;
 mod summary;
 mod tags;
+pub mod weighed;
 mod why;
 
 pub use body::{
@@ -26,6 +27,7 @@ pub use ledger::{Applied, Checked, Ledger, LedgerConfig, Refusal, SAID_SHARE};
 pub use query::{Alarm, Denied, InviteStatus, Member, Revocation, RootStatus};
 pub use summary::{BUCKETS, Bucket, BucketsError, Entry, Summary};
 pub use tags::{Published, Resolution};
+pub use weighed::{Evaluate, Findings, Ruling, Said};
 pub use why::{Status, Why};
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::body::{Admit, Chain, Invite, Kind, PREDICATE_PREFIX, Publish, Revoke, Root, Statement, Target};
 use super::envelope::{Envelope, Keypair, StatementError};
+use super::weighed::{Evaluate, Findings, Ruling, Verdict};
 use crate::id::{ClusterId, KeyId, ManifestDigest, Sha256, StatementId};
 use crate::names::{Artifact, Tag};
 use crate::time::UnixTime;
@@ -25,6 +26,12 @@ impl Statement {
                 tag: k.tag.clone(),
                 total_bytes: k.total_bytes,
             }),
+            Kind::Evaluate(k) => {
+                KindFields::Evaluate(OfArtifact { artifact: k.artifact.clone(), said: &k.findings })
+            }
+            Kind::Verdict(k) => {
+                KindFields::Verdict(OfArtifact { artifact: k.artifact.clone(), said: &k.ruling })
+            }
             Kind::Unknown { .. } => KindFields::Unknown {},
         };
         let wire = WireStatement {
@@ -66,13 +73,22 @@ impl Statement {
             "revoke/v1" => Kind::Revoke(predicate(payload)?),
             "publish/v1" => {
                 let fields: PublishFields = predicate(payload)?;
-                let digest = head.subject.first().map(|s| s.digest.sha256.0);
                 Kind::Publish(Publish {
                     artifact: fields.artifact,
                     tag: fields.tag,
-                    manifest: ManifestDigest(digest.ok_or_else(|| body("it has no subject"))?),
+                    manifest: subject_manifest(&head.subject)?,
                     total_bytes: fields.total_bytes,
                 })
+            }
+            "evaluate/v1" => {
+                let OfArtifact { artifact, said } = predicate::<OfArtifact<Findings>>(payload)?;
+                let manifest = subject_manifest(&head.subject)?;
+                Kind::Evaluate(Evaluate { artifact, manifest, findings: said })
+            }
+            "verdict/v1" => {
+                let OfArtifact { artifact, said } = predicate::<OfArtifact<Ruling>>(payload)?;
+                let manifest = subject_manifest(&head.subject)?;
+                Kind::Verdict(Verdict { artifact, manifest, ruling: said })
             }
             _ => Kind::Unknown { predicate_type: head.predicate_type },
         };
@@ -105,6 +121,10 @@ impl Kind {
                 Target::Invite { id, .. } | Target::Statement { id } => statement(id),
             },
             Kind::Publish(p) => Subject::new(format!("{}:{}", p.artifact, p.tag), Sha256(p.manifest.0)),
+            Kind::Evaluate(Evaluate { artifact, manifest, .. })
+            | Kind::Verdict(Verdict { artifact, manifest, .. }) => {
+                Subject::new(artifact.to_string(), Sha256(manifest.0))
+            }
             Kind::Unknown { predicate_type } => {
                 Subject::new(predicate_type.clone(), Sha256::of(predicate_type.as_bytes()))
             }
@@ -148,6 +168,8 @@ enum KindFields<'a> {
     Admit(&'a Admit),
     Revoke(&'a Revoke),
     Publish(PublishFields),
+    Evaluate(OfArtifact<&'a Findings>),
+    Verdict(OfArtifact<&'a Ruling>),
     Unknown {},
 }
 
@@ -168,6 +190,13 @@ struct PublishFields {
     artifact: Artifact,
     tag: Tag,
     total_bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OfArtifact<T> {
+    artifact: Artifact,
+    #[serde(flatten)]
+    said: T,
 }
 
 /// A second look at the same bytes for what only one kind has; the first found the kind.
@@ -202,6 +231,11 @@ fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, StatementError> {
 
 fn predicate<K: DeserializeOwned>(payload: &[u8]) -> Result<K, StatementError> {
     Ok(read::<WireKind<K>>(payload)?.predicate)
+}
+
+fn subject_manifest(subject: &[Subject]) -> Result<ManifestDigest, StatementError> {
+    let first = subject.first().ok_or_else(|| body("it has no subject"))?;
+    Ok(ManifestDigest(first.digest.sha256.0))
 }
 
 fn body(reason: impl Into<String>) -> StatementError {

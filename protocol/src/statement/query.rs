@@ -85,6 +85,14 @@ pub enum Denied {
         /// The namespace.
         namespace: String,
     },
+    /// The key holds no role for this.
+    #[error("{key} may not evaluate in `{namespace}`: it holds no evaluator role there; ask an admin")]
+    NotEvaluator {
+        /// The key.
+        key: KeyId,
+        /// The namespace.
+        namespace: String,
+    },
     /// Not an admission by a ticket of an invite that is in force here.
     #[error("the ticket's invite is not in force here: {why}")]
     Invite {
@@ -329,6 +337,25 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether `key` may say what it measured, or what the gate said, in `namespace` now.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn may_evaluate(&self, key: &KeyId, namespace: &str, now: UnixTime) -> Result<(), Denied> {
+        let status = self.root(now).ok_or(Denied::NoRoot)?;
+        if status.expired {
+            return Err(Denied::RootExpired { expired: status.root.expires });
+        }
+        if self.is_revoked(key) {
+            return Err(Denied::Revoked { key: *key });
+        }
+        let role = status.root.roles.get(&Role::Evaluator).filter(|r| r.covers(namespace));
+        if role.is_some_and(|r| r.keys.contains(key)) {
+            return Ok(());
+        }
+        Err(Denied::NotEvaluator { key: *key, namespace: namespace.to_owned() })
+    }
+
     /// The place for `key`'s next chained statement.
     pub fn next_chain(&self, key: &KeyId) -> Chain {
         self.chains.next(key)
@@ -376,9 +403,7 @@ impl Ledger {
     pub fn status(&self, id: &StatementId) -> Option<Status> {
         let held = self.set.get(id)?;
         match &held.statement.kind {
-            Kind::Publish(publish) => {
-                Some(self.authority.publish_status(id, held, publish.artifact.namespace()))
-            }
+            kind if kind.namespace().is_some() => Some(self.authority.said_status(id, held)),
             Kind::Unknown { .. } => Some(Status::Ignored(Why::UnknownKind)),
             _ => match self.authority.status(id)? {
                 Status::Pending(Why::Predecessor { .. }) => match self.chains.place(id)? {

@@ -5,6 +5,7 @@ mod membership;
 mod properties;
 mod publishing;
 mod roots;
+mod weighing;
 
 use std::collections::BTreeMap;
 
@@ -154,9 +155,13 @@ fn picture(ledger: &Ledger) -> String {
         ledger.artifacts().map(|a| (a.to_string(), ledger.tags(a).collect::<Vec<_>>())).collect();
     let of: Vec<_> =
         (0..8).map(|n| ledger.publishes_of(&ManifestDigest([n; 32])).collect::<Vec<_>>()).collect();
+    let weighed: Vec<_> = (0..8)
+        .map(|n| ManifestDigest([n; 32]))
+        .map(|digest| (ledger.evaluations_of(&digest), ledger.verdicts_on(&digest)))
+        .collect();
     let chains: Vec<_> = (0..60).map(|n| (ledger.next_chain(&id(n)), ledger.is_revoked(&id(n)))).collect();
     format!(
-        "{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{statuses:?}\n{tags:?}\n{of:?}\n{chains:?}\n{:?}",
+        "{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{statuses:?}\n{tags:?}\n{of:?}\n{weighed:?}\n{chains:?}\n{:?}",
         ledger.root(NOW),
         ledger.members(NOW).collect::<Vec<_>>(),
         ledger.invites(NOW).collect::<Vec<_>>(),

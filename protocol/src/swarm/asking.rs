@@ -35,8 +35,7 @@ impl Swarm {
                 let Some(piece) = link.have().first_of(idle, &turns.allowed, &work.near_set) else {
                     continue;
                 };
-                let key =
-                    (link.doubts(), link.asked + link.in_flight, link.load(self.now, self.stale()));
+                let key = (link.doubts(), link.asked + link.in_flight, link.load(self.now, self.stale()));
                 if best.is_none_or(|(least, ..)| key < least) {
                     best = Some((key, at, piece));
                 }

@@ -1,12 +1,14 @@
 //! What honest authors do: admins invite, admit, revoke and rotate, ticket holders admit, publishers publish.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::RngExt;
+use weighlock_protocol::statement::weighed::{Outcome, Verdict};
 use weighlock_protocol::statement::{
-    Admit, Envelope, Invite, Keypair, Kind, Labels, Ledger, Publish, Revoke, Root, Status, Target, Why,
+    Admit, Envelope, Evaluate, Findings, Invite, Keypair, Kind, Labels, Ledger, Publish, Revoke, Root,
+    Ruling, Status, Target, Why,
 };
-use weighlock_protocol::{KeyId, ManifestDigest, StatementId, UnixTime};
+use weighlock_protocol::{KeyId, ManifestDigest, Sha256, StatementId, UnixTime};
 
 use super::cast::{Ticket, key};
 use super::host::EPOCH;
@@ -119,8 +121,19 @@ impl FoldWorld {
             return;
         };
         let time = self.hosts[host].clock(self.now);
-        let envelope = self.cast.sign(&author, time, None, kind);
+        let envelope = self.cast.sign(&author, time, None, kind.clone());
         self.say(host, &envelope);
+        if let Kind::Publish(published) = kind
+            && self.options.weighed
+        {
+            // By one who may, and by one who mostly may not.
+            for author in self.cast.evaluators.first().cloned().into_iter().chain([author]) {
+                for kind in weighed(&published) {
+                    let envelope = self.cast.sign(&author, time, None, kind);
+                    self.say(host, &envelope);
+                }
+            }
+        }
     }
 
     fn invite(&mut self) {
@@ -261,4 +274,36 @@ pub(super) fn after(ledger: &Ledger, root: Root) -> Root {
 
 pub(super) fn revoke(target: Target) -> Kind {
     Kind::Revoke(Revoke { target, reason: "rehearsed".to_owned() })
+}
+
+/// An evaluation of what was published, and the gate's word on it.
+fn weighed(published: &Publish) -> [Kind; 2] {
+    let Publish { artifact, manifest, .. } = published;
+    let report = Sha256(manifest.0);
+    let findings = Findings {
+        evidence: ManifestDigest::of(&manifest.0),
+        evidence_bytes: 1,
+        report,
+        suite: None,
+        harness: "rehearsal".to_owned(),
+        hardware: "any".to_owned(),
+        runtime: String::new(),
+        sandbox: String::new(),
+        figures: BTreeMap::new(),
+    };
+    let ruling = Ruling {
+        outcome: Outcome::Pass,
+        policy: report,
+        baseline: None,
+        pinned: None,
+        hardware: "any".to_owned(),
+        reports: BTreeSet::from([report]),
+        baseline_reports: BTreeSet::new(),
+        verdict: report,
+        reasons: Vec::new(),
+    };
+    [
+        Kind::Evaluate(Evaluate { artifact: artifact.clone(), manifest: *manifest, findings }),
+        Kind::Verdict(Verdict { artifact: artifact.clone(), manifest: *manifest, ruling }),
+    ]
 }

@@ -28,6 +28,8 @@ pub(super) struct Cast {
     pub(super) admins: Vec<Keypair>,
     /// Named as publishers by every root.
     pub(super) publishers: Vec<Keypair>,
+    /// Who may evaluate; nobody in worlds without evaluations.
+    pub(super) evaluators: Vec<Keypair>,
     /// Keys of hosts that are never switched on: admitted, revoked, and heard of through what they publish.
     pub(super) ghosts: Vec<Keypair>,
     pub(super) tickets: Vec<Ticket>,
@@ -35,9 +37,16 @@ pub(super) struct Cast {
 }
 
 impl Cast {
+    /// Admins, publishers, evaluators and ghosts of `cluster`.
+    pub(super) fn new(cluster: ClusterId, keys: [Vec<Keypair>; 4], threshold: u32) -> Self {
+        let [admins, publishers, evaluators, ghosts] = keys;
+        Self { cluster, admins, publishers, evaluators, ghosts, tickets: Vec::new(), threshold }
+    }
+
     /// A root of `version` under `admins`.
     pub(super) fn root(&self, version: u32, prev_root: Option<StatementId>, admins: &[usize]) -> Root {
-        root(version, prev_root, admins.iter().map(|n| &self.admins[*n]), &self.publishers, self.threshold)
+        let admins = admins.iter().map(|n| &self.admins[*n]);
+        root(version, prev_root, admins, &self.publishers, &self.evaluators, self.threshold)
     }
 
     /// Signs something as admin `n` says it, with as many others as it takes.
@@ -67,6 +76,7 @@ pub(super) fn root<'a>(
     prev_root: Option<StatementId>,
     admins: impl Iterator<Item = &'a Keypair>,
     publishers: &[Keypair],
+    evaluators: &[Keypair],
     threshold: u32,
 ) -> Root {
     let everywhere = vec!["*".parse().expect("a glob")];
@@ -74,14 +84,23 @@ pub(super) fn root<'a>(
     let admins: BTreeSet<KeyId> = admins.map(Keypair::key_id).collect();
     let threshold = threshold.min(u32::try_from(admins.len()).unwrap_or(u32::MAX));
     let publishers = publishers.iter().map(Keypair::key_id).collect();
+    let evaluators: BTreeSet<KeyId> = evaluators.iter().map(Keypair::key_id).collect();
+    let mut roles = BTreeMap::from([
+        (Role::Admin, RoleSpec { keys: admins, threshold, namespaces: everywhere, members: false }),
+        (
+            Role::Publisher,
+            RoleSpec { keys: publishers, threshold: 1, namespaces: below.clone(), members: true },
+        ),
+    ]);
+    if !evaluators.is_empty() {
+        let spec = RoleSpec { keys: evaluators, threshold: 1, namespaces: below, members: false };
+        roles.insert(Role::Evaluator, spec);
+    }
     Root {
         version,
         prev_root,
         name: "lab".to_owned(),
-        roles: BTreeMap::from([
-            (Role::Admin, RoleSpec { keys: admins, threshold, namespaces: everywhere, members: false }),
-            (Role::Publisher, RoleSpec { keys: publishers, threshold: 1, namespaces: below, members: true }),
-        ]),
+        roles,
         expires: UnixTime(1_900_000_000),
         settled: BTreeMap::new(),
     }
@@ -157,7 +176,7 @@ impl Truth {
     /// Publishes and the like, for attacks and revocations to aim at.
     pub(super) fn targets(&self) -> Vec<StatementId> {
         let aim = |s: &Statement| match &s.kind {
-            Kind::Publish(_) | Kind::Unknown { .. } => true,
+            Kind::Publish(_) | Kind::Evaluate(_) | Kind::Verdict(_) | Kind::Unknown { .. } => true,
             Kind::Admit(admit) => admit.invite.is_some(),
             Kind::Revoke(revoke) => matches!(revoke.target, Target::Statement { .. }),
             Kind::Root(_) | Kind::Invite(_) => false,

@@ -55,6 +55,8 @@ pub struct FoldOptions {
     pub page_statements_max: usize,
     /// How far a host's clock may be off, in seconds, either way.
     pub skew_secs_max: u64,
+    /// Whether evaluations and verdicts are said, too.
+    pub weighed: bool,
     /// Whether liars flood ledgers that have little room.
     pub flood: bool,
     /// Statements without effect that a ledger holds, at most.
@@ -95,6 +97,9 @@ impl FoldOptions {
             page_ids_max: [1, 2, 7, 8_192][rng.random_range(0..4)],
             page_statements_max: [1, 3, 32][rng.random_range(0..3)],
             skew_secs_max: [0, 60, 3_600][rng.random_range(0..3)],
+            // Worlds that were drawn before there were any stay as they were; what most of them may not say would
+            // fill ledgers that have little room.
+            weighed: seed % 4 != 3 && !flood,
             flood,
             idle_max: if flood { rng.random_range(10..=40) } else { 100_000 },
             idle_per_author_max: if flood { rng.random_range(3..=10) } else { 10_000 },
@@ -124,7 +129,12 @@ impl fmt::Display for FoldOptions {
             self.span_ms,
             self.idle_max,
             self.idle_per_author_max,
-            if self.flood { ", flooded" } else { "" }
+            match (self.flood, self.weighed) {
+                (false, false) => "",
+                (false, true) => ", weighed",
+                (true, false) => ", flooded",
+                (true, true) => ", flooded, weighed",
+            }
         )?;
         writeln!(
             f,

@@ -80,13 +80,14 @@ impl FoldWorld {
     /// A world at its beginning: a founded cluster, and everything that will happen drawn.
     pub fn new(options: FoldOptions) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(options.seed);
-        let keys =
-            |role: &str, n: usize| (0..n).map(|i| key(options.seed, role, i)).collect::<Vec<Keypair>>();
+        let keys = |role: &str, n| (0..n).map(|i| key(options.seed, role, i)).collect::<Vec<Keypair>>();
         let admins = keys("admin", options.admins + 1);
         let publishers = keys("publisher", 2);
         let ghosts = keys("ghost", 6);
+        let evaluators = keys("evaluator", usize::from(options.weighed));
         // One more admin is at hand for rotations.
-        let first = root(1, None, admins[..options.admins].iter(), &publishers, options.threshold);
+        let first =
+            root(1, None, admins[..options.admins].iter(), &publishers, &evaluators, options.threshold);
         let first = Statement {
             cluster: None,
             by: admins[0].key_id(),
@@ -96,8 +97,7 @@ impl FoldWorld {
         };
         let first = first.sign(&admins[..options.threshold as usize].iter().collect::<Vec<_>>());
         let cluster = ClusterId(first.id().0);
-        let cast =
-            Cast { cluster, admins, publishers, ghosts, tickets: Vec::new(), threshold: options.threshold };
+        let cast = Cast::new(cluster, [admins, publishers, evaluators, ghosts], options.threshold);
         let mut world = Self {
             now: Time(0),
             rng,

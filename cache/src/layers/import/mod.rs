@@ -1,5 +1,6 @@
 //! Taking files in: one read gives the copy, the tree, SHA-256 and the tensor hashes; nothing shows until commit.
 
+mod identify;
 mod staging;
 mod tensors;
 
@@ -22,6 +23,7 @@ use crate::error::{StoreError, at};
 use crate::fs::{self, Stamp};
 use crate::plan::{Plan, PlanFile};
 use crate::store::Store;
+pub use identify::{Identified, identify};
 use staging::{Out, StagingDir};
 use tensors::TensorHasher;
 
@@ -124,7 +126,7 @@ impl Store {
         self.need_space(if reflink { trees } else { trees.saturating_add(plan.total_bytes()) })?;
 
         let run = Run {
-            dir: &dir.0,
+            dir: Some(&dir.0),
             block_bytes: self.config().import_block_bytes.max(64 << 10).next_power_of_two(),
             reflink: AtomicBool::new(reflink),
             sync_each: plan.files.len() <= self.config().sync_each_max,
@@ -135,35 +137,16 @@ impl Store {
             done_files: AtomicUsize::new(0),
             total_files: plan.files.len(),
         };
-        let hashed = run.all(&plan.files, self.config().import_files_max.max(1))?;
-        let reflinked_files = hashed.iter().filter(|file| file.reflinked).count();
-        let contract = describe::contract(plan, &hashed)?;
-
-        let mut files = Vec::with_capacity(plan.files.len());
+        let described = run.describe(plan, self.config().import_files_max.max(1))?;
         let mut layers = BTreeMap::new();
-        for (file, hashed) in plan.files.iter().zip(hashed) {
-            files.push(Layer {
-                path: file.path.clone(),
-                kind: file.kind,
-                size: file.size,
-                id: hashed.layer.id,
-                sha256: hashed.layer.sha256,
-            });
-            keep_one(&mut layers, hashed.layer)?;
-        }
-        let contract_layer = run.bytes(&describe::to_json(&contract)?, LayerKind::Contract, "contract")?;
-        let diff_ids = files.iter().map(|file| file.sha256).chain([contract_layer.0.sha256]);
-        let config = describe::model_config(&contract, diff_ids);
-        let config_layer = run.bytes(&describe::to_json(&config)?, LayerKind::Other, "config")?;
-        let manifest = manifest::build(&files, &contract_layer.0, &config_layer.0)?;
-        keep_one(&mut layers, contract_layer.1)?;
-        keep_one(&mut layers, config_layer.1)?;
+        described.layers.into_iter().try_for_each(|layer| keep_one(&mut layers, layer))?;
 
         run.report(true);
         if !run.sync_each {
             fs::sync_fs(&dir.0)?;
         }
         fs::sync_dir(&dir.0)?;
+        let Described { manifest, contract, reflinked_files, .. } = described;
         Ok(Staged { layers: layers.into_values().collect(), manifest, contract, reflinked_files, _dir: dir })
     }
 }
@@ -176,9 +159,19 @@ pub(crate) struct Hashed {
     reflinked: bool,
 }
 
+/// What a plan becomes.
+struct Described {
+    manifest: Manifest,
+    contract: Contract,
+    /// Of files, contract and configuration; equal ones are not joined yet.
+    layers: Vec<StagedLayer>,
+    reflinked_files: usize,
+}
+
 /// One import at work.
 struct Run<'a> {
-    dir: &'a Path,
+    /// Where layers are staged; nowhere if only their names are wanted.
+    dir: Option<&'a Path>,
     block_bytes: usize,
     /// Turned off by the first file that cannot.
     reflink: AtomicBool,
@@ -192,6 +185,31 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Reads all files once and says what they are.
+    fn describe(&self, plan: &Plan, workers_max: usize) -> Result<Described, StoreError> {
+        let hashed = self.all(&plan.files, workers_max)?;
+        let reflinked_files = hashed.iter().filter(|file| file.reflinked).count();
+        let contract = describe::contract(plan, &hashed)?;
+        let (mut files, mut layers) = (Vec::with_capacity(plan.files.len()), Vec::new());
+        for (file, hashed) in plan.files.iter().zip(hashed) {
+            files.push(Layer {
+                path: file.path.clone(),
+                kind: file.kind,
+                size: file.size,
+                id: hashed.layer.id,
+                sha256: hashed.layer.sha256,
+            });
+            layers.push(hashed.layer);
+        }
+        let contract_layer = self.bytes(&describe::to_json(&contract)?, LayerKind::Contract, "contract")?;
+        let diff_ids = files.iter().map(|file| file.sha256).chain([contract_layer.0.sha256]);
+        let config = describe::model_config(&contract, diff_ids);
+        let config_layer = self.bytes(&describe::to_json(&config)?, LayerKind::Other, "config")?;
+        let manifest = manifest::build(&files, &contract_layer.0, &config_layer.0)?;
+        layers.extend([contract_layer.1, config_layer.1]);
+        Ok(Described { manifest, contract, layers, reflinked_files })
+    }
+
     /// All files, several at a time, the largest first so that no long one is left for the end.
     fn all(&self, files: &[PlanFile], workers_max: usize) -> Result<Vec<Hashed>, StoreError> {
         let mut order: Vec<usize> = (0..files.len()).collect();
@@ -229,14 +247,16 @@ impl Run<'_> {
             return Err(changed("its size differs from when it was inspected"));
         }
         let before = Stamp::of(&before);
-        let mut out = Out::new(self.dir, index, file.size)?;
-        let reflinked = self.reflink.load(Ordering::Relaxed)
-            && file.size > 0
-            && reflink_copy::reflink_file(&source, &out.file).is_ok();
-        if !reflinked && file.size > 0 {
-            self.reflink.store(false, Ordering::Relaxed);
-            out.file.set_len(0).map_err(at(&out.data, "truncate"))?;
-            fs::reserve(&out.file, &out.data, file.size)?;
+        let mut out = Out::named(self.dir, &index.to_string(), file.size)?;
+        let mut reflinked = false;
+        if let Some(staged) = out.file.as_ref().filter(|_| file.size > 0) {
+            reflinked =
+                self.reflink.load(Ordering::Relaxed) && reflink_copy::reflink_file(&source, staged).is_ok();
+            if !reflinked {
+                self.reflink.store(false, Ordering::Relaxed);
+                staged.set_len(0).map_err(at(&out.data, "truncate"))?;
+                fs::reserve(staged, &out.data, file.size)?;
+            }
         }
         // Of a clone, the clone is what is hashed: it can no longer change.
         let clone =
@@ -278,7 +298,7 @@ impl Run<'_> {
         let mut bytes = vec![0; usize::try_from(file.size).unwrap_or(0)];
         read_block(from, &mut bytes, 0, &file.source)?;
         if write {
-            out.file.write_all_at(&bytes, 0).map_err(at(&out.data, "write"))?;
+            out.write(0, &bytes)?;
         }
         let mut builder = TreeBuilder::new(file.size, self.block_bytes);
         let sink = |offset: u64, part: &[u8]| out.write_tree(offset, part);
@@ -320,7 +340,7 @@ impl Run<'_> {
                     let done =
                         self.check_cancel().and_then(|()| read_block(from, bytes, offset, &file.source));
                     let done = done.and_then(|()| match write {
-                        true => out.file.write_all_at(bytes, offset).map_err(at(&out.data, "write")),
+                        true => out.write(offset, bytes),
                         false => Ok(()),
                     });
                     if let Err(e) = done {
@@ -371,7 +391,7 @@ impl Run<'_> {
     fn bytes(&self, bytes: &[u8], kind: LayerKind, name: &str) -> Result<(Layer, StagedLayer), StoreError> {
         let size = bytes.len() as u64;
         let mut out = Out::named(self.dir, name, size)?;
-        out.file.write_all_at(bytes, 0).map_err(at(&out.data, "write"))?;
+        out.write(0, bytes)?;
         let mut builder = TreeBuilder::new(size, self.block_bytes);
         let sink = |offset: u64, part: &[u8]| out.write_tree(offset, part);
         for block in bytes.chunks(self.block_bytes) {

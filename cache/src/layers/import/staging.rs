@@ -10,20 +10,19 @@ use crate::fs;
 use crate::layers::outboard::tree_bytes;
 use crate::layers::seal::SEALED_MODE;
 
-/// The files of one layer in staging.
+/// The files of one layer in staging, or nothing where only the names of layers are wanted.
 pub(super) struct Out {
-    pub(super) file: File,
+    pub(super) file: Option<File>,
     tree_file: Option<File>,
     pub(super) data: PathBuf,
     pub(super) tree: PathBuf,
 }
 
 impl Out {
-    pub(super) fn new(dir: &Path, index: usize, size: u64) -> Result<Self, StoreError> {
-        Self::named(dir, &index.to_string(), size)
-    }
-
-    pub(super) fn named(dir: &Path, name: &str, size: u64) -> Result<Self, StoreError> {
+    pub(super) fn named(dir: Option<&Path>, name: &str, size: u64) -> Result<Self, StoreError> {
+        let Some(dir) = dir else {
+            return Ok(Self { file: None, tree_file: None, data: PathBuf::new(), tree: PathBuf::new() });
+        };
         let data = dir.join(format!("{name}.data"));
         let tree = dir.join(format!("{name}.obao"));
         let file = fs::create_reserved(&data, 0)?;
@@ -31,7 +30,14 @@ impl Out {
             0 => None,
             len => Some(fs::create_reserved(&tree, len)?),
         };
-        Ok(Self { file, tree_file, data, tree })
+        Ok(Self { file: Some(file), tree_file, data, tree })
+    }
+
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        match &self.file {
+            Some(file) => file.write_all_at(bytes, offset).map_err(at(&self.data, "write")),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn write_tree(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -42,7 +48,7 @@ impl Out {
     }
 
     pub(super) fn finish(&mut self, sync: bool) -> Result<(), StoreError> {
-        for (file, path) in [(Some(&self.file), &self.data), (self.tree_file.as_ref(), &self.tree)] {
+        for (file, path) in [(self.file.as_ref(), &self.data), (self.tree_file.as_ref(), &self.tree)] {
             let Some(file) = file else {
                 continue;
             };

@@ -19,6 +19,8 @@ fn made() -> (ClusterId, Vec<(&'static str, Envelope)>) {
         ("admit", Voice::new(40, cluster).say(at(2), admit(50, Some(invited.id())))),
         ("invite", invited),
         ("publish", Voice::new(50, cluster).say(at(3), publish("1.0.0", 1))),
+        ("evaluate", Voice::new(50, cluster).say(at(3), weighing::evaluate(1, 9))),
+        ("verdict", Voice::new(50, cluster).say(at(3), weighing::verdict(1, weighed::Outcome::Fail))),
         ("revoke", admin.say(at(4), revoke_key(50))),
     ];
     (cluster, all)
@@ -42,7 +44,7 @@ fn what_was_signed_then_is_read_and_counts_now() {
     ledger.apply_all(read);
     let counts: Vec<bool> =
         made.iter().map(|(_, e)| ledger.status(&e.id()) == Some(Status::Effective)).collect();
-    assert_eq!(counts, [true, false, true, true, true], "all but the revoked admission");
+    assert_eq!(counts, [true, false, true, true, false, false, true], "no evaluator is named");
     assert_eq!(resolve(&ledger, "1.0.0"), Resolution::Resolved(ManifestDigest([1; 32])));
 }
 
