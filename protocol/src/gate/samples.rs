@@ -46,7 +46,8 @@ impl Samples {
         }
         for sample in &samples {
             let name = || sample.id.escape_debug().take(64).collect::<String>();
-            if sample.id.is_empty() || sample.id.len() > SAMPLE_ID_MAX || sample.cluster.len() > SAMPLE_ID_MAX {
+            if sample.id.is_empty() || sample.id.len() > SAMPLE_ID_MAX || sample.cluster.len() > SAMPLE_ID_MAX
+            {
                 return Err(format!("the id or document of sample {:?} is empty or too long", name()));
             }
             if !sample.value.is_finite() {
