@@ -216,7 +216,13 @@ fn leaves<'a>(top: &'a Map<String, Value>, group: &'a str) -> BTreeSet<&'a str> 
 }
 
 fn runtime(top: &Map<String, Value>) -> Runtime {
-    let source = text(top, "model_source");
+    // A model class of the caller's own is known by its name alone.
+    let source = match text(top, "model_source") {
+        source if source == "CUSTOM" => {
+            at(top, &["config", "model"]).and_then(Value::as_str).unwrap_or_default().into()
+        }
+        source => source,
+    };
     let transformers = ["hf", "hf-auto", "huggingface", "hf-multimodal"].contains(&source.as_str());
     let version = Some(text(top, "transformers_version")).filter(|version| transformers && version != "N/A");
     let kernels = match at(top, &["config", "model_args"]) {

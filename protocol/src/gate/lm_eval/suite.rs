@@ -54,17 +54,14 @@ pub(super) fn digest(top: &Map<String, Value>) -> Sha256 {
         true => at(top, &["config", "fewshot_seed"]).cloned(),
         false => None,
     };
-    // The harness says `true` also where there is no chat to take turns in.
-    let turns = match examples && chat {
-        true => top.get("fewshot_as_multiturn").cloned(),
-        false => None,
-    };
+    // Taking turns is the default where there is a chat, and said also where there is none.
+    let one_turn = examples && chat && top.get("fewshot_as_multiturn") == Some(&Value::Bool(false));
     let whole = Value::Array(vec![
         Value::Object(tasks.into_iter().collect()),
         top.get("group_subtasks").cloned().unwrap_or_default(),
         text(top, "system_instruction").into(),
         drawn.unwrap_or_default(),
-        turns.unwrap_or_default(),
+        one_turn.into(),
     ]);
     let mut canonical = "weighlock lm-evaluation-harness suite v1\n".to_owned();
     write(&whole, false, &mut canonical);

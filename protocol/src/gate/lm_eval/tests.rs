@@ -102,6 +102,7 @@ fn a_run_reads_with_names_counts_directions_and_origin() {
     assert_eq!((group.n, group.n_total, group.task_version.as_str()), (Some(10), Some(10), "2"));
     assert_eq!(report.metrics["facts_choice.mcc"].scale, Scale::Other);
     assert_eq!((report.harness.name.as_str(), report.harness.version.as_str()), (HARNESS_NAME, "0.4.13"));
+    assert_eq!(report.runtime.name, "Ngram");
     assert_eq!(report.seed.as_deref(), Some("random=0,numpy=1234,torch=1234,fewshot=1234"));
     assert_eq!(report.time.map(|t| t.to_string()[..13].to_owned()).as_deref(), Some("2026-11-22T18"));
     // All but the one that no samples give.
@@ -174,6 +175,7 @@ fn a_chat_template_and_a_limit_stay_visible() {
     let template = "{% for m in messages %}<{{m.role}}>{{m.content}}\n{% endfor %}<assistant>";
     assert_eq!(report.chat_template_sha256, Some(Sha256::of(template.as_bytes())));
     assert_eq!(good(&a()).0.chat_template_sha256, None);
+    assert_eq!(report.suite, good(&a()).0.suite, "the template has a field of its own");
     let (report, samples) = good(&limited());
     let words = &report.metrics["facts_text.word_perplexity"];
     assert_eq!((words.n, words.n_total), (Some(2), Some(5)));
@@ -255,7 +257,6 @@ fn broken_samples_are_refused_with_their_line() {
         line("\"byte_perplexity\": [-3", "\"byte_perplexity\": [NaN, 3], \"x\": [-3")
             .contains("\"byte_perplexity\" is NaN")
     );
-
     assert!(line("\"filter\": \"none\"", "\"filter\": \"some\"").contains("filter \"some\" is not in them"));
     let (results, mut logs) = a();
     let at = logs[4].1.len() / 2;

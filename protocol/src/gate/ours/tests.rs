@@ -133,6 +133,22 @@ fn samples_in_lines_are_bound_to_their_report() {
 
 proptest! {
     #[test]
+    fn every_number_survives_writing_and_reading(value in proptest::num::f64::NORMAL, weight in 1e-9f64..1e9) {
+        let report = format!(
+            r#"{{"metrics": {{"a": {{"value": {value:e}, "samples": [{{"id": "x", "value": {value:e}, "weight": {weight:e}}}]}}}}}}"#
+        );
+        // Sums of huge numbers overflow, and then no sample gives them.
+        if let Ok((report, samples)) = read(report.as_bytes()) {
+            let again = read(&serde_json::to_vec(&report).expect("JSON")).expect("canonical").0;
+            prop_assert_eq!(again.metrics["a"].value.to_bits(), value.to_bits());
+            let line = serde_json::to_value(samples["a"].iter().next()).expect("JSON");
+            let line = serde_json::json!({"metric": "a", "id": "x", "value": line["value"], "weight": line["weight"]});
+            let read = read_samples(line.to_string().as_bytes()).expect("a sample");
+            prop_assert_eq!(read["a"].digest(), samples["a"].digest());
+        }
+    }
+
+    #[test]
     fn any_metric_object_is_read_or_refused(text in "\\{\"value\": ?[-0-9.e]{1,6}(,\"(n|stderr|samples|scale)\": ?[\\[\\]{}a-z0-9\",-]{0,8}){0,2}\\}") {
         let report = format!(r#"{{"metrics": {{"a": {text}}}}}"#);
         if let Ok((report, _)) = read(report.as_bytes()) {
