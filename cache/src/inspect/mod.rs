@@ -11,6 +11,7 @@ use weighlock_protocol::manifest::{LAYERS_MAX, LayerKind};
 use crate::plan::{Plan, PlanFile};
 
 mod contract;
+pub mod dvc;
 pub mod ggml;
 pub mod gguf;
 mod hf;
