@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::body::{Kind, LABEL_LEN_MAX, NOTE_LEN_MAX, text};
 use super::ledger::Ledger;
+use crate::gate::Outcome;
 use crate::id::{KeyId, ManifestDigest, Sha256, StatementId};
 use crate::names::Artifact;
 use crate::time::UnixTime;
@@ -90,18 +91,6 @@ pub struct Ruling {
     /// Why, the worst first: the first [`LINES_MAX`] lines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
-}
-
-/// What the gate says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// All that the policy asks for is shown.
-    Pass,
-    /// Something that must not be is shown.
-    Fail,
-    /// Something that must be shown is not.
-    NoEvidence,
 }
 
 /// An evaluation or a verdict that counts.

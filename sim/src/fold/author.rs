@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand::RngExt;
-use weighlock_protocol::statement::weighed::{Outcome, Verdict};
+use weighlock_protocol::gate::Outcome;
+use weighlock_protocol::statement::weighed::Verdict;
 use weighlock_protocol::statement::{
     Admit, Envelope, Evaluate, Findings, Invite, Keypair, Kind, Labels, Ledger, Publish, Revoke, Root,
     Ruling, Status, Target, Why,

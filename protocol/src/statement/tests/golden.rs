@@ -20,7 +20,7 @@ fn made() -> (ClusterId, Vec<(&'static str, Envelope)>) {
         ("invite", invited),
         ("publish", Voice::new(50, cluster).say(at(3), publish("1.0.0", 1))),
         ("evaluate", Voice::new(50, cluster).say(at(3), weighing::evaluate(1, 9))),
-        ("verdict", Voice::new(50, cluster).say(at(3), weighing::verdict(1, weighed::Outcome::Fail))),
+        ("verdict", Voice::new(50, cluster).say(at(3), weighing::verdict(1, crate::gate::Outcome::Fail))),
         ("revoke", admin.say(at(4), revoke_key(50))),
     ];
     (cluster, all)

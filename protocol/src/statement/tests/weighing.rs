@@ -1,8 +1,9 @@
 //! Evaluations and verdicts: who may say them, and what takes them back.
 
 use super::*;
+use crate::gate::Outcome;
 use crate::id::Sha256;
-use crate::statement::weighed::{Outcome, Verdict};
+use crate::statement::weighed::Verdict;
 
 /// The one evaluator, for `acme` and what begins with `acme-`.
 const EVALUATOR: u8 = 30;

@@ -1,0 +1,122 @@
+//! Two runs of which only value, standard error and size are known, or that are not to be paired.
+
+use super::clusters::{Moments, Sums, document, effective, number};
+use super::{Comparison, Found, Method, Question, Test, binary};
+use crate::gate::report::{Metric, Scale};
+use crate::gate::samples::Samples;
+
+/// One run's value with its error, on the scale that samples have: logarithms where the metric is a perplexity.
+#[derive(Debug, Clone, Copy)]
+pub struct Estimate {
+    value: f64,
+    moments: Moments,
+    samples: Option<u64>,
+    documents: Option<u64>,
+    independent: Option<f64>,
+}
+
+impl Estimate {
+    /// By what a report states. `None` without a standard error, and for a perplexity that is not above 0.
+    pub fn of_report(metric: &Metric) -> Option<Self> {
+        let stderr = metric.stderr?;
+        let (value, stderr) = match metric.scale {
+            Scale::ExpMean if metric.value > 0.0 => (libm::log(metric.value), stderr / metric.value),
+            Scale::ExpMean => return None,
+            _ => (metric.value, stderr),
+        };
+        let moments = Moments { variance: stderr * stderr, third: 0.0 };
+        let independent = metric.n.map(|n| n as f64);
+        Some(Self { value, moments, samples: metric.n, documents: metric.n, independent })
+    }
+
+    /// By its samples, clustered by document. `None` without samples, and for [`Scale::Other`].
+    pub fn of_samples(samples: &Samples, scale: Scale) -> Option<Self> {
+        let unit = match scale {
+            Scale::Other => return None,
+            Scale::MeanOverLn2 => std::f64::consts::LN_2,
+            Scale::Mean | Scale::ExpMean => 1.0,
+        };
+        if samples.is_empty() {
+            return None;
+        }
+        let (numbers, count) = number(samples.iter().map(document));
+        let mut documents = vec![Sums::default(); count];
+        for (sample, number) in samples.iter().zip(numbers) {
+            documents[number].add(sample);
+        }
+        let whole = Sums::total(documents.iter());
+        let influences: Vec<f64> = documents.iter().map(|one| one.influence(&whole) / unit).collect();
+        Some(Self {
+            value: whole.mean() / unit,
+            moments: Moments::of(&influences),
+            samples: Some(samples.len() as u64),
+            documents: Some(count as u64),
+            independent: Some(effective(documents.iter().map(|one| one.weight / whole.weight))),
+        })
+    }
+
+    /// One-sided confidence bounds of the value itself, in the metric's own unit.
+    pub fn bounds(&self, scale: Scale, confidence: f64) -> (f64, f64) {
+        let df = self.independent.map_or(f64::INFINITY, |n| n - 1.0);
+        let (below, above) = self.moments.spread(df).reach(confidence);
+        let back = |x: f64| if scale == Scale::ExpMean { libm::exp(x) } else { x };
+        (back(self.value - below), back(self.value + above))
+    }
+
+    /// Right-or-wrong scores of independent samples, as far as value and error can tell.
+    fn is_binary(&self, scale: Scale) -> bool {
+        let alone = self.samples == self.documents;
+        let n = self.samples.map_or(0.0, |n| n as f64);
+        scale == Scale::Mean && alone && binary::looks_binary(self.value, self.moments.variance.sqrt(), n)
+    }
+}
+
+/// Compares two runs as if they were independent. If they scored the same samples this is too wide, never too narrow,
+/// as long as both find the same samples hard.
+pub fn compare_unpaired(question: &Question, candidate: &Estimate, baseline: &Estimate) -> Comparison {
+    let test = Test::new(question, baseline.value);
+    let is_binary = candidate.is_binary(question.scale) && baseline.is_binary(question.scale);
+    let (below, above) = if is_binary {
+        binary_reach(question, &test, candidate, baseline)
+    } else {
+        let (to_candidate, to_baseline) = (test.sign, -(test.sign + test.tilt));
+        let part = |factor: f64, one: &Estimate| {
+            (factor * factor * one.moments.variance, factor * factor * factor * one.moments.third)
+        };
+        let ((v, third), (w, other)) = (part(to_candidate, candidate), part(to_baseline, baseline));
+        let moments = Moments { variance: v + w, third: third + other };
+        // Welch and Satterthwaite; a size that is not known counts as large.
+        let lost = |variance: f64, one: &Estimate| {
+            one.independent.map_or(0.0, |n| variance * variance / (n - 1.0).max(1.0))
+        };
+        let df = moments.variance * moments.variance / (lost(v, candidate) + lost(w, baseline));
+        moments.spread(if df.is_nan() { 1.0 } else { df }).reach(question.confidence)
+    };
+    let least = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a.min(b));
+    test.answer(
+        question,
+        Found {
+            base: baseline.value,
+            candidate: candidate.value,
+            below,
+            above,
+            method: if is_binary { Method::UnpairedBinary } else { Method::Unpaired },
+            samples: least(candidate.samples, baseline.samples),
+            documents: least(candidate.documents, baseline.documents),
+            independent: candidate.independent.zip(baseline.independent).map(|(a, b)| a.min(b)),
+        },
+    )
+}
+
+/// Distances of the bounds from the plain estimate.
+fn binary_reach(question: &Question, test: &Test, candidate: &Estimate, baseline: &Estimate) -> (f64, f64) {
+    let smooth = |one: &Estimate| {
+        binary::smoothed(one.value, one.samples.map_or(0.0, |n| n as f64), question.confidence)
+    };
+    let ((c, c_variance), (b, b_variance)) = (smooth(candidate), smooth(baseline));
+    let slope = test.sign + test.tilt;
+    let reach = super::special::normal_quantile(question.confidence)
+        * (c_variance + slope * slope * b_variance).sqrt();
+    let shift = test.sign * ((c - b) - (candidate.value - baseline.value));
+    ((reach - shift).max(0.0), (reach + shift).max(0.0))
+}
