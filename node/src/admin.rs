@@ -1,5 +1,6 @@
 //! The command line's door: answers each request on `weighlock.sock`.
 
+mod evidence;
 mod observe;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,6 +89,15 @@ async fn answer(
             json(blocking(move || remove(&node, &reference, force)).await?)
         }
         AdminRequest::View { reference } => json(view(node, stream, &reference).await?),
+        AdminRequest::AddEvidence { reference, path, by } => {
+            let node = in_background;
+            json(blocking(move || evidence::add(&node, &reference, &path, &by)).await?)
+        }
+        AdminRequest::Weighed { reference } => json(evidence::weighed(node, &reference)?),
+        AdminRequest::Evidence { digest } => {
+            evidence::check(node, &digest)?;
+            json(view_digest(node, stream, digest).await?)
+        }
         AdminRequest::Members => json(members(node).await?),
         AdminRequest::Peers => json(observe::peers(node).await?),
         AdminRequest::Where { reference } => json(observe::whereabouts(node, &reference).await?),
@@ -375,7 +385,10 @@ fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
 
 async fn view(node: &Arc<Node>, stream: &mut UnixStream, text: &str) -> Result<Viewed> {
     let reference: Reference = text.parse()?;
-    let digest = node.facts.resolve(&reference)?;
+    view_digest(node, stream, node.facts.resolve(&reference)?).await
+}
+
+async fn view_digest(node: &Arc<Node>, stream: &mut UnixStream, digest: ManifestDigest) -> Result<Viewed> {
     let mut arrival = looking(stream, node.fetcher.begin(digest)).await?;
     let manifest = loop {
         match arrival.next().await? {

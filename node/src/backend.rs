@@ -9,11 +9,11 @@ use quinn::{RecvStream, SendStream};
 use tokio::sync::watch;
 use tracing::warn;
 use weighlock_cache::{LayerReader, Store};
-use weighlock_protocol::statement::{Envelope, Kind, Signed, reconcile};
+use weighlock_protocol::statement::{Envelope, Signed, reconcile};
 use weighlock_protocol::wire::bao::{GroupSet, all_groups};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest, StatementId};
 
-use crate::facts::Facts;
+use crate::facts::{self, Facts};
 use crate::fetch::Fetcher;
 use crate::net::control::{Acceptance, Backend, IngestReport};
 use crate::net::data::{Pass, Possession, refuse_link};
@@ -40,10 +40,8 @@ impl ControlBackend {
     /// Keeps those offered manifests that an effective statement publishes by now.
     fn keep_published(&self, from: KeyId) {
         let taken: Vec<(ManifestDigest, Vec<u8>)> = {
-            let ledger = self.facts.ledger();
-            let published =
-                |digest: &ManifestDigest, _: &mut Vec<u8>| ledger.publishes_of(digest).next().is_some();
-            self.offered().extract_if(.., published).collect()
+            let known = |digest: &ManifestDigest, _: &mut Vec<u8>| self.facts.is_known(digest);
+            self.offered().extract_if(.., known).collect()
         };
         for (digest, bytes) in taken {
             if let Err(e) = self.store.put_manifest(&bytes) {
@@ -97,9 +95,7 @@ impl Backend for ControlBackend {
             let Ok(signed) = Signed::parse(envelope) else {
                 return Acceptance::Reject;
             };
-            if let Kind::Publish(publish) = &signed.body().kind {
-                named.push(publish.manifest);
-            }
+            named.extend(facts::brings(&signed.body().kind));
             if self.facts.ledger().check(signed.envelope()).is_err() {
                 return Acceptance::Reject;
             }
@@ -112,8 +108,7 @@ impl Backend for ControlBackend {
 
     fn manifest(&self, digest: &ManifestDigest) -> Option<Arc<[u8]>> {
         // A kept manifest that nobody published is nobody's business.
-        let published = self.facts.ledger().publishes_of(digest).next().is_some();
-        if published { self.store.manifest(digest).ok().flatten() } else { None }
+        if self.facts.is_known(digest) { self.store.manifest(digest).ok().flatten() } else { None }
     }
 
     /// Comes before the statement that it belongs to, which alone tells whether anyone may publish it: kept in memory
@@ -168,8 +163,7 @@ impl Possession for DataBackend {
 
     fn link(&self, peer: KeyId, manifest: ManifestDigest, send: SendStream, recv: RecvStream) {
         // What nobody published is nobody's business.
-        let published = self.facts.ledger().publishes_of(&manifest).next().is_some();
-        match self.fetcher.get().filter(|_| published) {
+        match self.fetcher.get().filter(|_| self.facts.is_known(&manifest)) {
             Some(fetcher) => fetcher.link(peer, manifest, send, recv),
             None => refuse_link(send, recv),
         }

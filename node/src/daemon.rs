@@ -374,10 +374,13 @@ async fn ask_for_manifests(node: &Arc<Node>) {
     let missing = blocking(move || {
         let published = crate::facts::published(&gather.facts.ledger());
         let mut missing = Vec::new();
-        for (_, _, resolution) in published {
-            if let Resolution::Resolved(digest) = resolution
-                && gather.store.manifest(&digest).map_err(Error::from)?.is_none()
-            {
+        let published = published.into_iter().filter_map(|(_, _, resolution)| match resolution {
+            Resolution::Resolved(digest) => Some(digest),
+            _ => None,
+        });
+        let evidence: Vec<_> = gather.facts.ledger().evidence().copied().collect();
+        for digest in published.chain(evidence) {
+            if gather.store.manifest(&digest).map_err(Error::from)?.is_none() {
                 missing.push(digest);
             }
         }

@@ -3,6 +3,8 @@
 //! **Architecture invariant:** a statement is in the store before it is in the ledger, and in the ledger before it
 //! is announced. Readers see the ledger through a lock that no disk access happens under.
 
+mod resolve;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -15,7 +17,7 @@ use weighlock_protocol::statement::{
     Status,
 };
 use weighlock_protocol::wire::join::{JoinAnswer, JoinRequest};
-use weighlock_protocol::{Artifact, ClusterId, KeyId, ManifestDigest, Reference, Selector, StatementId};
+use weighlock_protocol::{Artifact, ClusterId, KeyId, ManifestDigest, Reference, StatementId};
 
 use crate::cluster::now;
 use crate::error::{Error, Result};
@@ -30,7 +32,7 @@ pub struct Committed {
     pub id: StatementId,
     /// Its envelope, DSSE JSON.
     pub bytes: Arc<[u8]>,
-    /// The manifest that it publishes, if it does.
+    /// The manifest that it publishes, or that holds the report that it speaks of.
     pub manifest: Option<ManifestDigest>,
     /// Whether this host said it or heard it from a local command, so that it is for this host to spread.
     pub ours: bool,
@@ -214,6 +216,21 @@ impl Facts {
         Ok((id, true))
     }
 
+    /// Keeps a report with its samples, for the evaluation that will speak of it.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn keep_evidence(&self, staged: Staged) -> Result<()> {
+        let _writer = self.writer();
+        self.inner.store.commit(whole(staged, &[])).map_err(Error::from)
+    }
+
+    /// Whether a statement that counts speaks of this manifest: others are nobody's business.
+    pub fn is_known(&self, digest: &ManifestDigest) -> bool {
+        let ledger = self.ledger();
+        ledger.publishes_of(digest).next().is_some() || ledger.is_evidence(digest)
+    }
+
     /// Whether this host may publish `reference`, asked before hours of hashing. Answers the statement that already
     /// says exactly this, if `digest` is given and there is one.
     ///
@@ -241,43 +258,7 @@ impl Facts {
                 "{reference} is immutable and means {there}, from which these files differ"
             ))
             .hint("add it under a new tag")),
-            (Resolution::Conflict { .. }, _) => Err(conflict(reference)),
-        }
-    }
-
-    /// What a reference means to this host.
-    ///
-    /// # Errors
-    /// Unknown, in conflict, or a stage, for which there are no heads yet.
-    pub fn resolve(&self, reference: &Reference) -> Result<ManifestDigest> {
-        let ledger = self.ledger();
-        match &reference.selector {
-            Selector::Tag(tag) => match ledger.resolve_tag(&reference.artifact, tag) {
-                Resolution::Resolved(digest) => Ok(digest),
-                Resolution::Conflict { .. } => Err(conflict(reference)),
-                Resolution::Unknown => Err(unknown(&ledger, reference)),
-            },
-            Selector::Digest(digest) => {
-                let named = ledger.publishes_of(digest).any(|p| p.publish.artifact == reference.artifact);
-                if named { Ok(*digest) } else { Err(unknown(&ledger, reference)) }
-            }
-            Selector::Prefix(prefix) => {
-                let mut found = digests(&ledger, &reference.artifact);
-                found.retain(|digest| prefix.matches(digest));
-                match found.first() {
-                    Some(digest) if found.len() == 1 => Ok(*digest),
-                    Some(_) => {
-                        let all: Vec<String> = found.iter().map(ToString::to_string).collect();
-                        Err(Error::invalid(format!("{reference} may be any of {}", all.join(", ")))
-                            .hint("give more digits"))
-                    }
-                    None => Err(unknown(&ledger, reference)),
-                }
-            }
-            Selector::Stage(stage) => {
-                Err(Error::not_found(format!("{reference}: nothing was promoted to {stage}"))
-                    .hint("promotion is not built yet in this release; name a tag, see `weighlock ls`"))
-            }
+            (Resolution::Conflict { .. }, _) => Err(resolve::conflict(reference)),
         }
     }
 
@@ -399,10 +380,7 @@ impl Facts {
         commit(&self.inner.store, &rows)?;
         let manifests: BTreeMap<StatementId, ManifestDigest> = fresh
             .iter()
-            .filter_map(|(id, checked)| match &checked.statement().kind {
-                Kind::Publish(publish) => Some((*id, publish.manifest)),
-                _ => None,
-            })
+            .filter_map(|(id, checked)| Some((*id, brings(&checked.statement().kind)?)))
             .collect();
         let (ids, checked): (Vec<_>, Vec<_>) = fresh.into_iter().unzip();
         let applied = {
@@ -438,6 +416,15 @@ impl Facts {
     }
 }
 
+/// The manifest that goes with a statement.
+pub fn brings(kind: &Kind) -> Option<ManifestDigest> {
+    match kind {
+        Kind::Publish(publish) => Some(publish.manifest),
+        Kind::Evaluate(said) => Some(said.findings.evidence),
+        _ => None,
+    }
+}
+
 fn whole(staged: Staged, statements: &[(StatementId, Vec<u8>)]) -> Commit {
     Commit { staged: Some(staged), manifests: Vec::new(), statements: statements.to_vec() }
 }
@@ -462,37 +449,4 @@ pub fn manifest(store: &Store, digest: &ManifestDigest) -> Result<Option<Manifes
         return Ok(None);
     };
     Manifest::parse(&bytes).map(Some).map_err(|e| Error::integrity(format!("stored manifest {digest}: {e}")))
-}
-
-/// Every manifest that a tag of `artifact` means, or may mean.
-fn digests(ledger: &Ledger, artifact: &Artifact) -> BTreeSet<ManifestDigest> {
-    let mut all = BTreeSet::new();
-    for (_, resolution) in ledger.tags(artifact) {
-        match resolution {
-            Resolution::Resolved(digest) => all.extend([digest]),
-            Resolution::Conflict { digests } => all.extend(digests.into_keys()),
-            Resolution::Unknown => {}
-        }
-    }
-    all
-}
-
-fn conflict(reference: &Reference) -> Error {
-    Error::refused(format!(
-        "{reference} was published with different contents by different publishers, so it means nothing"
-    ))
-    .hint("an admin can revoke one of the statements; `weighlock ls` names the publishers")
-}
-
-fn unknown(ledger: &Ledger, reference: &Reference) -> Error {
-    let tags: Vec<String> =
-        ledger.tags(&reference.artifact).map(|(tag, _)| tag.to_string()).take(8).collect();
-    let error = Error::not_found(format!("nothing is published as {reference}"));
-    if tags.is_empty() {
-        return error.hint(format!(
-            "`weighlock ls` lists what there is; `weighlock add PATH {}:TAG` adds it",
-            reference.artifact
-        ));
-    }
-    error.hint(format!("{} has {}", reference.artifact, tags.join(", ")))
 }

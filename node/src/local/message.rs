@@ -14,6 +14,7 @@ pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened
 pub use crate::local::observe::{
     Activity, ArtifactActivity, Evidence, Holder, PeerActivity, PeerRow, Shared, Whereabouts,
 };
+pub use crate::local::weighed::{KeptEvidence, SaidRow, Weighed};
 
 /// `schema_version` of everything that `--json` prints.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -54,6 +55,26 @@ pub enum AdminRequest {
     View {
         /// A reference.
         reference: String,
+    },
+    /// Keeps a directory with a report, its samples and its log, for an evaluation of `reference` that `by` will sign.
+    /// Answers [`KeptEvidence`].
+    AddEvidence {
+        /// What was evaluated.
+        reference: String,
+        /// Absolute path, as the daemon sees it.
+        path: PathBuf,
+        /// The evaluator.
+        by: KeyId,
+    },
+    /// Answers [`Weighed`]: what was measured of an artifact, and what the gate said of it.
+    Weighed {
+        /// A reference.
+        reference: String,
+    },
+    /// Makes sure that the report of an evaluation is here and answers [`Viewed`].
+    Evidence {
+        /// The manifest that holds it.
+        digest: ManifestDigest,
     },
     /// Answers a list of [`MemberRow`].
     Members,

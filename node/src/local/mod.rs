@@ -4,3 +4,4 @@ pub mod frame;
 pub mod loader;
 pub mod message;
 pub mod observe;
+pub mod weighed;

@@ -1,0 +1,53 @@
+//! What the daemon tells of evaluations and verdicts.
+
+use serde::{Deserialize, Serialize};
+use weighlock_protocol::statement::{Findings, Ruling};
+use weighlock_protocol::{Artifact, ClusterId, KeyId, ManifestDigest, StatementId};
+
+/// Evidence that was taken in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeptEvidence {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The artifact that was evaluated.
+    pub artifact: Artifact,
+    /// Its manifest.
+    pub digest: ManifestDigest,
+    /// The manifest that holds report and samples.
+    pub evidence: ManifestDigest,
+    /// Sum of its files' sizes, in bytes.
+    pub evidence_bytes: u64,
+}
+
+/// What was said of an artifact.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Weighed {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The artifact.
+    pub artifact: Artifact,
+    /// As it was asked for.
+    pub reference: String,
+    /// Its manifest.
+    pub digest: ManifestDigest,
+    /// Evaluations that count, by time.
+    pub evaluations: Vec<SaidRow<Findings>>,
+    /// Verdicts that count, by time.
+    pub verdicts: Vec<SaidRow<Ruling>>,
+    /// Hardware keys of the hosts that are members and tell theirs, this one included.
+    pub hardware: Vec<String>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SaidRow<T> {
+    /// Its statement.
+    pub id: StatementId,
+    /// Its author.
+    pub by: KeyId,
+    /// When, by the author's clock; Unix seconds.
+    pub time: u64,
+    /// What it says.
+    #[serde(flatten)]
+    pub said: T,
+}
