@@ -65,8 +65,27 @@ struct Chunk {
 
 /// What reading a chunk gave.
 enum Part {
-    Equal(Chunk),
+    Equal,
     Differ(Sums),
+}
+
+/// What the chunks of a task gave so far.
+#[derive(Default)]
+struct Open {
+    differs: bool,
+    /// Of the chunks that differ.
+    sums: Sums,
+    /// The others, neighbours as one.
+    equal: Vec<Chunk>,
+}
+
+impl Open {
+    fn note_equal(&mut self, chunk: Chunk) {
+        match self.equal.last_mut() {
+            Some(last) if last.end == chunk.start => last.end = chunk.end,
+            _ => self.equal.push(chunk),
+        }
+    }
 }
 
 /// What one thread reads into.
@@ -77,8 +96,8 @@ struct Buffers {
 }
 
 impl Comparer<'_> {
-    /// Compares all tasks; answers are in their order. Memory: two chunks a thread, and some bytes a chunk of the
-    /// longest task.
+    /// Compares all tasks; answers are in their order. Memory: two chunks a thread, and for the task at hand some bytes
+    /// for each run of equal chunks.
     pub(super) fn run(&self, tasks: &[Task]) -> Result<Vec<Outcome>, DiffError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = cores.min(self.config.threads_max).max(1);
@@ -128,57 +147,72 @@ impl Work<'_> {
     fn all(&self) -> Result<Vec<Outcome>, DiffError> {
         self.advance(0);
         let mut outcomes = Vec::with_capacity(self.tasks.len());
-        // Of the task that is not complete yet.
-        let mut parts: Vec<Part> = Vec::new();
-        let mut chunks = self.tasks.iter().enumerate().flat_map(|(i, task)| self.chunks(i, task)).peekable();
-        while chunks.peek().is_some() {
-            let batch: Vec<Chunk> = chunks.by_ref().take(BATCH_CHUNKS).collect();
-            let done: Vec<Result<Part, DiffError>> = batch
-                .par_iter()
-                .map(|chunk| self.with_buffers(|buffers| self.chunk(*chunk, buffers)))
-                .collect();
-            for (chunk, part) in batch.iter().zip(done) {
-                parts.push(part?);
-                if chunk.end == self.tasks[chunk.task].len() {
-                    outcomes.push(self.finish(std::mem::take(&mut parts))?);
+        let mut open = Open::default();
+        let chunks = self.tasks.iter().enumerate().flat_map(|(task, it)| self.split(task, 0, it.len()));
+        self.each(chunks, |buffers, chunk| self.chunk(chunk, buffers), &mut |chunk, part| {
+            match part {
+                Part::Equal => open.note_equal(chunk),
+                Part::Differ(sums) => {
+                    open.differs = true;
+                    open.sums.join(&sums);
                 }
             }
-        }
+            if chunk.end == self.tasks[chunk.task].len() {
+                outcomes.push(self.finish(std::mem::take(&mut open))?);
+            }
+            Ok(())
+        })?;
         Ok(outcomes)
     }
 
-    /// The chunks of a task: at least one, also of an empty task, so that it has an outcome.
-    fn chunks(&self, index: usize, task: &Task) -> impl Iterator<Item = Chunk> + use<> {
-        let len = task.len();
-        let step = match task.what {
+    /// Works on chunks in parallel, a batch at a time, and takes what comes of them in their order.
+    fn each<T: Send>(
+        &self,
+        chunks: impl Iterator<Item = Chunk>,
+        work: impl Fn(&mut Buffers, Chunk) -> Result<T, DiffError> + Sync,
+        take: &mut dyn FnMut(Chunk, T) -> Result<(), DiffError>,
+    ) -> Result<(), DiffError> {
+        let mut chunks = chunks.peekable();
+        while chunks.peek().is_some() {
+            let batch: Vec<Chunk> = chunks.by_ref().take(BATCH_CHUNKS).collect();
+            let one = |chunk: &Chunk| self.with_buffers(|buffers| work(buffers, *chunk));
+            let done: Vec<Result<T, DiffError>> = batch.par_iter().map(one).collect();
+            for (chunk, done) in batch.into_iter().zip(done) {
+                take(chunk, done?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A stretch of a task in chunks: at least one, also of an empty task, so that it has an outcome.
+    fn split(&self, task: usize, start: u64, end: u64) -> impl Iterator<Item = Chunk> + use<> {
+        let step = match self.tasks[task].what {
             What::Bytes(_) => self.chunk_bytes,
             What::Elements { a, b, .. } => {
                 let run = RUN_ELEMENTS as u64;
                 self.chunk_bytes / a.bytes(run).max(b.bytes(run)) * run
             }
         };
-        let count = len.div_ceil(step).max(1);
-        (0..count).map(move |i| Chunk { task: index, start: i * step, end: ((i + 1) * step).min(len) })
+        let count = (end - start).div_ceil(step).max(1);
+        (0..count).map(move |i| {
+            let start = start + i * step;
+            Chunk { task, start, end: (start + step).min(end) }
+        })
     }
 
-    /// Joins the parts of a task in their order.
-    fn finish(&self, parts: Vec<Part>) -> Result<Outcome, DiffError> {
-        if parts.iter().all(|part| matches!(part, Part::Equal(_))) {
+    /// Joins what a task gave.
+    fn finish(&self, open: Open) -> Result<Outcome, DiffError> {
+        if !open.differs {
             return Ok(Outcome::Equal);
         }
-        // Where something differs, the equal parts still say how large A is.
-        let sums: Vec<Result<Sums, DiffError>> = parts
-            .par_iter()
-            .map(|part| match part {
-                Part::Differ(sums) => Ok(*sums),
-                Part::Equal(chunk) => self.with_buffers(|buffers| self.equal_chunk(*chunk, buffers)),
-            })
-            .collect();
-        let mut all = Sums::default();
-        for sums in sums {
-            all.join(&sums?);
-        }
-        Ok(Outcome::Differ(all.finish()))
+        let mut sums = open.sums;
+        // Where something differs, the equal chunks still say how large A is. Few tensors change in part only.
+        let equal = open.equal.iter().flat_map(|run| self.split(run.task, run.start, run.end));
+        self.each(equal, |buffers, chunk| self.equal_chunk(chunk, buffers), &mut |_, part| {
+            sums.join(&part);
+            Ok(())
+        })?;
+        Ok(Outcome::Differ(sums.finish()))
     }
 
     fn chunk(&self, chunk: Chunk, buffers: &mut Buffers) -> Result<Part, DiffError> {
@@ -187,7 +221,7 @@ impl Work<'_> {
         self.read(self.run.a, task.a, task.bytes_of(chunk, 0), a)?;
         self.read(self.run.b, task.b, task.bytes_of(chunk, 1), b)?;
         let part = match task.what {
-            What::Bytes(_) | What::Elements { same_dtype: true, .. } if a == b => Part::Equal(chunk),
+            What::Bytes(_) | What::Elements { same_dtype: true, .. } if a == b => Part::Equal,
             What::Bytes(_) => Part::Differ(Sums::of_bytes(a, b)),
             What::Elements { a: of_a, b: of_b, same_dtype, .. } => {
                 Part::Differ(sums(chunk.end - chunk.start, (a, of_a), (b, of_b), same_dtype, numbers))
