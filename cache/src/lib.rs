@@ -9,6 +9,7 @@
 
 mod artifacts;
 pub mod config;
+pub mod diff;
 pub mod error;
 mod fs;
 pub mod inspect;

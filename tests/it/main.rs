@@ -3,6 +3,7 @@
 mod bad_files;
 mod bad_input;
 mod delta;
+mod diff;
 mod garbage;
 mod http;
 mod resume;

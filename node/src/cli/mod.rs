@@ -4,6 +4,7 @@ mod add;
 mod completions;
 mod config;
 mod demo;
+mod diff;
 mod init;
 mod inspect;
 mod invite;
@@ -100,6 +101,8 @@ enum Command {
     /// What an artifact, or a path that is not added yet, consists of
     #[command(visible_alias = "show")]
     Inspect(inspect::Inspect),
+    /// How two checkpoints differ, or the scores of two reports
+    Diff(diff::Diff),
     /// Drop this host's copy of an artifact
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
@@ -138,6 +141,7 @@ pub fn main() -> ExitCode {
         Command::Add(command) => command.run(&context),
         Command::Ls(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),
+        Command::Diff(command) => return command.run(&context),
         Command::Rm(command) => command.run(&context),
         Command::Pull(command) => command.run(&context),
         Command::Path(command) => command.run(&context),

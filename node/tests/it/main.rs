@@ -2,6 +2,7 @@
 
 mod control;
 mod data;
+mod diff;
 mod facts;
 mod interop;
 mod liar;
