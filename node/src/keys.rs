@@ -67,9 +67,13 @@ pub fn load(path: &Path) -> Result<Keypair> {
         Error::invalid(format!("key file {shown} is damaged"))
             .hint("restore it from a backup; it cannot be made again")
     };
-    let seed = text.trim().strip_prefix(MAGIC).ok_or_else(damaged)?;
-    let seed = BASE64.decode(seed.trim().as_bytes()).map_err(|_| damaged())?;
-    Ok(Keypair::from_seed(seed.try_into().map_err(|_| damaged())?))
+    parse(&text).ok_or_else(damaged)
+}
+
+/// The key that the text of a key file holds.
+pub fn parse(text: &str) -> Option<Keypair> {
+    let seed = BASE64.decode(text.trim().strip_prefix(MAGIC)?.trim().as_bytes()).ok()?;
+    Some(Keypair::from_seed(seed.try_into().ok()?))
 }
 
 /// Writes a new key file, mode 0600, durably; never over an old one.

@@ -24,3 +24,4 @@ pub mod preflight;
 mod proof;
 mod readiness;
 mod server;
+mod weigh;

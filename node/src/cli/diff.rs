@@ -4,8 +4,6 @@ mod scores;
 mod text;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -15,7 +13,6 @@ use clap::Args;
 use weighlock_cache::diff::{Diff as Difference, DiffConfig, DiffError, DiffProgress, Side, diff};
 use weighlock_cache::inspect;
 use weighlock_protocol::gate::Report;
-use weighlock_protocol::gate::report::REPORT_BYTES_MAX;
 use weighlock_protocol::names::Selector;
 use weighlock_protocol::{LayerId, Reference};
 
@@ -24,6 +21,7 @@ use super::Context;
 use super::output::fail;
 use crate::error::{Error, Result};
 use crate::local::message::{AdminRequest, Inspected, Progress, Viewed};
+use crate::weigh::report::Loaded;
 
 /// Exit code for two sides that differ, as `diff` has it.
 const DIFFERENT: u8 = 1;
@@ -156,15 +154,7 @@ fn is_report(text: &str) -> bool {
     path.extension().is_some_and(|extension| extension == "json") && path.is_file()
 }
 
-/// Reads a report in its own JSON form. Results of lm-evaluation-harness are to be read here too.
+/// Reads a report of any harness that is known.
 fn read_report(text: &str) -> Result<Report> {
-    let bad = |why: &dyn std::fmt::Display| Error::invalid(format!("cannot read the report {text}: {why}"));
-    let mut bytes = Vec::new();
-    let file = File::open(text).map_err(|e| bad(&e))?;
-    file.take(REPORT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(|e| bad(&e))?;
-    if bytes.len() > REPORT_BYTES_MAX {
-        return Err(bad(&format_args!("it has more than {REPORT_BYTES_MAX} bytes")));
-    }
-    serde_json::from_slice(&bytes)
-        .map_err(|e| bad(&e).hint("a report is JSON with `version`, `harness` and `metrics`"))
+    Ok(Loaded::read(Path::new(text), &[])?.report)
 }

@@ -5,6 +5,8 @@ mod completions;
 mod config;
 mod demo;
 mod diff;
+mod evidence;
+mod gate;
 mod init;
 mod inspect;
 mod invite;
@@ -14,10 +16,13 @@ mod member;
 mod output;
 mod path;
 mod peers;
+mod policy;
 mod progress;
 mod pull;
 mod rate;
 mod rm;
+mod sides;
+mod statement;
 mod status;
 mod top;
 mod up;
@@ -28,11 +33,12 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde::de::DeserializeOwned;
+use weighlock_protocol::ClusterId;
 
 use crate::config::{Config, Dirs};
 use crate::error::{Error, Kind, Result};
 use crate::local::frame::Client;
-use crate::local::message::{AdminRequest, Event};
+use crate::local::message::{AdminRequest, Event, Introduction};
 use output::Output;
 pub(crate) use output::counted;
 
@@ -103,6 +109,16 @@ enum Command {
     Inspect(inspect::Inspect),
     /// How two checkpoints differ, or the scores of two reports
     Diff(diff::Diff),
+    /// What was measured of an artifact, and signing reports about it
+    Evidence(evidence::Evidence),
+    /// What a candidate must show
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Weigh a candidate against what runs now, under a policy
+    Gate(gate::Gate),
+    /// Signed statements as files
+    #[command(subcommand)]
+    Statement(statement::StatementCommand),
     /// Drop this host's copy of an artifact
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
@@ -142,6 +158,13 @@ pub fn main() -> ExitCode {
         Command::Ls(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),
         Command::Diff(command) => return command.run(&context),
+        Command::Evidence(command) => command.run(&context),
+        Command::Policy(command) => command.run(&context),
+        Command::Gate(command) => match command.run(&context) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::Statement(command) => command.run(&context),
         Command::Rm(command) => command.run(&context),
         Command::Pull(command) => command.run(&context),
         Command::Path(command) => command.run(&context),
@@ -207,6 +230,12 @@ impl Context {
     /// Shows how far something long is.
     pub(crate) fn progress(&self) -> progress::Bar {
         progress::Bar::new(self.output, &self.dirs.data)
+    }
+
+    /// The cluster of this host's daemon.
+    pub(crate) fn cluster(&self) -> Result<ClusterId> {
+        let introduction: Introduction = self.ask(&AdminRequest::Introduction)?;
+        Ok(introduction.cluster)
     }
 
     /// Whether a daemon answers on this store's socket.

@@ -1,0 +1,219 @@
+//! `weighlock gate CANDIDATE`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use weighlock_protocol::gate::{Input, Verdict, judge, junit};
+use weighlock_protocol::statement::Keypair;
+use weighlock_protocol::{Artifact, ClusterId};
+
+use super::evidence::About;
+use super::{Context, sides};
+use crate::error::{Error, Result};
+use crate::weigh::key;
+use crate::weigh::policy::{POLICY_FILE, read};
+use crate::weigh::report::Loaded;
+use crate::weigh::side::Side;
+use crate::weigh::verdict::{About as Subject, sign, test_result};
+
+const AFTER_HELP: &str = "\
+CANDIDATE is a directory or file, which needs no daemon, or a reference with evidence in the cluster.
+The baseline is what --against or --baseline-report name, else what weighlock.lock pins for the same
+artifact. Without a baseline only the absolute bounds of the policy count.
+
+Exit codes: 0 pass, 1 fail, 2 wrong usage, 3 no evidence; 4 to 7 as for all commands.";
+
+/// Weigh a candidate against what runs now, under a policy.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Gate {
+    /// Path, ns/name:tag or ns/name@sha256:...
+    #[arg(required_unless_present = "candidate_manifest")]
+    candidate: Option<String>,
+    /// What `inspect --json` says of the candidate, where its weights are not here
+    #[arg(long, value_name = "FILE", conflicts_with = "candidate")]
+    candidate_manifest: Option<PathBuf>,
+    /// A report about the candidate: our JSON, lm-evaluation-harness results, or their directory (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    report: Vec<PathBuf>,
+    /// Samples of the report, where they do not lie beside it (may be repeated)
+    #[arg(long, value_name = "FILE", requires = "report")]
+    samples: Vec<PathBuf>,
+    #[command(flatten)]
+    about: About,
+    /// What it is weighed against: path or reference
+    #[arg(long, value_name = "REF")]
+    against: Option<String>,
+    /// A report about the baseline (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    baseline_report: Vec<PathBuf>,
+    /// What drift is counted from: path or reference
+    #[arg(long, value_name = "REF")]
+    pinned: Option<String>,
+    /// A report about that (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    pinned_report: Vec<PathBuf>,
+    /// The policy
+    #[arg(long, value_name = "FILE", default_value = POLICY_FILE)]
+    policy: PathBuf,
+    /// Hardware key, where there is evidence from several kinds
+    #[arg(long, value_name = "KEY")]
+    hardware: Option<String>,
+    /// The artifact's name, ns/name, where the candidate is a path
+    #[arg(long, value_name = "NAME")]
+    name: Option<Artifact>,
+    /// Write the verdict here, signed for the cluster; `weighlock statement import` brings it in
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Write it here as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Write it here as in-toto test result, signed where there is a key
+    #[arg(long, value_name = "FILE")]
+    test_result: Option<PathBuf>,
+    /// The evaluator's key [default: WEIGHLOCK_SIGNING_KEY, else the cluster's admin key]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The cluster that --out signs for [default: that of the daemon]
+    #[arg(long, value_name = "ID")]
+    cluster: Option<ClusterId>,
+}
+
+impl Gate {
+    /// Exit codes tell the verdict.
+    pub(super) fn run(self, context: &Context) -> Result<ExitCode> {
+        // First, as it costs nothing: nobody wants to hear it after an hour of hashing.
+        let policy = read(&self.policy)?;
+        let signer = self.signer(context)?;
+        let mut candidate = self.candidate(context)?;
+        self.add_reports(&mut candidate, &self.report, &self.samples, Some(context))?;
+        let baseline = self.other(context, self.against.as_deref(), &self.baseline_report)?;
+        let pinned = self.other(context, self.pinned.as_deref(), &self.pinned_report)?;
+        let verdict = judge(&Input {
+            policy: &policy,
+            candidate: candidate.evidence(),
+            baseline: baseline.as_ref().map(Side::evidence),
+            pinned: pinned.as_ref().map(Side::evidence),
+            files: candidate.files.as_deref(),
+        });
+        self.write(&verdict, &candidate, baseline.as_ref(), pinned.as_ref(), signer.as_ref())?;
+        context.output.print(&verdict, |verdict| format!("{verdict}\n"))?;
+        Ok(ExitCode::from(verdict.outcome.exit_code()))
+    }
+
+    fn candidate(&self, context: &Context) -> Result<Side> {
+        let mut side = match (&self.candidate, &self.candidate_manifest) {
+            (Some(text), _) => {
+                // Reports that are named take the place of those that the cluster has.
+                let stored = self.report.is_empty();
+                sides::of(context, text, self.hardware.as_deref().filter(|_| stored), stored)?
+            }
+            (None, Some(file)) => Side::of_manifest_file(file)?,
+            (None, None) => return Err(Error::invalid("there is no candidate")),
+        };
+        if let Some(name) = &self.name {
+            if side.artifact.as_ref().is_some_and(|artifact| artifact != name) {
+                return Err(Error::invalid(format!("{} is not {name}", side.label)));
+            }
+            side.artifact = Some(name.clone());
+        }
+        Ok(side)
+    }
+
+    fn other(&self, context: &Context, named: Option<&str>, reports: &[PathBuf]) -> Result<Option<Side>> {
+        let mut side = match named {
+            Some(text) => sides::of(context, text, self.hardware.as_deref(), reports.is_empty())?,
+            None if reports.is_empty() => return Ok(None),
+            None => Side { label: reports[0].display().to_string(), ..Side::default() },
+        };
+        self.add_reports(&mut side, reports, &[], None)?;
+        Ok(Some(side))
+    }
+
+    /// What the command line says of suite and host is about the candidate's reports.
+    fn add_reports(
+        &self,
+        side: &mut Side,
+        files: &[PathBuf],
+        samples: &[PathBuf],
+        about: Option<&Context>,
+    ) -> Result<()> {
+        for file in files {
+            let mut loaded = Loaded::read(file, samples)?;
+            if let Some(context) = about {
+                self.about.fill(&mut loaded, context)?;
+            } else if loaded.report.suite.is_none() {
+                self.about.fill_suite(&mut loaded)?;
+            }
+            side.add_report(loaded, None)?;
+        }
+        Ok(())
+    }
+
+    /// Who signs, for which cluster, if anything is to be signed.
+    fn signer(&self, context: &Context) -> Result<Option<(Keypair, Option<ClusterId>)>> {
+        if self.out.is_none() && self.test_result.is_none() {
+            return Ok(None);
+        }
+        let cluster = match self.cluster {
+            Some(cluster) => Some(cluster),
+            None if context.daemon_runs() => Some(context.cluster()?),
+            None => None,
+        };
+        if self.out.is_none() {
+            // A test result may go unsigned.
+            let key = match &self.key {
+                Some(path) => Some(crate::keys::load(path)?),
+                None => key::from_env()?,
+            };
+            return Ok(key.map(|key| (key, cluster)));
+        }
+        if cluster.is_none() {
+            return Err(Error::invalid("--out signs for a cluster, and no daemon tells which")
+                .hint("name it with --cluster; `weighlock status` on a member shows it"));
+        }
+        Ok(Some((key::evaluator(self.key.as_deref(), &context.dirs, cluster.as_ref())?, cluster)))
+    }
+
+    fn write(
+        &self,
+        verdict: &Verdict,
+        candidate: &Side,
+        baseline: Option<&Side>,
+        pinned: Option<&Side>,
+        signer: Option<&(Keypair, Option<ClusterId>)>,
+    ) -> Result<()> {
+        if let Some(path) = &self.junit {
+            write(path, junit::junit(verdict).as_bytes())?;
+        }
+        if self.out.is_none() && self.test_result.is_none() {
+            return Ok(());
+        }
+        let (Some(artifact), Some(manifest)) = (&candidate.artifact, candidate.digest) else {
+            return Err(Error::invalid(format!("what {} is called is not known", candidate.label))
+                .hint("name it with --name ns/name"));
+        };
+        let about = Subject { artifact, manifest, candidate, baseline, pinned };
+        if let (Some(path), Some((key, Some(cluster)))) = (&self.out, signer) {
+            write(path, &sign(verdict, &about, *cluster, key).to_json())?;
+        }
+        if let Some(path) = &self.test_result {
+            write(path, test_result(verdict, &about, signer.map(|(key, _)| key))?.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Whole or not at all.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let fail = |e: std::io::Error| Error::invalid(format!("cannot write {}: {e}", path.display()));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(fail)?;
+    std::io::Write::write_all(&mut file, bytes).map_err(fail)?;
+    // As any other new file has it, not as a secret.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    file.as_file().set_permissions(mode).map_err(fail)?;
+    file.persist(path).map_err(|e| fail(e.error))?;
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! What the gate is to know of a path or a reference, asked of the daemon where there is one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use weighlock_cache::ImportProgress;
+use weighlock_protocol::names::Selector;
+use weighlock_protocol::statement::Findings;
+use weighlock_protocol::{Reference, Sha256};
+
+use super::Context;
+use crate::error::{Error, Result};
+use crate::local::message::{AdminRequest, Inspected, Progress, SaidRow, Viewed, Weighed};
+use crate::weigh::report::Loaded;
+use crate::weigh::side::Side;
+
+/// What an argument names: a path if there is one, else a reference with the evidence that the cluster has of it.
+/// Where it was evaluated on several kinds of hardware, `hardware` chooses; `with_reports` is false where others are given.
+///
+/// # Errors
+/// Neither path nor reference, a path that cannot be read, a reference that means nothing, no daemon.
+pub(super) fn of(context: &Context, text: &str, hardware: Option<&str>, with_reports: bool) -> Result<Side> {
+    let path = Path::new(text);
+    if path.exists() {
+        return of_path(context, path);
+    }
+    let reference: Reference = text.parse().map_err(|e| {
+        Error::not_found(format!("{text} is neither a path that exists nor a reference: {e}"))
+            .hint("name a directory, a .safetensors or .gguf file, or an artifact as ns/name:tag")
+    })?;
+    if !with_reports {
+        let weighed: Weighed = context.ask(&AdminRequest::Weighed { reference: reference.to_string() })?;
+        return without_reports(context, &reference, &weighed);
+    }
+    of_reference(context, &reference, hardware)
+}
+
+/// Hashes a path, with a bar.
+pub(super) fn of_path(context: &Context, path: &Path) -> Result<Side> {
+    let bar = std::sync::Mutex::new(context.progress());
+    let progress = |step: ImportProgress| {
+        // Whoever finds it busy leaves the news to the others.
+        if let Ok(mut bar) = bar.try_lock() {
+            bar.show(&Progress {
+                phase: "hash".into(),
+                done_bytes: step.done_bytes,
+                total_bytes: step.total_bytes,
+                ..Progress::default()
+            });
+        }
+    };
+    let side = Side::of_path(path, &progress);
+    if let Ok(mut bar) = bar.lock() {
+        bar.clear();
+    }
+    side
+}
+
+/// An artifact of the cluster, with the newest report of each suite.
+pub(super) fn of_reference(context: &Context, reference: &Reference, hardware: Option<&str>) -> Result<Side> {
+    let weighed: Weighed = context.ask(&AdminRequest::Weighed { reference: reference.to_string() })?;
+    let mut side = without_reports(context, reference, &weighed)?;
+    for said in newest(&weighed, hardware)? {
+        side.add_report(stored(context, said)?, Some(said.said.report))?;
+    }
+    Ok(side)
+}
+
+/// An artifact of the cluster, its contract fetched where it is not here.
+pub(super) fn without_reports(context: &Context, reference: &Reference, weighed: &Weighed) -> Result<Side> {
+    // By digest: a channel may move on meanwhile.
+    let exact = Reference { selector: Selector::Digest(weighed.digest), ..reference.clone() }.to_string();
+    let mut inspected: Inspected = context.ask(&AdminRequest::Inspect { reference: exact.clone() })?;
+    if inspected.contract.is_none() {
+        let _: Viewed = context.ask(&AdminRequest::View { reference: exact.clone() })?;
+        inspected = context.ask(&AdminRequest::Inspect { reference: exact })?;
+    }
+    Ok(Side {
+        label: reference.to_string(),
+        artifact: Some(reference.artifact.clone()),
+        digest: Some(weighed.digest),
+        contract: inspected.contract,
+        files: Some(inspected.files.into_iter().map(|file| file.path).collect()),
+        ..Side::default()
+    })
+}
+
+/// Fetches the report of an evaluation and proves that it is the one that was signed.
+pub(super) fn stored(context: &Context, said: &SaidRow<Findings>) -> Result<Loaded> {
+    let viewed: Viewed = context.ask(&AdminRequest::Evidence { digest: said.said.evidence })?;
+    let loaded = Loaded::read(&viewed.path, &[])?;
+    let digest: Sha256 = loaded.digest()?;
+    if digest != said.said.report {
+        return Err(Error::integrity(format!(
+            "the evidence {} holds a report with digest {digest}, but {} signed {}",
+            said.said.evidence, said.by, said.said.report
+        ))
+        .hint("an admin can revoke that evaluation; evaluate again"));
+    }
+    Ok(loaded)
+}
+
+/// The newest evaluation of each suite on one kind of hardware.
+fn newest<'a>(weighed: &'a Weighed, hardware: Option<&str>) -> Result<Vec<&'a SaidRow<Findings>>> {
+    let keys: BTreeSet<&str> = weighed.evaluations.iter().map(|said| said.said.hardware.as_str()).collect();
+    let chosen = match (hardware, keys.len()) {
+        (Some(hardware), _) => Some(hardware),
+        (None, 0) => None,
+        (None, 1) => keys.first().copied(),
+        (None, _) => {
+            let keys: Vec<&str> = keys.into_iter().collect();
+            return Err(Error::invalid(format!(
+                "{} was evaluated on {}",
+                weighed.reference,
+                keys.join(", ")
+            ))
+            .hint("say which one is meant with --hardware"));
+        }
+    };
+    let mut of_suite = BTreeMap::new();
+    for said in weighed.evaluations.iter().filter(|said| chosen == Some(said.said.hardware.as_str())) {
+        // By time, so a later one takes the place of an earlier one.
+        of_suite.insert(said.said.suite, said);
+    }
+    Ok(of_suite.into_values().collect())
+}
