@@ -24,7 +24,7 @@ impl Estimate {
             Scale::ExpMean => return None,
             _ => (metric.value, stderr),
         };
-        let moments = Moments { variance: stderr * stderr, third: 0.0 };
+        let moments = Moments { variance: stderr * stderr, third: 0.0, tails: 0.0 };
         let independent = metric.n.map(|n| n as f64);
         Some(Self { value, moments, samples: metric.n, documents: metric.n, independent })
     }
@@ -79,17 +79,15 @@ pub fn compare_unpaired(question: &Question, candidate: &Estimate, baseline: &Es
     let (below, above) = if is_binary {
         binary_reach(question, &test, candidate, baseline)
     } else {
-        let (to_candidate, to_baseline) = (test.sign, -(test.sign + test.tilt));
-        let part = |factor: f64, one: &Estimate| {
-            (factor * factor * one.moments.variance, factor * factor * factor * one.moments.third)
-        };
-        let ((v, third), (w, other)) = (part(to_candidate, candidate), part(to_baseline, baseline));
-        let moments = Moments { variance: v + w, third: third + other };
+        let ours = candidate.moments.times(test.sign);
+        let theirs = baseline.moments.times(-(test.sign + test.tilt));
+        let moments = ours.plus(&theirs);
         // Welch and Satterthwaite; a size that is not known counts as large.
         let lost = |variance: f64, one: &Estimate| {
             one.independent.map_or(0.0, |n| variance * variance / (n - 1.0).max(1.0))
         };
-        let df = moments.variance * moments.variance / (lost(v, candidate) + lost(w, baseline));
+        let df = moments.variance * moments.variance
+            / (lost(ours.variance, candidate) + lost(theirs.variance, baseline));
         moments.spread(if df.is_nan() { 1.0 } else { df }).reach(question.confidence)
     };
     let least = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a.min(b));
