@@ -183,7 +183,8 @@ mod tests {
         assert!(broken.is_empty(), "{broken:#?}");
         let passes: u64 = calibration.rows.iter().map(|row| row.same.passes).sum();
         assert!(passes > 1_000, "it does pass what is the same: {passes}");
-        let few = calibration.rows.iter().find(|row| row.world.contains(", 5 documents")).expect("it is there");
+        let few =
+            calibration.rows.iter().find(|row| row.world.contains(", 5 documents")).expect("it is there");
         assert_eq!(
             (few.at_margin.undecided, few.same.undecided),
             (150, 150),

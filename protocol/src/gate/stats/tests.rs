@@ -137,6 +137,9 @@ fn reports_alone_are_compared_by_both_errors() {
     assert_eq!((found.call, found.samples), (Call::NotWorse, None));
     let few = compare_unpaired(&ask, &estimate(3.1, 0.03, Some(10)), &estimate(3.0, 0.04, Some(1_000)));
     assert_eq!(few.call, Call::TooFew { have: 10, need: 20 });
+    // An error of 0 is believed of nothing else.
+    assert!(Estimate::of_report(&metric(0.5, 0.0, Some(1_000))).is_none());
+    assert!(Estimate::of_report(&metric(1.0, 0.0, None)).is_none());
     // All 50 right twice: a standard error of 0 does not mean that there is none.
     let ask = Question { direction: Direction::Higher, ..question(Margin::Absolute(0.01)) };
     let perfect = compare_unpaired(&ask, &estimate(1.0, 0.0, Some(50)), &estimate(1.0, 0.0, Some(50)));
