@@ -7,10 +7,13 @@
 //! control (a flow has its fair share a moment after it began), the bytes of frames, headers and proofs, the time that
 //! host records and lists of who takes part need to travel, and TLS and dialling beyond one round trip.
 //!
+//! [`calibrate`] is apart from that: it measures how often `protocol::gate` is wrong.
+//!
 //! **Architecture invariant:** no clock, no hash map, no IO but what `main` prints. The same seed and the
 //! same code give the same run, event for event; the trace hash shows it.
 
 pub mod args;
+pub mod calibrate;
 pub mod cast;
 pub mod check;
 pub mod curve;

@@ -1,4 +1,4 @@
-//! The rehearsal's command line: one run, a sweep over seeds, or one seed of a sweep again.
+//! The rehearsal's command line: one run, a sweep over seeds, one seed of a sweep again, or the gate's error rates.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use weighlock_sim::args::RunArgs;
+use weighlock_sim::calibrate;
 use weighlock_sim::draw::draw;
 use weighlock_sim::fold::{self, FoldOptions};
 use weighlock_sim::scenario::Scenario;
@@ -46,6 +47,18 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         from: u64,
     },
+    /// Measures how often the gate passes what is too bad and fails what is not; the last line is JSON.
+    Calibrate {
+        /// Pairs of runs of each kind
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+        pairs: u64,
+        /// The only randomness
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Only kinds whose name contains this
+        #[arg(long, default_value = "")]
+        only: String,
+    },
     /// Runs one seed of a sweep again and prints everything.
     Replay {
         seed: u64,
@@ -63,6 +76,7 @@ fn main() -> ExitCode {
             if code == ExitCode::SUCCESS { sweep(seeds, from, scenario, all) } else { code }
         }
         Command::Statements { seeds, from } => statements(seeds, from, seeds == 1),
+        Command::Calibrate { pairs, seed, only } => calibrate(pairs, seed, &only),
         Command::Replay { seed, scenario } => {
             let reports = chosen(scenario).into_iter().map(|scenario| show(draw(scenario, seed)));
             let bad = reports.filter(|report| !report.violations.is_empty()).count();
@@ -139,6 +153,14 @@ fn sweep(seeds: u64, from: u64, scenario: Option<Scenario>, all: bool) -> ExitCo
     );
     println!("{{\"schema_version\":2,\"runs\":{runs},\"from\":{from},\"violations\":{bad}}}");
     if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn calibrate(pairs: u64, seed: u64, only: &str) -> ExitCode {
+    let calibration = calibrate::run(pairs, seed, only);
+    println!("{calibration}");
+    println!("{}", calibration.json());
+    let is_broken = calibration.broken().next().is_some();
+    if is_broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// With `show` all of each world is printed, else only of the first that violates a rule.

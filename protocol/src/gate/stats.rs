@@ -161,8 +161,8 @@ impl Test {
         let need = independent_min(question.confidence);
         let call = if !(lower.is_finite() && upper.is_finite() && self.limit.is_finite()) {
             Call::Undecided(None)
-        } else if let Some(have) = independent.filter(|have| *have < need as f64) {
-            Call::TooFew { have: have as u64, need }
+        } else if let Some(have) = independent.filter(|have| *have < need as f64 * (1.0 - 1e-9)) {
+            Call::TooFew { have: (have + 1e-9) as u64, need }
         } else if upper <= self.limit + rounding {
             Call::NotWorse
         } else if lower > self.limit + rounding {
@@ -211,7 +211,8 @@ fn log_limit(sign: f64, share: f64) -> f64 {
     if sign < 0.0 && share >= 1.0 { f64::INFINITY } else { sign * libm::log1p(sign * share) }
 }
 
-/// Samples until a reach that shrinks with the root of their number is as short as `distance`.
+/// Samples until a reach that shrinks with the root of their number is as short as `distance`; fewer would do where
+/// hardly any differ, since it shrinks faster there.
 fn needed(samples: u64, reach: f64, distance: f64) -> Option<u64> {
     let ratio = reach / distance;
     let wanted = libm::ceil(samples as f64 * ratio * ratio);

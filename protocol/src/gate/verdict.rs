@@ -287,7 +287,7 @@ fn check_contract(input: &Input<'_>, reasons: &mut Reasons) -> Option<Vec<Contra
     {
         reasons.add(Reason::ContextTooShort { expected, actual: contract.max_seq_len });
     }
-    if candidate.is_none() && (input.baseline.is_some() || rule.min_max_seq_len.is_some()) {
+    if candidate.is_none() {
         reasons.add(Reason::ContractUnknown);
     }
     let baseline = input.baseline.as_ref()?;

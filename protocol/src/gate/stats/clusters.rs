@@ -3,6 +3,9 @@
 use super::bound::Spread;
 use crate::gate::samples::Sample;
 
+/// `E|z|³` of a standard normal variable: 2 sqrt(2/pi).
+const NORMAL_THIRD: f64 = 1.595_769_121_605_731;
+
 /// Sums of one document: of a run, `Σ w·v` and `Σ w`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Sums {
@@ -65,6 +68,8 @@ pub(super) struct Moments {
     pub(super) variance: f64,
     /// Third cumulant of the estimate.
     pub(super) third: f64,
+    /// Sum of absolute third powers beyond that of a normal distribution of the same variance.
+    pub(super) tails: f64,
 }
 
 impl Moments {
@@ -72,18 +77,43 @@ impl Moments {
         let g = influences.len() as f64;
         if influences.len() < 3 {
             let unknown = if influences.iter().all(|x| *x == 0.0) && g > 1.0 { 0.0 } else { f64::INFINITY };
-            return Self { variance: unknown, third: 0.0 };
+            return Self { variance: unknown, third: 0.0, tails: 0.0 };
         }
-        let power = |p: i32| influences.iter().map(|x| (1..p).fold(*x, |y, _| y * x)).sum::<f64>();
-        let (second, third) = (power(2), power(3));
-        // The third power carries the small-sample factor of the usual skewness G1.
-        Self { variance: (g - 1.0) / g * second, third: third * (g - 1.0) / (g - 2.0) }
+        let sum = |term: &dyn Fn(f64) -> f64| influences.iter().map(|x| term(*x)).sum::<f64>();
+        let (second, third) = (sum(&|x| x * x), sum(&|x| x * x * x));
+        let normal = NORMAL_THIRD * second * (second / g).sqrt();
+        let tails = (sum(&|x| (x * x * x).abs()) - normal).max(0.0);
+        // Third powers carry the small-sample factor of the usual skewness G1.
+        let factor = (g - 1.0) / (g - 2.0);
+        Self { variance: (g - 1.0) / g * second, third: third * factor, tails: tails * factor }
     }
 
     /// With `df` degrees of freedom.
     pub(super) fn spread(&self, df: f64) -> Spread {
         let stderr = self.variance.sqrt();
-        let skew = if stderr > 0.0 { self.third / (stderr * stderr * stderr) } else { 0.0 };
-        Spread { stderr, df: df.max(1.0), skew: if skew.is_finite() { skew } else { 0.0 } }
+        let standard = |third: f64| {
+            let standard = third / (stderr * stderr * stderr);
+            if standard.is_finite() { standard } else { 0.0 }
+        };
+        Spread { stderr, df: df.max(1.0), skew: standard(self.third), tails: standard(self.tails) }
+    }
+
+    /// Of `factor` times the estimate.
+    pub(super) fn times(&self, factor: f64) -> Self {
+        let cube = factor * factor * factor;
+        Self {
+            variance: factor * factor * self.variance,
+            third: cube * self.third,
+            tails: cube.abs() * self.tails,
+        }
+    }
+
+    /// Of the sum with an independent estimate.
+    pub(super) fn plus(&self, other: &Self) -> Self {
+        Self {
+            variance: self.variance + other.variance,
+            third: self.third + other.third,
+            tails: self.tails + other.tails,
+        }
     }
 }

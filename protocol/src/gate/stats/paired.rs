@@ -116,8 +116,9 @@ fn compare(question: &Question, pairs: &[Pair<'_>]) -> Comparison {
 
     let sparse = Sparse::of(pairs, &documents, test.sign);
     let few = sparse.documents < independent_min(question.confidence).max(30) as f64;
+    let mostly_same = few && 2.0 * sparse.documents <= count as f64;
     let certain = sparse.documents == 0.0 && !is_binary && is_continuous(pairs);
-    if is_binary || (few && !certain) {
+    if is_binary || (mostly_same && !certain) {
         // Documents, not samples, count as evidence until enough of them differ to see how alike samples of one are.
         let alike = if few { pairs.len() as f64 / equal } else { moments.variance / sparse.variance };
         let n = pairs.len() as f64 / alike.clamp(1.0, (pairs.len() as f64 / equal).max(1.0));

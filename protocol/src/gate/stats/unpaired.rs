@@ -5,6 +5,9 @@ use super::{Comparison, Found, Method, Question, Test, binary};
 use crate::gate::report::{Metric, Scale};
 use crate::gate::samples::Samples;
 
+/// What pseudo-counts are added for where an error is needed before a confidence is known.
+const CONFIDENCE_USUAL: f64 = 0.95;
+
 /// One run's value with its error, on the scale that samples have: logarithms where the metric is a perplexity.
 #[derive(Debug, Clone, Copy)]
 pub struct Estimate {
@@ -13,10 +16,13 @@ pub struct Estimate {
     samples: Option<u64>,
     documents: Option<u64>,
     independent: Option<f64>,
+    /// Right-or-wrong scores of independent samples, as far as value and error can tell.
+    is_binary: bool,
 }
 
 impl Estimate {
-    /// By what a report states. `None` without a standard error, and for a perplexity that is not above 0.
+    /// By what a report states. `None` without a standard error, with one of 0 that right-or-wrong scores do not explain,
+    /// and for a perplexity that is not above 0.
     pub fn of_report(metric: &Metric) -> Option<Self> {
         let stderr = metric.stderr?;
         let (value, stderr) = match metric.scale {
@@ -24,9 +30,12 @@ impl Estimate {
             Scale::ExpMean => return None,
             _ => (metric.value, stderr),
         };
-        let moments = Moments { variance: stderr * stderr, third: 0.0 };
+        let moments = Moments { variance: stderr * stderr, third: 0.0, tails: 0.0 };
         let independent = metric.n.map(|n| n as f64);
-        Some(Self { value, moments, samples: metric.n, documents: metric.n, independent })
+        let estimate =
+            Self { value, moments, samples: metric.n, documents: metric.n, independent, is_binary: false };
+        let estimate = estimate.recognized(metric.scale);
+        (estimate.moments.variance > 0.0).then_some(estimate)
     }
 
     /// By its samples, clustered by document. `None` without samples, and for [`Scale::Other`].
@@ -46,13 +55,15 @@ impl Estimate {
         }
         let whole = Sums::total(documents.iter());
         let influences: Vec<f64> = documents.iter().map(|one| one.influence(&whole) / unit).collect();
-        Some(Self {
+        let estimate = Self {
             value: whole.mean() / unit,
             moments: Moments::of(&influences),
             samples: Some(samples.len() as u64),
             documents: Some(count as u64),
             independent: Some(effective(documents.iter().map(|one| one.weight / whole.weight))),
-        })
+            is_binary: false,
+        };
+        Some(estimate.recognized(scale))
     }
 
     /// One-sided confidence bounds of the value itself, in the metric's own unit.
@@ -63,11 +74,15 @@ impl Estimate {
         (back(self.value - below), back(self.value + above))
     }
 
-    /// Right-or-wrong scores of independent samples, as far as value and error can tell.
-    fn is_binary(&self, scale: Scale) -> bool {
-        let alone = self.samples == self.documents;
-        let n = self.samples.map_or(0.0, |n| n as f64);
-        scale == Scale::Mean && alone && binary::looks_binary(self.value, self.moments.variance.sqrt(), n)
+    /// Says whether these are right-or-wrong scores; if they are all right or all wrong, their error is not 0.
+    fn recognized(mut self, scale: Scale) -> Self {
+        let n = self.samples.filter(|_| self.samples == self.documents).map_or(0.0, |n| n as f64);
+        self.is_binary =
+            scale == Scale::Mean && binary::looks_binary(self.value, self.moments.variance.sqrt(), n);
+        if self.is_binary && self.moments.variance <= 0.0 {
+            self.moments.variance = binary::smoothed(self.value, n, CONFIDENCE_USUAL).1;
+        }
+        self
     }
 }
 
@@ -75,21 +90,19 @@ impl Estimate {
 /// as long as both find the same samples hard.
 pub fn compare_unpaired(question: &Question, candidate: &Estimate, baseline: &Estimate) -> Comparison {
     let test = Test::new(question, baseline.value);
-    let is_binary = candidate.is_binary(question.scale) && baseline.is_binary(question.scale);
+    let is_binary = candidate.is_binary && baseline.is_binary;
     let (below, above) = if is_binary {
         binary_reach(question, &test, candidate, baseline)
     } else {
-        let (to_candidate, to_baseline) = (test.sign, -(test.sign + test.tilt));
-        let part = |factor: f64, one: &Estimate| {
-            (factor * factor * one.moments.variance, factor * factor * factor * one.moments.third)
-        };
-        let ((v, third), (w, other)) = (part(to_candidate, candidate), part(to_baseline, baseline));
-        let moments = Moments { variance: v + w, third: third + other };
+        let ours = candidate.moments.times(test.sign);
+        let theirs = baseline.moments.times(-(test.sign + test.tilt));
+        let moments = ours.plus(&theirs);
         // Welch and Satterthwaite; a size that is not known counts as large.
         let lost = |variance: f64, one: &Estimate| {
             one.independent.map_or(0.0, |n| variance * variance / (n - 1.0).max(1.0))
         };
-        let df = moments.variance * moments.variance / (lost(v, candidate) + lost(w, baseline));
+        let df = moments.variance * moments.variance
+            / (lost(ours.variance, candidate) + lost(theirs.variance, baseline));
         moments.spread(if df.is_nan() { 1.0 } else { df }).reach(question.confidence)
     };
     let least = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a.min(b));

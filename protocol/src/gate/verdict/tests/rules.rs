@@ -106,6 +106,16 @@ fn contract_changes_fail_unless_the_policy_allows_them() {
     let verdict = judge(&input);
     assert_eq!((verdict.outcome, verdict.contract_compared), (Outcome::Pass, false));
     assert_eq!(codes(&verdict), ["contract_not_compared"]);
+    let mut unknown = candidate.evidence();
+    unknown.contract = None;
+    let verdict = judge(&Input {
+        policy: &policy("max = 3"),
+        candidate: unknown,
+        baseline: None,
+        pinned: None,
+        files: None,
+    });
+    assert_eq!((verdict.outcome, codes(&verdict)), (Outcome::NoEvidence, vec!["contract_unknown".into()]));
 }
 
 #[test]
