@@ -5,6 +5,7 @@
 
 pub mod gate;
 pub mod id;
+pub mod lock;
 pub mod manifest;
 pub mod names;
 pub mod statement;
