@@ -80,6 +80,12 @@ async fn answer(
             json(blocking(move || list(&node)).await?)
         }
         AdminRequest::Inspect { reference } => json(inspect_reference(node, stream, &reference).await?),
+        AdminRequest::Manifest { reference } => {
+            let digest = node.facts.resolve(&reference.parse()?)?;
+            let manifest = looking(stream, node.fetcher.manifest(digest)).await?;
+            let manifest = String::from_utf8(manifest.bytes().to_vec()).map_err(Error::integrity)?;
+            json(ManifestText { manifest })
+        }
         AdminRequest::Remove { reference, force } => {
             if force {
                 let reference: Reference = reference.parse()?;

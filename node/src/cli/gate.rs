@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weighlock_protocol::gate::{Input, Verdict, judge, junit};
+use weighlock_protocol::lock::Lock;
 use weighlock_protocol::statement::Keypair;
 use weighlock_protocol::{Artifact, ClusterId};
 
@@ -12,6 +13,7 @@ use super::evidence::About;
 use super::{Context, sides};
 use crate::error::{Error, Result};
 use crate::weigh::key;
+use crate::weigh::lock::{LOCK_FILE, baseline, read_if_there};
 use crate::weigh::policy::{POLICY_FILE, read};
 use crate::weigh::report::Loaded;
 use crate::weigh::side::Side;
@@ -54,6 +56,9 @@ pub(super) struct Gate {
     /// A report about that (may be repeated)
     #[arg(long, value_name = "FILE")]
     pinned_report: Vec<PathBuf>,
+    /// What is pinned: the baseline where no other is named
+    #[arg(long, value_name = "FILE", default_value = LOCK_FILE)]
+    lock_file: PathBuf,
     /// The policy
     #[arg(long, value_name = "FILE", default_value = POLICY_FILE)]
     policy: PathBuf,
@@ -75,7 +80,7 @@ pub(super) struct Gate {
     /// The evaluator's key [default: WEIGHLOCK_SIGNING_KEY, else the cluster's admin key]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// The cluster that --out signs for [default: that of the daemon]
+    /// The cluster that --out signs for [default: that of the daemon, else of the lock file]
     #[arg(long, value_name = "ID")]
     cluster: Option<ClusterId>,
 }
@@ -85,10 +90,21 @@ impl Gate {
     pub(super) fn run(self, context: &Context) -> Result<ExitCode> {
         // First, as it costs nothing: nobody wants to hear it after an hour of hashing.
         let policy = read(&self.policy)?;
-        let signer = self.signer(context)?;
-        let mut candidate = self.candidate(context)?;
+        let lock = read_if_there(&self.lock_file)?;
+        let signer = self.signer(context, lock.as_ref())?;
+        let mut candidate = self.candidate(context, lock.as_ref())?;
         self.add_reports(&mut candidate, &self.report, &self.samples, Some(context))?;
-        let baseline = self.other(context, self.against.as_deref(), &self.baseline_report)?;
+        let baseline = match self.other(context, self.against.as_deref(), &self.baseline_report)? {
+            Some(mut named) if self.against.is_none() => {
+                // A report says nothing of the contract; what is pinned does.
+                if let Some(pinned) = self.locked(&candidate, lock.as_ref())? {
+                    (named.digest, named.contract) = (pinned.digest, pinned.contract);
+                }
+                Some(named)
+            }
+            Some(named) => Some(named),
+            None => self.locked(&candidate, lock.as_ref())?,
+        };
         let pinned = self.other(context, self.pinned.as_deref(), &self.pinned_report)?;
         let verdict = judge(&Input {
             policy: &policy,
@@ -102,7 +118,14 @@ impl Gate {
         Ok(ExitCode::from(verdict.outcome.exit_code()))
     }
 
-    fn candidate(&self, context: &Context) -> Result<Side> {
+    /// What the lock file pins of the candidate's artifact.
+    fn locked(&self, candidate: &Side, lock: Option<&Lock>) -> Result<Option<Side>> {
+        let (Some(lock), Some(artifact)) = (lock, &candidate.artifact) else { return Ok(None) };
+        let hardware = self.hardware.as_deref().or(candidate.hardware()).unwrap_or("any");
+        baseline(lock, artifact, hardware)
+    }
+
+    fn candidate(&self, context: &Context, lock: Option<&Lock>) -> Result<Side> {
         let mut side = match (&self.candidate, &self.candidate_manifest) {
             (Some(text), _) => {
                 // Reports that are named take the place of those that the cluster has.
@@ -117,6 +140,13 @@ impl Gate {
                 return Err(Error::invalid(format!("{} is not {name}", side.label)));
             }
             side.artifact = Some(name.clone());
+        }
+        if side.artifact.is_none()
+            && let Some(first) = lock.and_then(|lock| lock.packages().first())
+        {
+            // A project that pins one artifact means that one.
+            let only = lock.is_some_and(|lock| lock.packages().iter().all(|p| p.name == first.name));
+            side.artifact = only.then(|| first.name.clone());
         }
         Ok(side)
     }
@@ -152,14 +182,14 @@ impl Gate {
     }
 
     /// Who signs, for which cluster, if anything is to be signed.
-    fn signer(&self, context: &Context) -> Result<Option<(Keypair, Option<ClusterId>)>> {
+    fn signer(&self, context: &Context, lock: Option<&Lock>) -> Result<Option<(Keypair, Option<ClusterId>)>> {
         if self.out.is_none() && self.test_result.is_none() {
             return Ok(None);
         }
         let cluster = match self.cluster {
             Some(cluster) => Some(cluster),
             None if context.daemon_runs() => Some(context.cluster()?),
-            None => None,
+            None => lock.and_then(|lock| lock.cluster),
         };
         if self.out.is_none() {
             // A test result may go unsigned.
@@ -171,7 +201,7 @@ impl Gate {
         }
         if cluster.is_none() {
             return Err(Error::invalid("--out signs for a cluster, and no daemon tells which")
-                .hint("name it with --cluster; `weighlock status` on a member shows it"));
+                .hint("name it with --cluster (`weighlock status` on a member shows it), or let the lock file name it"));
         }
         Ok(Some((key::evaluator(self.key.as_deref(), &context.dirs, cluster.as_ref())?, cluster)))
     }

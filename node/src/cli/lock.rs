@@ -140,7 +140,10 @@ impl Lock {
         let targets = side.reports.iter().map(|(digest, loaded)| {
             let mut report = loaded.report.clone();
             if let Some(other) = report.artifact.filter(|other| Some(*other) != side.digest) {
-                return Err(Error::invalid(format!("a report is about {other}, not about {}", path.display())));
+                return Err(Error::invalid(format!(
+                    "a report is about {other}, not about {}",
+                    path.display()
+                )));
             }
             report.host.get_or_insert(anywhere());
             Target::of_report(&report, *digest, None).map_err(Error::invalid)

@@ -11,6 +11,7 @@ mod init;
 mod inspect;
 mod invite;
 mod join;
+mod lock;
 mod ls;
 mod member;
 mod output;
@@ -116,6 +117,8 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Weigh a candidate against what runs now, under a policy
     Gate(gate::Gate),
+    /// Pin artifacts in weighlock.lock with how they scored, or check files against it
+    Lock(lock::Lock),
     /// Signed statements as files
     #[command(subcommand)]
     Statement(statement::StatementCommand),
@@ -161,6 +164,10 @@ pub fn main() -> ExitCode {
         Command::Evidence(command) => command.run(&context),
         Command::Policy(command) => command.run(&context),
         Command::Gate(command) => match command.run(&context) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::Lock(command) => match command.run(&context) {
             Ok(code) => return code,
             Err(error) => Err(error),
         },

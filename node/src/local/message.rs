@@ -14,7 +14,7 @@ pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened
 pub use crate::local::observe::{
     Activity, ArtifactActivity, Evidence, Holder, PeerActivity, PeerRow, Shared, Whereabouts,
 };
-pub use crate::local::weighed::{KeptEvidence, SaidRow, Weighed};
+pub use crate::local::weighed::{KeptEvidence, ManifestText, SaidRow, Weighed};
 
 /// `schema_version` of everything that `--json` prints.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -41,6 +41,11 @@ pub enum AdminRequest {
     List,
     /// Answers [`Inspected`].
     Inspect {
+        /// A reference.
+        reference: String,
+    },
+    /// Answers [`ManifestText`].
+    Manifest {
         /// A reference.
         reference: String,
     },

@@ -19,6 +19,13 @@ pub struct KeptEvidence {
     pub evidence_bytes: u64,
 }
 
+/// Answer to [`crate::local::message::AdminRequest::Manifest`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ManifestText {
+    /// The exact bytes, which are JSON.
+    pub manifest: String,
+}
+
 /// What was said of an artifact.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Weighed {

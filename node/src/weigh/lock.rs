@@ -1,8 +1,10 @@
 //! Lock files from disk, and what they say of a baseline.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use weighlock_protocol::Artifact;
+use weighlock_protocol::gate::Report;
 use weighlock_protocol::lock::{LOCK_BYTES_MAX, Lock};
 
 use super::report::Loaded;
@@ -58,14 +60,12 @@ pub(crate) fn baseline(lock: &Lock, name: &Artifact, hardware: &str) -> Result<O
         files: Some(package.files.iter().map(|file| file.path.clone()).collect()),
         ..Side::default()
     };
-    let here = |report: &weighlock_protocol::gate::Report| {
-        report.host.as_ref().is_none_or(|host| host.hardware == hardware || host.hardware == "any")
-    };
-    for (digest, mut report) in package.reports().filter(|(_, report)| here(report)) {
+    for target in package.targets.iter().filter(|t| t.host.hardware == hardware || t.host.hardware == "any") {
+        let mut report = Report { artifact: Some(package.digest), ..target.report() };
         // What is pinned for any hardware says nothing of where it ran.
         report.host = report.host.filter(|host| host.hardware != "any");
-        let loaded = Loaded { report, samples: Default::default(), source: None };
-        side.add_report(loaded, Some(digest))?;
+        let loaded = Loaded { report, samples: BTreeMap::new(), source: None };
+        side.add_report(loaded, Some(target.report_sha256))?;
     }
     Ok(Some(side))
 }

@@ -23,6 +23,8 @@ pub(crate) struct Side {
     pub(crate) artifact: Option<Artifact>,
     pub(crate) digest: Option<ManifestDigest>,
     pub(crate) contract: Option<Contract>,
+    /// Where it was read or made here.
+    pub(crate) manifest: Option<Manifest>,
     pub(crate) files: Option<Vec<String>>,
     pub(crate) reports: Vec<(Sha256, Loaded)>,
 }
@@ -33,9 +35,7 @@ impl Side {
     /// # Errors
     /// It cannot be imported.
     pub(crate) fn of_path(path: &Path, progress: &(dyn Fn(ImportProgress) + Sync)) -> Result<Self> {
-        // The mark of `weighlock path` and `pull` is no part of the artifact.
-        let options = inspect::Options { exclude: vec![".weighlock/".into()], ..inspect::Options::default() };
-        let plan = inspect::plan(path, &options).map_err(Error::from)?;
+        let plan = inspect::plan(path, &Self::options()).map_err(Error::from)?;
         let known = identify(&plan, &StoreConfig::default(), progress, &AtomicBool::new(false))?;
         Ok(Self {
             label: path.display().to_string(),
@@ -44,12 +44,18 @@ impl Side {
         })
     }
 
+    /// How a path is read: the mark of `weighlock path` and `pull` is no part of the artifact.
+    pub(crate) fn options() -> inspect::Options {
+        inspect::Options { exclude: vec![".weighlock/".into()], ..inspect::Options::default() }
+    }
+
     /// A manifest, with its contract where that is at hand.
     pub(crate) fn of_manifest(manifest: &Manifest, contract: Option<Contract>) -> Self {
         Self {
             label: manifest.digest().to_string(),
             digest: Some(manifest.digest()),
             contract,
+            manifest: Some(manifest.clone()),
             files: Some(manifest.files().iter().map(|file| file.path.clone()).collect()),
             ..Self::default()
         }

@@ -1,0 +1,180 @@
+//! `weighlock eval REF --run CMD`: runs an evaluator shut in, and signs what it reports.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use tempfile::TempDir;
+use weighlock_protocol::Reference;
+use weighlock_protocol::gate::report::HostProfile;
+
+use super::evidence::{self, About, Signed};
+use super::{Context, rate};
+use crate::error::{Error, Result};
+use crate::hardware;
+use crate::local::message::{AdminRequest, Viewed, Weighed};
+use crate::sandbox::{self, Ended, Limit, Outcome, Require, SandboxError, SandboxLimits, Spec};
+use crate::weigh::key;
+use crate::weigh::report::Loaded;
+
+/// Lines of the evaluator's log that an error shows.
+const LOG_LINES: usize = 5;
+/// Most bytes of the log that are read for that.
+const LOG_TAIL_BYTES: usize = 16 << 10;
+
+const AFTER_HELP: &str = "\
+CMD is run without a shell, without a network, and with all files read-only but {out} and a temporary
+directory. {path} stands for the artifact's directory, {out} for the directory that it leaves its
+report in: report.json, or the results of lm-evaluation-harness. What the host does not offer for the
+sandbox is written into the evidence. For example:
+  weighlock eval acme/support-bot:1.4.0 --suite nightly-v3 --run 'python3 eval.py {path} {out}'";
+
+/// Run an evaluator on an artifact, without network, and sign its report.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Eval {
+    /// ns/name:tag or ns/name@sha256:...
+    reference: String,
+    /// The evaluator
+    #[arg(long, value_name = "CMD")]
+    run: String,
+    #[command(flatten)]
+    about: About,
+    #[command(flatten)]
+    limits: RunLimits,
+    /// The evaluator's key [default: WEIGHLOCK_SIGNING_KEY, else the cluster's admin key]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
+/// What an evaluator may use.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Evaluator")]
+pub(super) struct RunLimits {
+    /// Seconds that it may take [default: 21600]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
+    /// Memory that it may use, such as 16GiB [default: 90 % of the host's]
+    #[arg(long, value_name = "BYTES", value_parser = rate::bytes)]
+    memory: Option<u64>,
+    /// Hand on this environment variable, or set it with NAME=VALUE (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    env: Vec<String>,
+    /// Do not run where the sandbox is not complete
+    #[arg(long)]
+    full_sandbox: bool,
+}
+
+/// A run that left a report.
+pub(super) struct Ran {
+    pub(super) loaded: Loaded,
+    /// What it printed.
+    pub(super) log: PathBuf,
+    /// How it was shut in, in one line.
+    pub(super) sandbox: String,
+    _work: TempDir,
+}
+
+impl Eval {
+    pub(super) fn run(self, context: &Context) -> Result<()> {
+        let reference: Reference = self.reference.parse()?;
+        let weighed: Weighed = context.ask(&AdminRequest::Weighed { reference: reference.to_string() })?;
+        // Asked first: nobody wants to hear it after hours of evaluation.
+        let key = key::evaluator(self.key.as_deref(), &context.dirs, Some(&weighed.cluster))?;
+        let viewed: Viewed = context.ask(&AdminRequest::View { reference: reference.to_string() })?;
+        let mut ran = self.limits.run(context, &self.run, &viewed.path)?;
+        self.about.fill(&mut ran.loaded, context)?;
+        let run = Some((ran.log.as_path(), ran.sandbox.as_str()));
+        let signed = evidence::store(context, &reference, &weighed, ran.loaded.clone(), run, &key)?;
+        for warning in &signed.warnings {
+            eprintln!("warning: {warning}");
+        }
+        context.output.print(&signed, |signed: &Signed| {
+            format!("{}{}\n", evidence::signed_text(signed), ran.sandbox)
+        })
+    }
+}
+
+impl RunLimits {
+    /// Runs an evaluator on a directory and reads what it reports. What it prints goes to standard error.
+    ///
+    /// # Errors
+    /// It did not run, was ended by a limit, failed, or left no report that is understood.
+    pub(super) fn run(&self, context: &Context, command: &str, model: &Path) -> Result<Ran> {
+        let work = tempfile::tempdir().map_err(|e| Error::internal(format!("no temporary directory: {e}")))?;
+        let command = sandbox::split(command).map_err(of_sandbox)?;
+        let mut spec = Spec::new(command, model.to_owned(), work.path().join("run"));
+        spec.hidden = vec![context.dirs.keys.clone(), context.dirs.data.clone(), context.dirs.run()];
+        spec.hidden.retain(|path| path.exists());
+        spec.env.clone_from(&self.env);
+        spec.limits = SandboxLimits {
+            wall_seconds: self.timeout.unwrap_or(SandboxLimits::default().wall_seconds),
+            memory_bytes: self.memory,
+            ..SandboxLimits::default()
+        };
+        spec.require = if self.full_sandbox { Require::Full } else { Require::Best };
+        let quiet = context.output.is_quiet() || context.output.is_json();
+        let mut show = |bytes: &[u8]| {
+            if !quiet {
+                // Nobody reading is no reason to end the run.
+                let _ = std::io::Write::write_all(&mut std::io::stderr(), bytes);
+            }
+        };
+        let outcome = sandbox::run(&spec, &mut show).map_err(of_sandbox)?;
+        succeeded(&outcome, &spec.limits)?;
+        if let Some(refused) = outcome.refused.first() {
+            return Err(Error::invalid(format!("the evaluator left {} in its output: {}", refused.path, refused.why))
+                .hint("it should leave plain files only"));
+        }
+        let mut loaded = Loaded::read(&outcome.out, &[]).map_err(|e| {
+            let printed = tail(&outcome.log);
+            let hint = e.hint.unwrap_or_else(|| "it should write report.json into {out}".into());
+            Error::invalid(format!("the evaluator ended well, but {}{printed}", e.message)).hint(hint)
+        })?;
+        let here = context.config.hardware.clone().unwrap_or_else(hardware::detect);
+        loaded.report.host.get_or_insert(HostProfile {
+            hardware: here,
+            model: String::new(),
+            memory_gib: None,
+        });
+        Ok(Ran { loaded, log: outcome.log.clone(), sandbox: outcome.record.to_string(), _work: work })
+    }
+}
+
+fn succeeded(outcome: &Outcome, limits: &SandboxLimits) -> Result<()> {
+    let why = match outcome.ended {
+        Ended::Exit(0) => return Ok(()),
+        Ended::Exit(code) => format!("failed with exit code {code}"),
+        Ended::Signal(signal) => format!("was ended by signal {signal}"),
+        Ended::Limit(limit) => {
+            let limit = match limit {
+                Limit::Time => format!("{} s of time (--timeout)", limits.wall_seconds),
+                Limit::Cpu => "its CPU time".to_owned(),
+                Limit::Memory => "its memory (--memory)".to_owned(),
+                Limit::Disk => "its disk space".to_owned(),
+                Limit::Processes => format!("{} processes", limits.processes),
+            };
+            format!("used up {limit}")
+        }
+        Ended::Lost => "was lost: something killed what ran it".to_owned(),
+    };
+    let after = Duration::from_secs_f64(outcome.wall_seconds.max(0.0));
+    let printed = tail(&outcome.log);
+    Err(Error::invalid(format!("the evaluator {why} after {:.1} s{printed}", after.as_secs_f64()))
+        .hint("nothing was kept; run it by hand to see what it does"))
+}
+
+/// The last lines that it printed, for an error.
+fn tail(log: &Path) -> String {
+    let bytes = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..]).into_owned();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match &lines[lines.len().saturating_sub(LOG_LINES)..] {
+        [] => " and printed nothing".to_owned(),
+        last => format!(", and printed last: {}", last.join(" | ")),
+    }
+}
+
+fn of_sandbox(error: SandboxError) -> Error {
+    Error::invalid(error.to_string())
+}
