@@ -60,9 +60,11 @@ impl Package {
         self.targets.iter().map(|target| target.host.hardware.as_str()).collect()
     }
 
-    /// The reports of its targets, in their order, each bound to this artifact.
-    pub fn reports(&self) -> impl Iterator<Item = Report> {
-        self.targets.iter().map(|target| Report { artifact: Some(self.digest), ..target.report() })
+    /// The baseline for the gate: the report of each target, bound to this artifact, with the digest of its stored
+    /// bytes. In the order of the targets.
+    pub fn reports(&self) -> impl Iterator<Item = (Sha256, Report)> {
+        let bound = |target: &Target| Report { artifact: Some(self.digest), ..target.report() };
+        self.targets.iter().map(move |target| (target.report_sha256, bound(target)))
     }
 
     /// What is left of this package once `newer` is pinned.

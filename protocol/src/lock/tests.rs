@@ -272,9 +272,11 @@ fn limits_hold() {
     let mut wide = package("acme/a", "1.0.0", &[]);
     wide.targets = many.iter().map(|key| target(key, "suite")).collect();
     assert!(lock.set(wide).expect_err("refused").to_string().contains("257 targets are more than the 256"));
-    let name = "a".repeat(1_000);
-    let mut program = Lock::new(&name);
+    let mut program = Lock::new(&"\u{1}".repeat(1_000));
+    program.cluster = Some(ClusterId([0; 32]));
+    program.policy = Some(Sha256([0; 32]));
     assert_eq!(program.generated_by().len(), GENERATED_BY_MAX);
+    assert!((1_500..HEADER_BYTES_MAX).contains(&program.to_toml().len()));
     program.set_generated_by("x\n\"");
     assert_eq!(Lock::parse(&program.to_toml()), Ok(program));
 }

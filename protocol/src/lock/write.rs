@@ -25,7 +25,14 @@ pub(super) fn lock(lock: &Lock) -> String {
     keys.put("generated_by", text(lock.generated_by()));
     keys.put_some("cluster", lock.cluster.map(quoted));
     keys.put_some("policy", lock.policy.map(quoted));
-    for entry in lock.packages() {
+    out.push_str(&packages(lock.packages()));
+    out
+}
+
+/// All that stands below the header.
+pub(super) fn packages(packages: &[Package]) -> String {
+    let mut out = String::new();
+    for entry in packages {
         package(&mut out, entry);
     }
     out
