@@ -8,7 +8,7 @@ use super::Swarm;
 use super::io::{Action, Event, PieceNo, WorkId};
 use super::racks::may_import;
 use super::timers::Due;
-use super::work::{Link, Work};
+use super::work::{Doubts, Link, Work};
 use crate::wire::swarm::Frame;
 
 impl Swarm {
@@ -25,7 +25,7 @@ impl Swarm {
             {
                 return;
             }
-            let mut best: Option<(((bool, u8), u32, u32), usize, PieceNo)> = None;
+            let mut best: Option<((Doubts, u32, u32), usize, PieceNo)> = None;
             for (at, link) in work.links().iter().enumerate() {
                 // A first holder gives each piece to somebody anyway; asking it would upset its order.
                 if link.near || link.releasing || !link.begun || !self.peers.is_free(&link.peer, now) {
@@ -151,7 +151,7 @@ impl Swarm {
         let now = self.now;
         let work = self.works.get(&id)?;
         let idle = work.pieces.idle();
-        let mut best: Option<(((bool, u8), bool, u32), usize, PieceNo)> = None;
+        let mut best: Option<((Doubts, bool, u32), usize, PieceNo)> = None;
         for (at, link) in work.links().iter().enumerate() {
             let free = self.peers.is_free(&link.peer, now);
             if !link.begun || !(free || anybody && !self.peers.is_banned(&link.peer, now)) {

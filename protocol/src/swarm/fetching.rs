@@ -45,9 +45,6 @@ pub(super) struct Slot {
 impl Swarm {
     /// A neighbour promises an upload.
     pub(super) fn granted(&mut self, id: WorkId, at: usize, named: Option<PieceNo>) {
-        if let Some(work) = self.works.get_mut(&id) {
-            work.link_mut(at).granted();
-        }
         let mut asked = false;
         if let (Some(piece), Some(work)) = (named, self.works.get_mut(&id)) {
             let link = work.links()[at].id;

@@ -13,6 +13,9 @@ use crate::id::KeyId;
 use crate::time::Time;
 use crate::wire::bao::GroupSet;
 
+/// What speaks against asking a neighbour.
+pub(super) type Doubts = (bool, u8);
+
 /// One neighbour of one manifest.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -50,7 +53,7 @@ pub(super) struct Link {
     pub(super) asks: VecDeque<(PieceNo, bool)>,
     /// Pieces asked of it and not granted yet.
     pub(super) asked: u32,
-    /// Asks that it did not answer since it last granted anything.
+    /// Asks that it did not answer since anything came from it: who only offers what it may not have stays last.
     ignored: u8,
     /// Fetches in flight from it.
     pub(super) in_flight: u32,
@@ -98,13 +101,8 @@ impl Link {
 
     /// What speaks against asking it, the least first: that it promised a piece that did not come and never sent any,
     /// and how many asks it did not answer.
-    pub(super) fn doubts(&self) -> (bool, u8) {
+    pub(super) fn doubts(&self) -> Doubts {
         (self.doubted, self.ignored)
-    }
-
-    /// It answered an ask, or offered something.
-    pub(super) fn granted(&mut self) {
-        self.ignored = 0;
     }
 
     pub(super) fn have(&self) -> &PieceSet {
@@ -303,6 +301,9 @@ impl Work {
     /// A neighbour proved that it serves, or did not although it promised.
     pub(super) fn doubt(&mut self, at: usize, doubted: bool) {
         let link = &mut self.links[at];
+        if !doubted {
+            link.ignored = 0;
+        }
         if link.doubted == doubted {
             return;
         }
