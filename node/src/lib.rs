@@ -23,4 +23,5 @@ pub mod net;
 pub mod preflight;
 mod proof;
 mod readiness;
+pub mod sandbox;
 mod server;

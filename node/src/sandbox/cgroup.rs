@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::limits::SandboxLimits;
@@ -13,6 +14,8 @@ use super::limits::SandboxLimits;
 /// The kernel needs a moment to empty a group whose processes are dead.
 const REMOVE_TRIES: u32 = 50;
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
+/// Groups that this process has asked for.
+static RUNS: AtomicU64 = AtomicU64::new(0);
 /// How the names of our groups begin; the supervisor's number follows.
 const PREFIX: &str = "weighlock-eval-";
 
@@ -21,6 +24,8 @@ const PREFIX: &str = "weighlock-eval-";
 pub(super) struct Group {
     memory: Option<PathBuf>,
     processes: Option<PathBuf>,
+    /// Tells runs of one process apart.
+    number: u64,
     /// Every directory made; both controllers may share one.
     made: Vec<PathBuf>,
 }
@@ -33,7 +38,8 @@ impl Group {
     pub(super) fn make(limits: &SandboxLimits) -> Result<Self, String> {
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| e.to_string())?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
-        let mut group = Self { memory: None, processes: None, made: Vec::new() };
+        let number = RUNS.fetch_add(1, Ordering::Relaxed);
+        let mut group = Self { memory: None, processes: None, number, made: Vec::new() };
         let mut why = Vec::new();
         for controller in ["memory", "pids"] {
             match group.add(controller, &own, &mounts, limits) {
@@ -88,9 +94,7 @@ impl Group {
             }
         }
         remove_left(&top);
-        let dir = top.join(format!("{PREFIX}{}-{:?}", std::process::id(), std::thread::current().id()));
-        let dir =
-            dir.with_file_name(dir.file_name().unwrap_or_default().to_string_lossy().replace(['(', ')'], ""));
+        let dir = top.join(format!("{PREFIX}{}-{}", std::process::id(), self.number));
         if !self.made.contains(&dir) {
             fs::create_dir(&dir)?;
             self.made.push(dir.clone());

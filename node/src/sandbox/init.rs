@@ -123,7 +123,7 @@ fn command(setup: &Setup) -> io::Result<Command> {
         .stdout(printed.try_clone()?)
         .stderr(printed);
     // A current directory that is hidden inside is none.
-    let cwd = if fs::read_dir(&setup.cwd).is_ok() { &setup.cwd } else { &setup.tmp };
+    let cwd = if fs::metadata(setup.cwd.join(".")).is_ok() { &setup.cwd } else { &setup.tmp };
     command.current_dir(cwd);
     Ok(command)
 }

@@ -57,8 +57,7 @@ impl SandboxLimits {
     pub fn memory(&self) -> u64 {
         self.memory_bytes.unwrap_or_else(|| {
             let host = rustix::system::sysinfo();
-            let total = u64::try_from(host.totalram).unwrap_or(u64::MAX);
-            total.saturating_mul(u64::from(host.mem_unit)) / 10 * 9
+            host.totalram.saturating_mul(u64::from(host.mem_unit)) / 10 * 9
         })
     }
 

@@ -198,7 +198,7 @@ mod tests {
         fs::write(dirs.out.join(std::ffi::OsStr::from_bytes(b"\xff")), "x").expect("written");
         symlink("/etc/passwd", dirs.out.join("link")).expect("linked");
         let socket = std::os::unix::net::UnixListener::bind(dirs.out.join("socket")).expect("bound");
-        fs::set_permissions(dirs.out.join("sub"), Permissions::from_mode(0)).expect("locked");
+        fs::set_permissions(dirs.out.join("sub"), Permissions::from_mode(0o000)).expect("locked");
         let (files, refused) = dirs.list(100, 100);
         assert_eq!(files, [OutFile { path: "sub/report.json".into(), bytes: 2 }]);
         let why: Vec<&str> = refused.iter().map(|refused| refused.why.as_str()).collect();

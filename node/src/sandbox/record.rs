@@ -72,7 +72,8 @@ pub enum Pids {
 pub enum Held {
     /// The kernel, by a control group.
     Cgroup,
-    /// The kernel, by a resource limit of the sandbox's own user namespace.
+    /// The kernel, by a resource limit of the sandbox's own user namespace: it refuses processes above the bound, and
+    /// the evaluator has to deal with that.
     Rlimit,
     /// The supervisor, by looking at intervals; a fast evaluator can overshoot between two looks.
     Polled,

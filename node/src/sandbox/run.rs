@@ -105,15 +105,15 @@ fn run_in(spec: &Spec, dirs: &Dirs, live: &mut dyn FnMut(&[u8])) -> Result<Outco
     let begun = Instant::now();
     let lost = |e| SandboxError::setup("talking to the outer stage", e);
     running.channel.send(&Down::Go).map_err(lost)?;
-    match next(&mut running.channel, begun + START_MAX).map_err(lost)? {
-        Some(Up::Started) => {}
-        Some(Up::NotStarted { error }) => {
-            let program = spec.command.first().cloned().unwrap_or_default();
-            return Err(SandboxError::NotStarted { program, error });
-        }
-        other => return Err(SandboxError::setup("starting the command", format!("{other:?}"))),
+    let first = next(&mut running.channel, begun + START_MAX).map_err(lost)?;
+    if let Some(Up::NotStarted { error }) = first {
+        let program = spec.command.first().cloned().unwrap_or_default();
+        return Err(SandboxError::NotStarted { program, error });
     }
-    let report = Supervisor::new(running, &record.limits, dirs, log, begun).run(live)?;
+    // Mostly that it has started; it may also have killed the stage above it before that could say so.
+    let mut supervisor = Supervisor::new(running, &record.limits, dirs, log, begun);
+    first.into_iter().for_each(|message| supervisor.note(message));
+    let report = supervisor.run(live)?;
     let (files, refused) = dirs.list(spec.limits.out_files, spec.limits.out_bytes);
     Ok(Outcome {
         ended: report.ended,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -228,6 +229,15 @@ fn setup(spec: &Spec, dirs: &Dirs) -> Result<Setup, SandboxError> {
         }
         if !path.is_absolute() {
             return Err(invalid(format!("the path {} is not absolute; give a whole path", path.display())));
+        }
+    }
+    for device in &spec.devices {
+        let is_device = fs::metadata(device).is_ok_and(|meta| meta.file_type().is_char_device());
+        if !is_device || !device.starts_with("/dev") {
+            let device = device.display();
+            return Err(invalid(format!(
+                "{device} is not a character device below /dev; name one, or leave it out"
+            )));
         }
     }
     let limits = &spec.limits;

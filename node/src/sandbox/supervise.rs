@@ -184,7 +184,8 @@ impl<'a> Supervisor<'a> {
         Ok(open)
     }
 
-    fn note(&mut self, message: Up) {
+    /// Keeps what a stage said.
+    pub(super) fn note(&mut self, message: Up) {
         match message {
             Up::Exited { code: Some(code), .. } => self.exited = Some(Ended::Exit(code)),
             Up::Exited { signal: Some(signal), .. } => self.exited = Some(Ended::Signal(signal)),

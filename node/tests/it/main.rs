@@ -6,3 +6,4 @@ mod facts;
 mod interop;
 mod liar;
 mod plane;
+mod sandbox;

@@ -31,7 +31,7 @@ fn reenter() {
     let code = match role.split_once(' ') {
         Some(("run", file)) => supervise(Path::new(file)),
         Some(("act", act)) => confinement::act(act),
-        Some(_) => 99,
+        _ => 99,
     };
     std::process::exit(code);
 }
@@ -43,6 +43,7 @@ struct Order {
     model: PathBuf,
     work: PathBuf,
     hidden: Vec<PathBuf>,
+    devices: Vec<PathBuf>,
     env: Vec<String>,
     limits: SandboxLimits,
     without: BTreeSet<Means>,
@@ -53,6 +54,7 @@ impl Order {
     fn spec(self) -> Spec {
         Spec {
             hidden: self.hidden,
+            devices: self.devices,
             env: self.env,
             limits: self.limits,
             without: self.without,
@@ -87,7 +89,14 @@ enum Mode {
 
 fn modes() -> Vec<Mode> {
     let mut modes = vec![Mode::Full, Mode::Swept];
-    if rustix::process::geteuid().is_root() {
+    // Nobody must be able to run this binary, wherever it was built.
+    let reachable = |program: &Path| {
+        let mut command = Command::new(program);
+        command.arg("--help").uid(NOBODY).gid(NOBODY).stdout(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let programs = [std::env::current_exe().expect("this binary"), WEIGHLOCK.into()];
+    if rustix::process::geteuid().is_root() && programs.iter().all(|program| reachable(program)) {
         modes.extend([Mode::Nobody, Mode::NobodySwept]);
     }
     modes
@@ -138,6 +147,7 @@ impl Bench {
             model,
             work: dir.path().join("work"),
             hidden: Vec::new(),
+            devices: Vec::new(),
             env: vec![format!("TOKEN={token}")],
             limits: SandboxLimits { wall_seconds: 120, ..SandboxLimits::default() },
             without,

@@ -72,7 +72,7 @@ fn whatever_is_missing_the_rest_still_holds() {
 #[test]
 fn directories_and_limits_that_make_no_sense_are_refused() {
     type Change = fn(&mut Bench);
-    let cases: [(Change, &str); 8] = [
+    let cases: [(Change, &str); 9] = [
         (|b| b.order.model.push("missing"), "cannot read"),
         (|b| b.order.work = b.order.model.clone(), "not empty"),
         (|b| b.order.work = b.order.model.join("work"), "lie in each other"),
@@ -81,6 +81,7 @@ fn directories_and_limits_that_make_no_sense_are_refused() {
         (|b| b.order.env.push("NOT_SET_ANYWHERE".into()), "NOT_SET_ANYWHERE is not set"),
         (|b| b.order.env.push("=x".into()), "names no variable"),
         (|b| b.order.hidden.push("relative".into()), "not absolute"),
+        (|b| b.order.devices.push("/dev/no-such-gpu".into()), "not a character device"),
     ];
     for (change, expected) in cases {
         let mut bench = Bench::new(Mode::Full, "true");
