@@ -23,5 +23,6 @@ pub mod net;
 pub mod preflight;
 mod proof;
 mod readiness;
+pub mod sandbox;
 mod server;
 mod weigh;

@@ -7,3 +7,4 @@ mod facts;
 mod interop;
 mod liar;
 mod plane;
+mod sandbox;
