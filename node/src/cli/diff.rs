@@ -29,13 +29,12 @@ const DIFFERENT: u8 = 1;
 const TROUBLE: u8 = 2;
 
 const AFTER_HELP: &str = "\
-A and B are directories, .safetensors or .gguf files, or references, which are fetched where they are
-not here. Tensors are matched by name and compared element by element, quantized ones after
-dequantization, other dtypes by value. OF RMS(A) is the root mean square of the difference over that
-of A. Two .json files are read as reports of evaluations, and their scores set side by side.
+A and B are directories, .safetensors or .gguf files, or references, which are fetched where they are not here. \
+Tensors are matched by name and compared element by element, quantized ones after dequantization, other dtypes by \
+value. OF RMS(A) is the root mean square of the difference over that of A. Two .json files are read as reports of \
+evaluations, and their scores set side by side.
 
-What a fetch moves is counted for equal tensors of the same name, or of the same hash where both sides
-are references.
+What a fetch moves is counted for equal tensors of the same name, or of the same hash where both are references.
 
 Exit codes: 0 the same, 1 different, 2 trouble.";
 

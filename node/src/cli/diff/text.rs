@@ -248,7 +248,7 @@ fn lines(title: &str, text: &TextDiff) -> String {
     out
 }
 
-fn split<'a, T>(all: &'a [T], top: usize) -> (&'a [T], usize) {
+fn split<T>(all: &[T], top: usize) -> (&[T], usize) {
     let shown = all.len().min(top);
     (&all[..shown], all.len() - shown)
 }
@@ -292,7 +292,7 @@ fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if percent == 0.0 || percent == 100.0 {
         format!("{percent:.0} %")
-    } else if percent < 100.0 && percent >= 99.95 {
+    } else if (99.95..100.0).contains(&percent) {
         "99.9 %".into()
     } else {
         format!("{} %", figure(percent))
