@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use weighlock_protocol::Reference;
 use weighlock_protocol::gate::report::HostProfile;
 
+use super::Context;
 use super::evidence::{self, About, Signed};
-use super::{Context, rate};
 use crate::error::{Error, Result};
 use crate::hardware;
 use crate::local::message::{AdminRequest, Viewed, Weighed};
@@ -55,7 +55,7 @@ pub(super) struct RunLimits {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Memory that it may use, such as 16GiB [default: 90 % of the host's]
-    #[arg(long, value_name = "BYTES", value_parser = rate::bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = byte_count)]
     memory: Option<u64>,
     /// Hand on this environment variable, or set it with NAME=VALUE (may be repeated)
     #[arg(long, value_name = "NAME")]
@@ -89,9 +89,9 @@ impl Eval {
         for warning in &signed.warnings {
             eprintln!("warning: {warning}");
         }
-        context.output.print(&signed, |signed: &Signed| {
-            format!("{}{}\n", evidence::signed_text(signed), ran.sandbox)
-        })
+        context
+            .output
+            .print(&signed, |signed: &Signed| format!("{}{}\n", evidence::signed_text(signed), ran.sandbox))
     }
 }
 
@@ -101,10 +101,12 @@ impl RunLimits {
     /// # Errors
     /// It did not run, was ended by a limit, failed, or left no report that is understood.
     pub(super) fn run(&self, context: &Context, command: &str, model: &Path) -> Result<Ran> {
-        let work = tempfile::tempdir().map_err(|e| Error::internal(format!("no temporary directory: {e}")))?;
+        let work =
+            tempfile::tempdir().map_err(|e| Error::internal(format!("no temporary directory: {e}")))?;
         let command = sandbox::split(command).map_err(of_sandbox)?;
         let mut spec = Spec::new(command, model.to_owned(), work.path().join("run"));
-        spec.hidden = vec![context.dirs.keys.clone(), context.dirs.data.clone(), context.dirs.run()];
+        spec.hidden =
+            vec![context.dirs.keys.clone(), context.dirs.data.clone(), context.dirs.sockets.clone()];
         spec.hidden.retain(|path| path.exists());
         spec.env.clone_from(&self.env);
         spec.limits = SandboxLimits {
@@ -123,8 +125,11 @@ impl RunLimits {
         let outcome = sandbox::run(&spec, &mut show).map_err(of_sandbox)?;
         succeeded(&outcome, &spec.limits)?;
         if let Some(refused) = outcome.refused.first() {
-            return Err(Error::invalid(format!("the evaluator left {} in its output: {}", refused.path, refused.why))
-                .hint("it should leave plain files only"));
+            return Err(Error::invalid(format!(
+                "the evaluator left {} in its output: {}",
+                refused.path, refused.why
+            ))
+            .hint("it should leave plain files only"));
         }
         let mut loaded = Loaded::read(&outcome.out, &[]).map_err(|e| {
             let printed = tail(&outcome.log);
@@ -175,6 +180,37 @@ fn tail(log: &Path) -> String {
     }
 }
 
+/// `16GiB`, `512MiB`, or bytes.
+fn byte_count(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        unit => return Err(format!("`{unit}` is no unit; say it as 16GiB or 512MiB")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "say it as 16GiB or 512MiB".to_owned())?;
+    number.checked_mul(unit).filter(|bytes| *bytes > 0).ok_or_else(|| "that is no size".to_owned())
+}
+
 fn of_sandbox(error: SandboxError) -> Error {
     Error::invalid(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        assert_eq!(
+            [byte_count("16GiB"), byte_count("512m"), byte_count("7")],
+            [Ok(16 << 30), Ok(512 << 20), Ok(7)]
+        );
+        assert!(
+            ["", "GiB", "3 parsec", "0", "99999999999TiB"].into_iter().all(|bad| byte_count(bad).is_err())
+        );
+    }
 }

@@ -9,9 +9,11 @@ use weighlock_protocol::lock::Lock;
 use weighlock_protocol::statement::Keypair;
 use weighlock_protocol::{Artifact, ClusterId};
 
+use super::eval::RunLimits;
 use super::evidence::About;
-use super::{Context, sides};
+use super::{Context, absolute, sides};
 use crate::error::{Error, Result};
+use crate::local::message::{AdminRequest, Viewed};
 use crate::weigh::key;
 use crate::weigh::lock::{LOCK_FILE, baseline, read_if_there};
 use crate::weigh::policy::{POLICY_FILE, read};
@@ -42,6 +44,11 @@ pub(super) struct Gate {
     /// Samples of the report, where they do not lie beside it (may be repeated)
     #[arg(long, value_name = "FILE", requires = "report")]
     samples: Vec<PathBuf>,
+    /// Run this evaluator on the candidate, shut in as `eval` does, instead of reading a report
+    #[arg(long, value_name = "CMD", conflicts_with_all = ["report", "candidate_manifest"])]
+    run: Option<String>,
+    #[command(flatten)]
+    limits: RunLimits,
     #[command(flatten)]
     about: About,
     /// What it is weighed against: path or reference
@@ -94,6 +101,11 @@ impl Gate {
         let signer = self.signer(context, lock.as_ref())?;
         let mut candidate = self.candidate(context, lock.as_ref())?;
         self.add_reports(&mut candidate, &self.report, &self.samples, Some(context))?;
+        if let (Some(command), Some(path)) = (&self.run, &self.candidate) {
+            let mut ran = self.limits.run(context, command, &self.place(context, path)?)?;
+            self.about.fill(&mut ran.loaded, context)?;
+            candidate.add_report(ran.loaded, None)?;
+        }
         let baseline = match self.other(context, self.against.as_deref(), &self.baseline_report)? {
             Some(mut named) if self.against.is_none() => {
                 // A report says nothing of the contract; what is pinned does.
@@ -118,6 +130,15 @@ impl Gate {
         Ok(ExitCode::from(verdict.outcome.exit_code()))
     }
 
+    /// Where the candidate's files lie.
+    fn place(&self, context: &Context, text: &str) -> Result<PathBuf> {
+        if Path::new(text).exists() {
+            return absolute(PathBuf::from(text));
+        }
+        let viewed: Viewed = context.ask(&AdminRequest::View { reference: text.to_owned() })?;
+        Ok(viewed.path)
+    }
+
     /// What the lock file pins of the candidate's artifact.
     fn locked(&self, candidate: &Side, lock: Option<&Lock>) -> Result<Option<Side>> {
         let (Some(lock), Some(artifact)) = (lock, &candidate.artifact) else { return Ok(None) };
@@ -129,7 +150,7 @@ impl Gate {
         let mut side = match (&self.candidate, &self.candidate_manifest) {
             (Some(text), _) => {
                 // Reports that are named take the place of those that the cluster has.
-                let stored = self.report.is_empty();
+                let stored = self.report.is_empty() && self.run.is_none();
                 sides::of(context, text, self.hardware.as_deref().filter(|_| stored), stored)?
             }
             (None, Some(file)) => Side::of_manifest_file(file)?,

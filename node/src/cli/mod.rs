@@ -5,6 +5,7 @@ mod completions;
 mod config;
 mod demo;
 mod diff;
+mod eval;
 mod evidence;
 mod gate;
 mod init;
@@ -112,6 +113,8 @@ enum Command {
     Diff(diff::Diff),
     /// What was measured of an artifact, and signing reports about it
     Evidence(evidence::Evidence),
+    /// Run an evaluator on an artifact, without network, and sign its report
+    Eval(eval::Eval),
     /// What a candidate must show
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -162,6 +165,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(command) => command.run(&context),
         Command::Diff(command) => return command.run(&context),
         Command::Evidence(command) => command.run(&context),
+        Command::Eval(command) => command.run(&context),
         Command::Policy(command) => command.run(&context),
         Command::Gate(command) => match command.run(&context) {
             Ok(code) => return code,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use weighlock_protocol::Sha256;
 use weighlock_protocol::gate::report::REPORT_BYTES_MAX;
 use weighlock_protocol::gate::samples::SAMPLES_BYTES_MAX;
+use weighlock_protocol::gate::stats::Estimate;
 use weighlock_protocol::gate::{Report, Samples, lm_eval, ours};
 
 use crate::error::{Error, Result};
@@ -51,7 +52,7 @@ impl Loaded {
                 files.push((name, self::bytes(&path, SAMPLES_BYTES_MAX)?));
             }
             let (report, samples) = lm_eval::read(&bytes, &files).map_err(|e| bad(&e))?;
-            return Ok(Self { report, samples, source: Some(bytes) });
+            return Ok(Self { report, samples, source: Some(bytes) }.with_errors());
         }
         let (mut report, mut all) = ours::read(&bytes).map_err(|e| bad(&e))?;
         let beside = file.with_file_name(SAMPLES_FILE);
@@ -68,7 +69,17 @@ impl Loaded {
             }
             all.extend(more);
         }
-        Ok(Self { report, samples: all, source: None })
+        Ok(Self { report, samples: all, source: None }.with_errors())
+    }
+
+    /// Standard errors from samples where the harness has none: who compares with this run later may not have those.
+    fn with_errors(mut self) -> Self {
+        for (name, metric) in self.report.metrics.iter_mut().filter(|(_, metric)| metric.stderr.is_none()) {
+            let estimate = self.samples.get(name).and_then(|all| Estimate::of_samples(all, metric.scale));
+            let stderr = estimate.map(|estimate| estimate.stderr(metric.scale));
+            metric.stderr = stderr.filter(|stderr| stderr.is_finite());
+        }
+        self
     }
 
     /// The report's canonical bytes.

@@ -38,6 +38,15 @@ impl Estimate {
         (estimate.moments.variance > 0.0).then_some(estimate)
     }
 
+    /// The standard error of the value as a report states it.
+    pub fn stderr(&self, scale: Scale) -> f64 {
+        let stderr = libm::sqrt(self.moments.variance.max(0.0));
+        match scale {
+            Scale::ExpMean => stderr * libm::exp(self.value),
+            _ => stderr,
+        }
+    }
+
     /// By its samples, clustered by document. `None` without samples, and for [`Scale::Other`].
     pub fn of_samples(samples: &Samples, scale: Scale) -> Option<Self> {
         let unit = match scale {
