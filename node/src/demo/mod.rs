@@ -1,6 +1,7 @@
 //! `weighlock demo`: three real daemons on this machine share a real model, and the account of it.
 
 pub mod lm;
+mod variants;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+
+pub use variants::{Variant, evaluate, write_variant};
 
 use crate::error::{Error, Result};
 use crate::local::frame::Client;
@@ -170,17 +173,8 @@ fn train(dir: &Path) -> Result<(PathBuf, Value)> {
 /// The directory cannot be written.
 pub fn write_model(dir: &Path) -> Result<Value> {
     let started = Instant::now();
-    let recipe = lm::Recipe::run(&lm::TrainConfig::default()).map_err(Error::internal)?;
-    recipe.save(dir, lm::SHARD_BYTES_MAX).map_err(Error::invalid)?;
-    let loss = &recipe.eval.metrics.eval_loss;
-    let summary = json!({
-        "seconds": started.elapsed().as_secs_f64(),
-        "parameters": recipe.model.config().parameters(),
-        "eval_loss": loss.value,
-        "eval_loss_stderr": loss.stderr,
-        "bigram_loss": recipe.bigram.metrics.eval_loss.value,
-        "sample": recipe.sample,
-    });
+    let mut summary = write_variant(dir, Variant::Trained)?;
+    summary["seconds"] = started.elapsed().as_secs_f64().into();
     Ok(summary)
 }
 
