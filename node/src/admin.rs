@@ -72,8 +72,9 @@ async fn answer(
     let in_background = node.clone();
     match request {
         AdminRequest::Status => json(status(node).await?),
-        AdminRequest::Add { path, reference, include, exclude } => {
-            json(add(node, stream, path, &reference, include, exclude).await?)
+        AdminRequest::Add { path, reference, include, exclude, datasets } => {
+            let taken = Taken { path, include, exclude, datasets };
+            json(add(node, stream, taken, &reference).await?)
         }
         AdminRequest::List => {
             let node = in_background;
@@ -182,14 +183,15 @@ fn revoked(ledger: &Ledger, host: &KeyId) -> Option<String> {
     Some(format!("at {} by {}{why}", last.time, last.by))
 }
 
-async fn add(
-    node: &Arc<Node>,
-    stream: &mut UnixStream,
+/// What an import takes.
+struct Taken {
     path: PathBuf,
-    reference: &str,
     include: Vec<String>,
     exclude: Vec<String>,
-) -> Result<Added> {
+    datasets: Vec<PathBuf>,
+}
+
+async fn add(node: &Arc<Node>, stream: &mut UnixStream, taken: Taken, reference: &str) -> Result<Added> {
     let reference: Reference = reference.parse()?;
     // Asked first: nobody wants to hear it after an hour of hashing.
     node.facts.may_publish(&reference, None)?;
@@ -207,7 +209,7 @@ async fn add(
                 ..Progress::default()
             });
         };
-        import(&worker, &path, &reference, include, exclude, &step, &stop)
+        import(&worker, taken, &reference, &step, &stop)
     });
     let stopping = node.stop.clone();
     let result = loop {
@@ -230,15 +232,19 @@ async fn add(
 /// Blocking: inspects, imports, publishes.
 fn import(
     node: &Node,
-    path: &std::path::Path,
+    taken: Taken,
     reference: &Reference,
-    include: Vec<String>,
-    exclude: Vec<String>,
     step: &(dyn Fn(ImportProgress) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Added> {
+    let Taken { path, include, exclude, datasets } = taken;
     let options = inspect::Options { include, exclude, ..inspect::Options::default() };
-    let plan = inspect::plan(path, &options).map_err(Error::from)?;
+    let mut plan = inspect::plan(&path, &options).map_err(Error::from)?;
+    for file in &datasets {
+        plan.contract.datasets.extend(inspect::dvc::read(file).map_err(|e| Error::invalid(e.to_string()))?);
+    }
+    plan.contract.datasets.sort_by(|a, b| a.name.cmp(&b.name));
+    plan.contract.datasets.dedup();
     let known: BTreeSet<_> =
         node.store.layers().map_err(Error::from)?.into_iter().map(|(id, _)| id).collect();
     let staged = node.store.import(&plan, &ImportOptions::default(), step, cancel).map_err(Error::from)?;

@@ -26,6 +26,9 @@ pub(super) struct Add {
     /// Leave out files that match this glob (may be repeated)
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
+    /// Note the data that it was made from: a .dvc file or dvc.lock (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    dataset: Vec<PathBuf>,
 }
 
 impl Add {
@@ -37,6 +40,7 @@ impl Add {
             reference: reference.to_string(),
             include: self.include,
             exclude: self.exclude,
+            datasets: self.dataset.into_iter().map(absolute).collect::<Result<_>>()?,
         };
         let added: Added = context.ask(&request)?;
         for warning in &added.warnings {

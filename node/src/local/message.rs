@@ -36,6 +36,9 @@ pub enum AdminRequest {
         include: Vec<String>,
         /// Globs of files to leave out.
         exclude: Vec<String>,
+        /// Absolute paths of `.dvc` files and `dvc.lock`s that name the data it was made from.
+        #[serde(default)]
+        datasets: Vec<PathBuf>,
     },
     /// Answers a list of [`ArtifactRow`].
     List,
