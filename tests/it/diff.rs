@@ -21,7 +21,7 @@ fn artifacts_and_paths_are_compared_with_each_other() {
     alpha.add(&old, "acme/bot:1");
     alpha.add(&new, "acme/bot:2");
 
-    let same = alpha.run(&["--json", "diff", "acme/bot:1", &text(&old)]);
+    let same = alpha.run(&["diff", "acme/bot:1", &text(&old)]);
     assert_eq!(same.code, Some(0), "{same:?}");
     let same = same.last();
     assert_eq!((number(&same["tensors"]["equal"]), &same["a"]["name"]), (6, &"acme/bot:1".into()));
@@ -30,7 +30,7 @@ fn artifacts_and_paths_are_compared_with_each_other() {
     let answers: Vec<_> = sides
         .iter()
         .map(|(a, b)| {
-            let ran = alpha.run(&["--json", "diff", a, b]);
+            let ran = alpha.run(&["diff", a, b]);
             assert_eq!(ran.code, Some(1), "{ran:?}");
             let mut answer = ran.last();
             answer["a"]["name"].take();
