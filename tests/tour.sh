@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
-# Runs the README's tour as it stands there: every ```bash block between the tour markers, as one script.
+# Runs a tour as it stands in a Markdown file: every ```bash block between the tour markers, as one script.
+# tour.sh [FILE]: the README without FILE; FILE counts from the top of the clone.
 # Needs `weighlock` on PATH. Homes and configuration are those of a fresh user; nothing of this host is touched.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+tour=${1:-README.md}
+named="the README's tour"
+[ $# -eq 0 ] || named="the tour in $1"
 command -v weighlock > /dev/null || { echo "tour: weighlock is not on PATH (cargo build --release)" >&2; exit 2; }
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/wl-tour.XXXXXX")
@@ -29,7 +33,7 @@ awk '
     /^```$/                { block = 0 }
     block                  { print }
     END                    { if (!blocks) exit 1 }
-' "$root/README.md" > "$work/tour.bash" || { echo "tour: README.md has no tour" >&2; exit 1; }
+' "$root/$tour" > "$work/tour.bash" || { echo "tour: $tour has no tour" >&2; exit 1; }
 
 # What a fresh user has. Build tools stay where they are.
 export CARGO_HOME="${CARGO_HOME:-$HOME/.cargo}" RUSTUP_HOME="${RUSTUP_HOME:-$HOME/.rustup}"
@@ -38,6 +42,7 @@ mkdir -p "$work/home" "$work/tmp"
 export HOME="$work/home" TMPDIR="$work/tmp" WEIGHLOCK_CONFIG="$work/empty.toml"
 export XDG_CONFIG_HOME="$HOME/.config" XDG_DATA_HOME="$HOME/.local/share" XDG_CACHE_HOME="$HOME/.cache"
 unset WEIGHLOCK_DATA_DIR WEIGHLOCK_SOCKET_DIR WEIGHLOCK_KEYS_DIR WEIGHLOCK_TICKET WEIGHLOCK_SOCKET MODEL
+unset WEIGHLOCK_SIGNING_KEY WEIGHLOCK_ADMIN_KEY
 
 cd "$root"
 if ! bash -euo pipefail "$work/tour.bash"; then
@@ -45,4 +50,4 @@ if ! bash -euo pipefail "$work/tour.bash"; then
     tail -n 40 "$work"/tmp/*/*.log >&2 || true
     exit 1
 fi
-echo "tour: every command of the README's tour did what it says"
+echo "tour: every command of $named did what it says"

@@ -2,6 +2,7 @@
 
 pub mod lm;
 mod variants;
+mod weigh;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -147,6 +148,17 @@ pub fn run(model: Option<&Path>, as_json: bool) -> Result<()> {
     for host in &mut hosts {
         stopped.push(host.stop()?);
     }
+
+    // 6. What must not ship.
+    let mut weighed = Vec::new();
+    if trained.is_some() {
+        say("\n6. The gate: four candidates against a first version of the model (weighlock gate)");
+        weighed = weigh::weigh(dir.path(), &source)?;
+        for one in &weighed {
+            say(&format!("   {:<32} {:<12} loss {:.4}", one.candidate, one.outcome.as_str(), one.eval_loss));
+            say(&format!("     {}", one.why));
+        }
+    }
     say("\nAll three daemons stopped on SIGTERM; everything is removed.");
     if as_json {
         let digests: serde_json::Map<String, Value> =
@@ -154,7 +166,7 @@ pub fn run(model: Option<&Path>, as_json: bool) -> Result<()> {
         println!(
             "{}",
             json!({"schema_version": SCHEMA_VERSION, "reference": REFERENCE, "digest": added["digest"], "total_bytes": total,
-                "add_seconds": seconds, "trained": trained, "opened": opened, "open_again_ms": again.open_ms, "sha256": digests})
+                "add_seconds": seconds, "trained": trained, "opened": opened, "open_again_ms": again.open_ms, "weighed": weighed, "sha256": digests})
         );
     }
     Ok(())
