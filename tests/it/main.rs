@@ -13,4 +13,5 @@ mod streaming;
 mod swarm;
 mod tidy;
 mod unshare;
+mod weigh;
 mod where_top;

@@ -19,8 +19,13 @@ settings() {
     fi
     model=${model%/}
     reports=$(git config --get-all weighlock.report)
+    run=$(setting run)
+    # The two exclude each other.
+    [ -z "$run" ] || reports=
     policy=$(setting policy gate.toml)
     name=$(setting name)
+    ran_on=$(setting ranOn)
+    baseline_report=$(setting baselineReport)
     check_lock=$(git config --type=bool --get weighlock.checkLock || echo true)
     scratch=$(mktemp -d) || exit 2
     trap 'rm -rf "$scratch"' EXIT
@@ -30,12 +35,25 @@ settings() {
 # differs GIT-DIFF-ARGUMENTS...: is there a difference in what a verdict rests on?
 differs() {
     set -- "$@" -- "$model" "$model.dvc" "$policy" weighlock.lock
+    [ -z "$baseline_report" ] || set -- "$@" "$baseline_report"
     while IFS= read -r one; do
         [ -z "$one" ] || set -- "$@" "$one"
     done <<REPORTS
 $reports
 REPORTS
     any "$@"
+}
+
+# stale GIT-DIFF-ARGUMENTS...: says so where the model changes and no report does. Scores may well stay the same.
+stale() {
+    [ -n "$reports" ] || return 0
+    any "$@" -- "$model" "$model.dvc" || return 0
+    while IFS= read -r one; do
+        ! any "$@" -- "$one" || return 0
+    done <<REPORTS
+$reports
+REPORTS
+    say "warning: $model changes and its report does not; is it about this model?"
 }
 
 # any GIT-DIFF-ARGUMENTS...: is there a difference? Leaves with 2 where git cannot tell.
@@ -82,6 +100,9 @@ weigh() {
     fi
     set -- "$model" --policy "$policy" --lock-file "$lock"
     [ -z "$name" ] || set -- "$@" --name "$name"
+    [ -z "$run" ] || set -- "$@" --run "$run"
+    [ -z "$ran_on" ] || set -- "$@" --ran-on "$ran_on"
+    [ -z "$baseline_report" ] || set -- "$@" --baseline-report "$baseline_report"
     while IFS= read -r one; do
         [ -z "$one" ] || set -- "$@" --report "$one"
     done <<REPORTS
@@ -93,9 +114,19 @@ REPORTS
 # Says what to do next.
 refuse() {
     case $1 in
-        1) say "refused: the lines above say what is worse than allowed; mend the model, or let people agree on another $policy" ;;
-        3) say "refused: what was measured decides nothing; evaluate $model again, with samples, and add the report (git config weighlock.report)" ;;
-        7) say "refused: weighlock.lock is not about $model as it is; \`weighlock lock NS/NAME:TAG --path $model --report REPORT\` pins it anew, \`git config weighlock.checkLock false\` says that it pins something else" ;;
+        1)
+            say "refused: the lines above say what is worse than allowed"
+            say "mend the model, or let people agree on another $policy"
+            ;;
+        3)
+            say "refused: what was measured decides nothing"
+            say "evaluate $model again, with samples, and add the report (git config weighlock.report)"
+            ;;
+        7)
+            say "refused: weighlock.lock changes, and does not pin $model as it is"
+            say "pin it anew: weighlock lock NS/NAME:TAG --path $model --report REPORT"
+            say "where it is to pin something else: git config weighlock.checkLock false"
+            ;;
         *) say "could not weigh $model (exit code $1)" ;;
     esac
     exit "$1"

@@ -43,7 +43,7 @@ impl Loaded {
     pub(crate) fn read(path: &Path, samples: &[PathBuf]) -> Result<Self> {
         let file = if path.is_dir() { only_report(path)? } else { path.to_owned() };
         let bytes = bytes(&file, REPORT_BYTES_MAX as u64)?;
-        let bad = |e: &dyn std::fmt::Display| Error::invalid(format!("report {}: {e}", file.display()));
+        let bad = |e: &dyn std::fmt::Display| Error::invalid(format!("{}: {e}", file.display()));
         if lm_eval::is_lm_eval(&bytes) {
             let named = if samples.is_empty() { samples_of_run(&file)? } else { samples.to_vec() };
             let mut files = Vec::with_capacity(named.len());
@@ -61,7 +61,7 @@ impl Loaded {
             named => named.to_vec(),
         };
         for path in named {
-            let bad = |e: &dyn std::fmt::Display| Error::invalid(format!("samples {}: {e}", path.display()));
+            let bad = |e: &dyn std::fmt::Display| Error::invalid(format!("{}: {e}", path.display()));
             let more = ours::read_samples(&self::bytes(&path, SAMPLES_BYTES_MAX)?).map_err(|e| bad(&e))?;
             ours::attach(&mut report, &more).map_err(|e| bad(&e))?;
             if let Some(twice) = more.keys().find(|metric| all.contains_key(*metric)) {

@@ -110,7 +110,7 @@ fn trouble_is_told_in_one_line_and_has_an_exit_code_of_its_own() {
         (&["a", "nowhere"], "neither a path that exists nor a reference"),
         (&["a", "acme/bot:1"], "no daemon answers"),
         (&["a", "report.json"], "only one is a report"),
-        (&["report.json", "report.json"], "cannot read the report report.json"),
+        (&["report.json", "report.json"], "report.json: the report is not valid JSON"),
         (&["a"], "required"),
     ] {
         let (code, out, err) = diff(lab.path(), arguments);

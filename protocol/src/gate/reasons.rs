@@ -116,6 +116,8 @@ pub enum Reason {
     /// No rule of the policy could be applied.
     NothingJudged { has_baseline: bool },
 
+    /// The policy bounds what may get worse, and there is nothing to compare with.
+    NothingCompared,
     /// The baseline's contract is not known, so changes are not seen.
     ContractNotCompared,
     /// A metric that is not required is in no report.
@@ -153,7 +155,8 @@ impl Reason {
             | Self::ContextTooShort { .. }
             | Self::PickleFile { .. }
             | Self::RequiredFileMissing { .. } => Severity::Fail,
-            Self::ContractNotCompared
+            Self::NothingCompared
+            | Self::ContractNotCompared
             | Self::OptionalMissing { .. }
             | Self::BoundWithinError { .. }
             | Self::BoundWithoutError { .. }
@@ -319,6 +322,9 @@ impl fmt::Display for Reason {
             }
             Self::NothingJudged { has_baseline: true } => {
                 f.write_str("nothing was judged: no metric of the policy was compared; give a report that has one")
+            }
+            Self::NothingCompared => {
+                f.write_str("there is no baseline, so nothing was compared; only absolute bounds were held")
             }
             Self::ContractNotCompared => f.write_str("contract: the baseline's is not known, so changes are not seen"),
             Self::OptionalMissing { metric, side } => {

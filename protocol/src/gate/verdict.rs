@@ -183,6 +183,10 @@ pub fn judge(input: &Input<'_>) -> Verdict {
         judged += rules_applied;
         rows.push(row);
     }
+    let compares = input.policy.metrics.values().any(|rule| rule.max_regression.is_some());
+    if input.baseline.is_none() && judged > 0 && compares {
+        reasons.add(Reason::NothingCompared);
+    }
     // Where something else is said already, this would only repeat it.
     if judged == 0 && reasons.outcome() == Outcome::Pass {
         reasons.add(Reason::NothingJudged { has_baseline: input.baseline.is_some() });
