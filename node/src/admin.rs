@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::fetch::{Step, blocking};
 use crate::local::frame;
 use crate::local::message::*;
+use crate::weigh::lock::LOCK_FILE;
 use crate::{facts, loader};
 
 /// Pause between two words to a command line that waits for a host to be found.
@@ -237,7 +238,9 @@ fn import(
     step: &(dyn Fn(ImportProgress) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Added> {
-    let Taken { path, include, exclude, datasets } = taken;
+    let Taken { path, include, mut exclude, datasets } = taken;
+    // What a project pins is about the artifact, not in it.
+    exclude.push(LOCK_FILE.to_owned());
     let options = inspect::Options { include, exclude, ..inspect::Options::default() };
     let mut plan = inspect::plan(&path, &options).map_err(Error::from)?;
     for file in &datasets {

@@ -182,6 +182,26 @@ fn without_a_daemon_the_lock_file_is_the_baseline() {
         host.run(&joined(&["gate", &path, "--report", report], &common)).code.expect("an exit code")
     };
     assert_eq!([gate(&good, &two), gate(&bad, &two)], [0, 1]);
+    // The very run that is pinned settles itself, although the lock file has no samples.
+    assert_eq!(gate(&base, &one), 0);
+    // What is pinned elsewhere, or a lock file that is not there, does not read as if nothing were pinned.
+    let elsewhere = ["--hardware", "nvidia/sm_90"];
+    let two_text = text(&two);
+    let ran = host.run(&joined(
+        &["lock", "acme/bot:1.0.0", "--path", &text(&one), "--report", &base, "--ran-on", "cpu/one"],
+        &common,
+    ));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let candidate = [&["gate", &two_text, "--report", &bad], &elsewhere[..]].concat();
+    let error = refused(&host, &joined(&candidate, &common), 2);
+    assert!(error.contains("pinned for cpu/one"), "{error}");
+    assert_eq!(gate(&bad, &two), 1, "pinned for one kind of hardware, and none is named");
+    let nowhere = ["gate", &text(&two), "--report", &bad, "--policy", &policy, "--lock-file", "nowhere.lock"];
+    refused(&host, &nowhere, 2);
+    // Another report than the pinned one cannot stand in for it.
+    let weaker = joined(&["gate", &two_text, "--report", &bad, "--baseline-report", &bad], &common);
+    let error = refused(&host, &weaker, 2);
+    assert!(error.contains("not the report that is pinned"), "{error}");
     // Another tokenizer is another contract, however good the loss.
     fs::write(two.join("tokenizer.json"), "{\"model\":{\"vocab\":{\"a\":0}}}").expect("written");
     assert_eq!(gate(&good, &two), 1);

@@ -8,7 +8,7 @@ use super::Context;
 use crate::demo::Variant;
 use crate::error::Result;
 
-/// Three daemons on this machine share a model; takes a minute, leaves nothing behind.
+/// Three daemons on this machine share a model and the gate weighs four; takes a minute, leaves nothing behind.
 #[derive(Debug, Args)]
 pub(super) struct Demo {
     /// A checkpoint to share; a small language model is trained when absent

@@ -40,11 +40,11 @@ pub(super) struct Eval {
     run: String,
     #[command(flatten)]
     about: About,
-    #[command(flatten)]
-    limits: RunLimits,
     /// The evaluator's key [default: WEIGHLOCK_SIGNING_KEY, else the cluster's admin key]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    #[command(flatten)]
+    limits: RunLimits,
 }
 
 /// What an evaluator may use.

@@ -124,7 +124,13 @@ impl About {
         if let Some(hardware) = &self.ran_on {
             let hardware = match hardware.as_str() {
                 "here" => context.config.hardware.clone().unwrap_or_else(hardware::detect),
-                _ => hardware.clone(),
+                key if key.len() <= 64 && key.split('/').filter(|part| !part.is_empty()).count() == 2 => {
+                    key.into()
+                }
+                other => {
+                    return Err(Error::invalid(format!("--ran-on {other:?} is no hardware key"))
+                        .hint("it is vendor/arch such as nvidia/sm_90, or `here`"));
+                }
             };
             if report.host.as_ref().is_some_and(|host| host.hardware != hardware) {
                 return Err(Error::invalid("the report says that it ran on other hardware than --ran-on")

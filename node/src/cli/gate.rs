@@ -15,7 +15,7 @@ use super::{Context, absolute, sides};
 use crate::error::{Error, Result};
 use crate::local::message::{AdminRequest, Viewed};
 use crate::weigh::key;
-use crate::weigh::lock::{LOCK_FILE, baseline, read_if_there};
+use crate::weigh::lock::{self, LOCK_FILE, read_if_there};
 use crate::weigh::policy::{POLICY_FILE, read};
 use crate::weigh::report::Loaded;
 use crate::weigh::side::Side;
@@ -63,9 +63,9 @@ pub(super) struct Gate {
     /// A report about that (may be repeated)
     #[arg(long, value_name = "FILE")]
     pinned_report: Vec<PathBuf>,
-    /// What is pinned: the baseline where no other is named
-    #[arg(long, value_name = "FILE", default_value = LOCK_FILE)]
-    lock_file: PathBuf,
+    /// What is pinned: the baseline where no other is named [default: weighlock.lock, if it is there]
+    #[arg(long, value_name = "FILE")]
+    lock_file: Option<PathBuf>,
     /// The policy
     #[arg(long, value_name = "FILE", default_value = POLICY_FILE)]
     policy: PathBuf,
@@ -97,7 +97,11 @@ impl Gate {
     pub(super) fn run(self, context: &Context) -> Result<ExitCode> {
         // First, as it costs nothing: nobody wants to hear it after an hour of hashing.
         let policy = read(&self.policy)?;
-        let lock = read_if_there(&self.lock_file)?;
+        let lock = match &self.lock_file {
+            Some(file) => Some(lock::read(file)?),
+            None => read_if_there(Path::new(LOCK_FILE))?,
+        };
+        self.check_name(lock.as_ref())?;
         let signer = self.signer(context, lock.as_ref())?;
         let mut candidate = self.candidate(context, lock.as_ref())?;
         self.add_reports(&mut candidate, &self.report, &self.samples, Some(context))?;
@@ -107,13 +111,11 @@ impl Gate {
             candidate.add_report(ran.loaded, None)?;
         }
         let baseline = match self.other(context, self.against.as_deref(), &self.baseline_report)? {
-            Some(mut named) if self.against.is_none() => {
-                // A report says nothing of the contract; what is pinned does.
-                if let Some(pinned) = self.locked(&candidate, lock.as_ref())? {
-                    (named.digest, named.contract) = (pinned.digest, pinned.contract);
-                }
-                Some(named)
-            }
+            // A report says nothing of the contract; what is pinned does.
+            Some(named) if self.against.is_none() => match self.locked(&candidate, lock.as_ref())? {
+                Some(pinned) => Some(lock::with_reports(pinned, named)?),
+                None => Some(named),
+            },
             Some(named) => Some(named),
             None => self.locked(&candidate, lock.as_ref())?,
         };
@@ -142,8 +144,20 @@ impl Gate {
     /// What the lock file pins of the candidate's artifact.
     fn locked(&self, candidate: &Side, lock: Option<&Lock>) -> Result<Option<Side>> {
         let (Some(lock), Some(artifact)) = (lock, &candidate.artifact) else { return Ok(None) };
-        let hardware = self.hardware.as_deref().or(candidate.hardware()).unwrap_or("any");
-        baseline(lock, artifact, hardware)
+        lock::baseline(lock, artifact, self.hardware.as_deref().or(candidate.hardware()))
+    }
+
+    /// Asked first: nobody wants to hear it after hours of evaluation.
+    fn check_name(&self, lock: Option<&Lock>) -> Result<()> {
+        let referenced = self.candidate.as_ref().is_some_and(|text| {
+            !Path::new(text).exists() && text.parse::<weighlock_protocol::Reference>().is_ok()
+        });
+        let signs = self.out.is_some() || self.test_result.is_some();
+        if signs && !referenced && self.name.is_none() && lock.and_then(only_name).is_none() {
+            return Err(Error::invalid("what the candidate is called is not known")
+                .hint("name it with --name ns/name"));
+        }
+        Ok(())
     }
 
     fn candidate(&self, context: &Context, lock: Option<&Lock>) -> Result<Side> {
@@ -162,12 +176,8 @@ impl Gate {
             }
             side.artifact = Some(name.clone());
         }
-        if side.artifact.is_none()
-            && let Some(first) = lock.and_then(|lock| lock.packages().first())
-        {
-            // A project that pins one artifact means that one.
-            let only = lock.is_some_and(|lock| lock.packages().iter().all(|p| p.name == first.name));
-            side.artifact = only.then(|| first.name.clone());
+        if side.artifact.is_none() {
+            side.artifact = lock.and_then(only_name).cloned();
         }
         Ok(side)
     }
@@ -193,6 +203,13 @@ impl Gate {
         for file in files {
             let mut loaded = Loaded::read(file, samples)?;
             if let Some(context) = about {
+                if loaded.report.artifact.is_none() && !context.output.is_quiet() {
+                    eprintln!(
+                        "warning: {} does not say what it is about; it is taken to be about {}",
+                        file.display(),
+                        side.label
+                    );
+                }
                 self.about.fill(&mut loaded, context)?;
             } else if loaded.report.suite.is_none() {
                 self.about.fill_suite(&mut loaded)?;
@@ -254,6 +271,12 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// A project that pins one artifact means that one.
+fn only_name(lock: &Lock) -> Option<&Artifact> {
+    let first = &lock.packages().first()?.name;
+    lock.packages().iter().all(|package| package.name == *first).then_some(first)
 }
 
 /// Whole or not at all.

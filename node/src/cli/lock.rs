@@ -48,7 +48,7 @@ pub(super) struct Lock {
     #[command(flatten)]
     about: About,
     /// Only evidence from this hardware key [default: all there is]
-    #[arg(long, value_name = "KEY", conflicts_with = "path")]
+    #[arg(long, value_name = "KEY")]
     hardware: Option<String>,
     /// The lock file
     #[arg(long, value_name = "FILE", default_value = LOCK_FILE)]
@@ -195,7 +195,8 @@ impl Lock {
         let plan = inspect::plan(path, &Side::options()).map_err(Error::from)?;
         let sizes = plan.files.iter().map(|file| (file.path.as_str(), file.size));
         let mut differences = check_sizes(package, sizes);
-        if differences.is_empty() {
+        let read = differences.is_empty();
+        if read {
             let side = sides::of_path(context, path)?;
             if let (Some(manifest), Some(contract)) = (&side.manifest, &side.contract) {
                 differences = check(package, manifest, contract);
@@ -211,7 +212,9 @@ impl Lock {
             true => format!("{} is {}, as pinned\n", c.path, c.package),
             false => {
                 let rows: Vec<_> = c.differences.iter().map(|line| vec![line.clone()]).collect();
-                format!("{} is not {} as pinned\n{}", c.path, c.package, table(&["DIFFERENCE"], &[], &rows))
+                let unread = if read { "" } else { "(names and sizes differ, so no contents were read)\n" };
+                let table = table(&["DIFFERENCE"], &[], &rows);
+                format!("{} is not {} as pinned\n{table}{unread}", c.path, c.package)
             }
         })?;
         Ok(if checked.same { ExitCode::SUCCESS } else { ExitCode::from(Kind::Integrity.exit_code()) })
@@ -222,8 +225,14 @@ impl Lock {
         let named: Vec<&Package> = match self.references.as_slice() {
             [] => lock.packages().iter().collect(),
             [one] => {
-                let bare = one.split([':', '@']).next().unwrap_or(one);
-                lock.packages().iter().filter(|package| package.name.to_string() == bare).collect()
+                let meant = |package: &&Package| {
+                    let name = package.name.to_string();
+                    *one == name || *one == format!("{name}:{}", package.version)
+                };
+                let on = |package: &&Package| {
+                    self.hardware.as_ref().is_none_or(|key| package.hardware().contains(key.as_str()))
+                };
+                lock.packages().iter().filter(meant).filter(on).collect()
             }
             _ => return Err(Error::invalid("--path holds one artifact, and several are named")),
         };
@@ -233,7 +242,7 @@ impl Lock {
                 .hint("`weighlock lock REF` pins one")),
             [first, rest @ ..] if rest.iter().all(|other| other.digest == first.digest) => Ok(first),
             _ => Err(Error::invalid(format!("{} pins several packages", self.lock_file.display()))
-                .hint("name the one that is meant")),
+                .hint("name the one that is meant as ns/name:tag, and with --hardware")),
         }
     }
 }

@@ -138,7 +138,7 @@ enum Command {
     Where(whereis::Where),
     /// What is fetched and given to others now, and how fast
     Top(top::Top),
-    /// Three daemons on this machine share a model; takes a minute, leaves nothing behind
+    /// Three daemons share a model, and the gate weighs four; takes a minute, leaves nothing behind
     Demo(demo::Demo),
     /// Print a completion script for a shell
     Completions(completions::Completions),

@@ -54,7 +54,7 @@ impl PolicyCommand {
         let policy = read(file)?;
         let shown = Shown { digest: policy.digest(), policy };
         context.output.print(&shown, |shown| match self {
-            Self::Show { .. } => format!("{}\n\n{}", shown.digest, shown.policy),
+            Self::Show { .. } => shown.policy.to_string(),
             Self::Check { .. } => format!("{} is a policy: {}\n", file.display(), shown.digest),
         })
     }

@@ -1,11 +1,11 @@
 //! Lock files from disk, and what they say of a baseline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use weighlock_protocol::Artifact;
-use weighlock_protocol::gate::Report;
-use weighlock_protocol::lock::{LOCK_BYTES_MAX, Lock};
+use weighlock_protocol::gate::{Metric, Report};
+use weighlock_protocol::lock::{LOCK_BYTES_MAX, Lock, Package};
 
 use super::report::Loaded;
 use super::side::Side;
@@ -46,12 +46,29 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<Lock>> {
     Lock::parse(&text).map(Some).map_err(|e| Error::invalid(format!("{shown}: {e}")))
 }
 
-/// What is pinned of an artifact for a hardware key, as the gate's baseline.
+/// What is pinned of an artifact for a hardware key, as the gate's baseline. Where the key is not known, what is pinned
+/// for one kind of hardware only.
 ///
 /// # Errors
-/// Its reports cannot be written down.
-pub(crate) fn baseline(lock: &Lock, name: &Artifact, hardware: &str) -> Result<Option<Side>> {
-    let Some(package) = lock.find_on(name, hardware) else { return Ok(None) };
+/// It is pinned, but not for this hardware, which must not read as if nothing were pinned.
+pub(crate) fn baseline(lock: &Lock, name: &Artifact, hardware: Option<&str>) -> Result<Option<Side>> {
+    let keys: BTreeSet<&str> = lock.find(name).flat_map(Package::hardware).collect();
+    let hardware = match (hardware, keys.len()) {
+        (Some(hardware), _) => hardware,
+        (None, 1) => keys.first().copied().unwrap_or("any"),
+        (None, _) => "any",
+    };
+    let Some(package) = lock.find_on(name, hardware) else {
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        let keys: Vec<&str> = keys.into_iter().collect();
+        return Err(Error::invalid(format!(
+            "{name} is pinned for {}, and this is weighed for {hardware}",
+            keys.join(", ")
+        ))
+        .hint("say where the candidate ran with --ran-on, or which pin is meant with --hardware"));
+    };
     let mut side = Side {
         label: format!("{}:{}", package.name, package.version),
         artifact: Some(package.name.clone()),
@@ -68,4 +85,25 @@ pub(crate) fn baseline(lock: &Lock, name: &Artifact, hardware: &str) -> Result<O
         side.add_report(loaded, Some(target.report_sha256))?;
     }
     Ok(Some(side))
+}
+
+/// What is pinned, with reports that carry what the lock file does not: samples. They must be those that are pinned.
+///
+/// # Errors
+/// A report that says other than what is pinned.
+pub(crate) fn with_reports(pinned: Side, named: Side) -> Result<Side> {
+    let known: BTreeMap<&String, &Metric> =
+        pinned.reports().flat_map(|loaded| loaded.report.metrics.iter()).collect();
+    for (name, metric) in named.reports().flat_map(|loaded| loaded.report.metrics.iter()) {
+        let Some(expected) = known.get(name) else { continue };
+        if expected.value != metric.value || expected.samples.is_some() && expected.samples != metric.samples
+        {
+            return Err(Error::invalid(format!(
+                "--baseline-report is not the report that is pinned for {}: {name} is {} there, pinned is {}",
+                pinned.label, metric.value, expected.value
+            ))
+            .hint("give the one that was locked, or name another baseline with --against"));
+        }
+    }
+    Ok(Side { reports: named.reports, ..pinned })
 }

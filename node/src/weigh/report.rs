@@ -120,7 +120,9 @@ impl Loaded {
 fn bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
     let shown = path.display();
     let fail = |e: std::io::Error| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::invalid(format!("there is no {shown}")),
+        std::io::ErrorKind::NotFound => Error::invalid(format!("there is no report at {shown}")).hint(
+            "it is a report, the results of lm-evaluation-harness, or a directory that holds one of them",
+        ),
         _ => Error::invalid(format!("cannot read {shown}: {e}")),
     };
     let mut bytes = Vec::new();

@@ -11,6 +11,7 @@ use weighlock_protocol::gate::{Evidence, Samples};
 use weighlock_protocol::manifest::{CONTRACT_BYTES_MAX, Contract, Manifest};
 use weighlock_protocol::{Artifact, ManifestDigest, Sha256};
 
+use super::lock::LOCK_FILE;
 use super::report::Loaded;
 use crate::error::{Error, Result};
 
@@ -44,9 +45,10 @@ impl Side {
         })
     }
 
-    /// How a path is read: the mark of `weighlock path` and `pull` is no part of the artifact.
+    /// How a path is read: the mark of `weighlock path` and `pull` is no part of the artifact, nor is a lock file.
     pub(crate) fn options() -> inspect::Options {
-        inspect::Options { exclude: vec![".weighlock/".into()], ..inspect::Options::default() }
+        let exclude = vec![".weighlock/".into(), LOCK_FILE.into()];
+        inspect::Options { exclude, ..inspect::Options::default() }
     }
 
     /// A manifest, with its contract where that is at hand.

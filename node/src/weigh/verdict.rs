@@ -1,6 +1,7 @@
 //! Verdicts as statements: ours, which a cluster folds, and in-toto's test result, which other tools read.
 
 use serde_json::{Value, json};
+use weighlock_protocol::gate::verdict::Finding;
 use weighlock_protocol::gate::{Outcome, Severity, Verdict};
 use weighlock_protocol::statement::body::NOTE_LEN_MAX;
 use weighlock_protocol::statement::weighed::{self, LINES_MAX};
@@ -25,7 +26,8 @@ pub(crate) struct About<'a> {
 
 /// Signs a verdict for a cluster.
 pub(crate) fn sign(verdict: &Verdict, about: &About<'_>, cluster: ClusterId, key: &Keypair) -> Envelope {
-    let reasons = verdict.reasons.iter().take(LINES_MAX);
+    let why = |finding: &&Finding| finding.severity != Severity::Warning;
+    let reasons = verdict.reasons.iter().filter(why).take(LINES_MAX);
     let ruling = Ruling {
         outcome: verdict.outcome,
         policy: verdict.policy,

@@ -91,8 +91,15 @@ fn call(call: Call) -> &'static str {
     }
 }
 
+/// Digests by their first digits; JSON has the whole.
+fn short(value: &str) -> String {
+    let hex = value.strip_prefix("sha256:").unwrap_or(value);
+    let is_digest = hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_digest { hex[..12].to_owned() } else { value.to_owned() }
+}
+
 fn contract(f: &mut fmt::Formatter<'_>, change: &ContractChange) -> fmt::Result {
-    let side = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".into());
+    let side = |value: &Option<String>| value.as_deref().map_or_else(|| "none".into(), short);
     let allowed = if change.allowed { "allowed" } else { "not allowed" };
     let (baseline, candidate) = (side(&change.baseline), side(&change.candidate));
     writeln!(f, "contract: {} {baseline} -> {candidate} ({allowed})", change.field.as_str())

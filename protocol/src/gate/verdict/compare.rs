@@ -63,7 +63,14 @@ impl Metric<'_> {
         margin: Margin,
         reasons: &mut Reasons,
     ) -> Option<Comparison> {
-        let other = self.figure(than, evidence, reasons)?;
+        let mut other = self.figure(than, evidence, reasons)?;
+        // A lock file keeps the digest of samples, not the samples: where it is that of the candidate's, they are known.
+        if other.samples.is_none()
+            && let Some(samples) = candidate.samples
+            && other.metric.samples == Some(samples.digest())
+        {
+            other.samples = Some(samples);
+        }
         if !self.are_comparable(than, candidate, &other, reasons) {
             return None;
         }
