@@ -185,6 +185,7 @@ fn without_a_daemon_the_lock_file_is_the_baseline() {
     // The very run that is pinned settles itself, although the lock file has no samples.
     assert_eq!(gate(&base, &one), 0);
     // What is pinned elsewhere, or a lock file that is not there, does not read as if nothing were pinned.
+    fs::remove_file(&lock).expect("removed");
     let elsewhere = ["--hardware", "nvidia/sm_90"];
     let two_text = text(&two);
     let ran = host.run(&joined(
