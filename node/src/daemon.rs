@@ -387,7 +387,8 @@ async fn ask_for_manifests(node: &Arc<Node>) {
         Ok(missing)
     });
     for digest in missing.await.unwrap_or_default().into_iter().take(MANIFESTS_AT_ONCE_MAX) {
-        if node.stop.is_cancelled() || !matches!(node.fetcher.manifest_now(digest).await, Ok(Some(_))) {
+        // One that nobody has must not keep others waiting.
+        if node.stop.is_cancelled() || node.fetcher.manifest_now(digest).await.is_err() {
             return;
         }
     }

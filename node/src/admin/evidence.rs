@@ -12,6 +12,10 @@ use crate::cluster::now;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::local::message::{KeptEvidence, SaidRow, Weighed};
+use crate::weigh::report::{LOG_FILE, REPORT_FILE, SAMPLES_FILE, SOURCE_FILE};
+
+/// Most bytes of one report with its samples and log.
+const EVIDENCE_BYTES_MAX: u64 = 4 << 30;
 
 /// Blocking: imports a report's directory. Nothing speaks of it until the evaluator signs.
 pub(super) fn add(node: &Node, reference: &str, path: &Path, by: &KeyId) -> Result<KeptEvidence> {
@@ -21,7 +25,14 @@ pub(super) fn add(node: &Node, reference: &str, path: &Path, by: &KeyId) -> Resu
         .ledger()
         .may_evaluate(by, reference.artifact.namespace(), now())
         .map_err(|e| Error::refused(e.to_string()))?;
-    let plan = inspect::plan(path, &inspect::Options::default()).map_err(Error::from)?;
+    // What evidence consists of, and nothing else that the daemon may read.
+    let include = [REPORT_FILE, SAMPLES_FILE, SOURCE_FILE, LOG_FILE].map(str::to_owned).to_vec();
+    let plan = inspect::plan(path, &inspect::Options { include, ..inspect::Options::default() })
+        .map_err(Error::from)?;
+    if plan.total_bytes() > EVIDENCE_BYTES_MAX {
+        let bytes = plan.total_bytes();
+        return Err(Error::invalid(format!("{bytes} bytes of evidence are more than {EVIDENCE_BYTES_MAX}")));
+    }
     let never = AtomicBool::new(false);
     let staged = node.store.import(&plan, &ImportOptions::default(), &|_| {}, &never).map_err(Error::from)?;
     let kept = KeptEvidence {
@@ -46,8 +57,12 @@ pub(super) fn weighed(node: &Node, reference: &str) -> Result<Weighed> {
     hardware.insert(node.hardware.clone());
     hardware.remove("");
     let ledger = node.facts.ledger();
-    let evaluations = ledger.evaluations_of(&digest).into_iter().map(|said| row(said, |body| body.findings));
-    let verdicts = ledger.verdicts_on(&digest).into_iter().map(|said| row(said, |body| body.ruling));
+    let evaluations = ledger
+        .evaluations_of(&parsed.artifact, &digest)
+        .into_iter()
+        .map(|said| row(said, |body| body.findings));
+    let verdicts =
+        ledger.verdicts_on(&parsed.artifact, &digest).into_iter().map(|said| row(said, |body| body.ruling));
     Ok(Weighed {
         cluster: node.cluster,
         artifact: parsed.artifact.clone(),

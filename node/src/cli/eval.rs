@@ -82,7 +82,7 @@ impl Eval {
         // Asked first: nobody wants to hear it after hours of evaluation.
         let key = key::evaluator(self.key.as_deref(), &context.dirs, Some(&weighed.cluster))?;
         let viewed: Viewed = context.ask(&AdminRequest::View { reference: reference.to_string() })?;
-        let mut ran = self.limits.run(context, &self.run, &viewed.path)?;
+        let mut ran = self.limits.run(context, &self.run, &viewed.path, self.key.as_deref())?;
         self.about.fill(&mut ran.loaded, context)?;
         let run = Some((ran.log.as_path(), ran.sandbox.as_str()));
         let signed = evidence::store(context, &reference, &weighed, ran.loaded.clone(), run, &key)?;
@@ -100,13 +100,24 @@ impl RunLimits {
     ///
     /// # Errors
     /// It did not run, was ended by a limit, failed, or left no report that is understood.
-    pub(super) fn run(&self, context: &Context, command: &str, model: &Path) -> Result<Ran> {
+    pub(super) fn run(
+        &self,
+        context: &Context,
+        command: &str,
+        model: &Path,
+        key_file: Option<&Path>,
+    ) -> Result<Ran> {
         let work =
             tempfile::tempdir().map_err(|e| Error::internal(format!("no temporary directory: {e}")))?;
         let command = sandbox::split(command).map_err(of_sandbox)?;
         let mut spec = Spec::new(command, model.to_owned(), work.path().join("run"));
         spec.hidden =
             vec![context.dirs.keys.clone(), context.dirs.data.clone(), context.dirs.sockets.clone()];
+        // What it prints is kept for others to read, so it must not come by the key.
+        spec.hidden.extend(key_file.map(Path::to_owned).into_iter().chain(key::env_path()));
+        for path in &mut spec.hidden {
+            *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+        }
         spec.hidden.retain(|path| path.exists());
         spec.env.clone_from(&self.env);
         spec.limits = SandboxLimits {
@@ -137,6 +148,12 @@ impl RunLimits {
             Error::invalid(format!("the evaluator ended well, but {}{printed}", e.message)).hint(hint)
         })?;
         let here = context.config.hardware.clone().unwrap_or_else(hardware::detect);
+        if let Some(host) = loaded.report.host.as_ref().filter(|host| host.hardware != here) {
+            return Err(Error::invalid(format!(
+                "the evaluator reports that it ran on {}, but this host is {here}",
+                host.hardware
+            )));
+        }
         loaded.report.host.get_or_insert(HostProfile {
             hardware: here,
             model: String::new(),

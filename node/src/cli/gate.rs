@@ -1,5 +1,6 @@
 //! `weighlock gate CANDIDATE`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -106,10 +107,15 @@ impl Gate {
         let mut candidate = self.candidate(context, lock.as_ref())?;
         self.add_reports(&mut candidate, &self.report, &self.samples, Some(context))?;
         if let (Some(command), Some(path)) = (&self.run, &self.candidate) {
-            let mut ran = self.limits.run(context, command, &self.place(context, path)?)?;
+            let mut ran =
+                self.limits.run(context, command, &self.place(context, path)?, self.key.as_deref())?;
             self.about.fill(&mut ran.loaded, context)?;
             candidate.add_report(ran.loaded, None)?;
+            if !context.output.is_quiet() {
+                eprintln!("{}", ran.sandbox);
+            }
         }
+        self.check_hardware(&candidate)?;
         let baseline = match self.other(context, self.against.as_deref(), &self.baseline_report)? {
             // A report says nothing of the contract; what is pinned does.
             Some(named) if self.against.is_none() => match self.locked(&candidate, lock.as_ref())? {
@@ -143,8 +149,29 @@ impl Gate {
 
     /// What the lock file pins of the candidate's artifact.
     fn locked(&self, candidate: &Side, lock: Option<&Lock>) -> Result<Option<Side>> {
-        let (Some(lock), Some(artifact)) = (lock, &candidate.artifact) else { return Ok(None) };
+        let Some(lock) = lock.filter(|lock| !lock.packages().is_empty()) else { return Ok(None) };
+        let Some(artifact) = &candidate.artifact else {
+            // Else what is pinned would not be held against it, without a word.
+            return Err(Error::invalid(format!(
+                "several artifacts are pinned, and {} may be any",
+                candidate.label
+            ))
+            .hint("say which with --name ns/name"));
+        };
         lock::baseline(lock, artifact, self.hardware.as_deref().or(candidate.hardware()))
+    }
+
+    /// A verdict is for one kind of hardware.
+    fn check_hardware(&self, candidate: &Side) -> Result<()> {
+        let named = candidate.reports().filter_map(|loaded| loaded.report.host.as_ref());
+        let mut keys: BTreeSet<&str> = named.map(|host| host.hardware.as_str()).collect();
+        keys.extend(self.hardware.as_deref().filter(|_| !keys.is_empty()));
+        if keys.len() > 1 {
+            let keys: Vec<&str> = keys.into_iter().collect();
+            return Err(Error::invalid(format!("the candidate's reports are from {}", keys.join(", ")))
+                .hint("weigh it for one kind of hardware at a time"));
+        }
+        Ok(())
     }
 
     /// Asked first: nobody wants to hear it after hours of evaluation.

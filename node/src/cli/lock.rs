@@ -177,7 +177,7 @@ impl Lock {
             newest.insert((said.said.hardware.clone(), said.said.suite), said);
         }
         let targets = newest.into_values().map(|said| {
-            let mut report = sides::stored(context, said)?.report;
+            let mut report = sides::stored(context, said, weighed.digest)?.report;
             report.host.get_or_insert(anywhere());
             Target::of_report(&report, said.said.report, Some(said.said.evidence)).map_err(Error::invalid)
         });

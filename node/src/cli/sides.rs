@@ -6,7 +6,7 @@ use std::path::Path;
 use weighlock_cache::ImportProgress;
 use weighlock_protocol::names::Selector;
 use weighlock_protocol::statement::Findings;
-use weighlock_protocol::{Reference, Sha256};
+use weighlock_protocol::{ManifestDigest, Reference, Sha256};
 
 use super::Context;
 use crate::error::{Error, Result};
@@ -61,7 +61,7 @@ pub(super) fn of_reference(context: &Context, reference: &Reference, hardware: O
     let weighed: Weighed = context.ask(&AdminRequest::Weighed { reference: reference.to_string() })?;
     let mut side = without_reports(context, reference, &weighed)?;
     for said in newest(&weighed, hardware)? {
-        side.add_report(stored(context, said)?, Some(said.said.report))?;
+        side.add_report(stored(context, said, weighed.digest)?, Some(said.said.report))?;
     }
     Ok(side)
 }
@@ -86,10 +86,14 @@ pub(super) fn without_reports(context: &Context, reference: &Reference, weighed:
 }
 
 /// Fetches the report of an evaluation and proves that it is the one that was signed.
-pub(super) fn stored(context: &Context, said: &SaidRow<Findings>) -> Result<Loaded> {
+pub(super) fn stored(context: &Context, said: &SaidRow<Findings>, about: ManifestDigest) -> Result<Loaded> {
     let viewed: Viewed = context.ask(&AdminRequest::Evidence { digest: said.said.evidence })?;
     let loaded = Loaded::read(&viewed.path, &[])?;
     let digest: Sha256 = loaded.digest()?;
+    if loaded.report.artifact != Some(about) {
+        return Err(Error::integrity(format!("the report in {} is not about {about}", said.said.evidence))
+            .hint("an admin can revoke that evaluation; evaluate again"));
+    }
     if digest != said.said.report {
         return Err(Error::integrity(format!(
             "the evidence {} holds a report with digest {digest}, but {} signed {}",

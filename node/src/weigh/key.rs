@@ -1,6 +1,6 @@
 //! The evaluator's key: from a file, from the environment as a CI secret, or the cluster's admin key.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use weighlock_protocol::ClusterId;
 use weighlock_protocol::statement::Keypair;
@@ -34,6 +34,12 @@ pub(crate) fn evaluator(named: Option<&Path>, dirs: &Dirs, cluster: Option<&Clus
             .hint(format!("name one with --key or {KEY_ENV}, or run it where the cluster was made")),
         _ => error,
     })
+}
+
+/// The key file that the environment names, if it names one.
+pub(crate) fn env_path() -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var(KEY_ENV).ok()?.trim());
+    path.is_file().then_some(path)
 }
 
 /// The key that the environment holds, if it does.

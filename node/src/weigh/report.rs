@@ -47,9 +47,12 @@ impl Loaded {
         if lm_eval::is_lm_eval(&bytes) {
             let named = if samples.is_empty() { samples_of_run(&file)? } else { samples.to_vec() };
             let mut files = Vec::with_capacity(named.len());
+            let mut left = SAMPLES_BYTES_MAX;
             for path in named {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                files.push((name, self::bytes(&path, SAMPLES_BYTES_MAX)?));
+                let bytes = self::bytes(&path, left)?;
+                left -= bytes.len() as u64;
+                files.push((name, bytes));
             }
             let (report, samples) = lm_eval::read(&bytes, &files).map_err(|e| bad(&e))?;
             return Ok(Self { report, samples, source: Some(bytes) }.with_errors());

@@ -95,10 +95,14 @@ impl Side {
     ///
     /// # Errors
     /// It cannot be written down.
-    pub(crate) fn add_report(&mut self, loaded: Loaded, digest: Option<Sha256>) -> Result<()> {
+    pub(crate) fn add_report(&mut self, mut loaded: Loaded, digest: Option<Sha256>) -> Result<()> {
         let digest = match digest {
             Some(digest) => digest,
-            None => loaded.digest()?,
+            None => {
+                // Bound as evidence is, so that its digest is that of the report which `evidence add` stores.
+                loaded.report.artifact = loaded.report.artifact.or(self.digest);
+                loaded.digest()?
+            }
         };
         self.reports.push((digest, loaded));
         Ok(())

@@ -70,6 +70,11 @@ pub fn read(
         chat_template_sha256: chat_template(&top)?,
         metrics: BTreeMap::new(),
     };
+    let limited = at(&top, &["config", "limit"]).is_some_and(|limit| !limit.is_null());
+    if let Some(figure) = figures.iter().find(|figure| limited && counts(&top, figure).is_none()) {
+        // Releases before `n-samples` do not say how many documents were left out.
+        return Err(of_metric(&figure.name, "the run was limited (config.limit); run it without --limit"));
+    }
     let mut bound = samples::read(&top, &figures, samples)?;
     pool::add_groups(&top, &figures, &mut bound);
     for figure in &figures {

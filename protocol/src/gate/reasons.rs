@@ -159,10 +159,8 @@ impl Reason {
             | Self::ContractNotCompared
             | Self::OptionalMissing { .. }
             | Self::BoundWithinError { .. }
-            | Self::BoundWithoutError { .. }
             | Self::HardwareUnknown { .. }
             | Self::RuntimeDiffers { .. }
-            | Self::SampleCountUnknown { .. }
             | Self::HardwareDiffers { refused: false, .. } => Severity::Warning,
             _ => Severity::NoEvidence,
         }

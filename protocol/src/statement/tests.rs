@@ -157,7 +157,10 @@ fn picture(ledger: &Ledger) -> String {
         (0..8).map(|n| ledger.publishes_of(&ManifestDigest([n; 32])).collect::<Vec<_>>()).collect();
     let weighed: Vec<_> = (0..8)
         .map(|n| ManifestDigest([n; 32]))
-        .map(|digest| (ledger.evaluations_of(&digest), ledger.verdicts_on(&digest)))
+        .map(|digest| {
+            let bot = "acme/bot".parse().expect("artifact");
+            (ledger.evaluations_of(&bot, &digest), ledger.verdicts_on(&bot, &digest))
+        })
         .collect();
     let chains: Vec<_> = (0..60).map(|n| (ledger.next_chain(&id(n)), ledger.is_revoked(&id(n)))).collect();
     format!(

@@ -147,18 +147,19 @@ impl Weighed {
 }
 
 impl Ledger {
-    /// The evaluations of a manifest that count, by time.
-    pub fn evaluations_of(&self, manifest: &ManifestDigest) -> Vec<Said<Evaluate>> {
+    /// The evaluations of a manifest that count, by time. Only those that speak of `artifact`: who evaluates in one
+    /// namespace has no say in another that means the same manifest.
+    pub fn evaluations_of(&self, artifact: &Artifact, manifest: &ManifestDigest) -> Vec<Said<Evaluate>> {
         self.said_of(manifest, |kind| match kind {
-            Kind::Evaluate(said) => Some(said.clone()),
+            Kind::Evaluate(said) if said.artifact == *artifact => Some(said.clone()),
             _ => None,
         })
     }
 
-    /// The verdicts on a manifest that count, by time.
-    pub fn verdicts_on(&self, manifest: &ManifestDigest) -> Vec<Said<Verdict>> {
+    /// The verdicts on a manifest that count, by time, of `artifact` alone.
+    pub fn verdicts_on(&self, artifact: &Artifact, manifest: &ManifestDigest) -> Vec<Said<Verdict>> {
         self.said_of(manifest, |kind| match kind {
-            Kind::Verdict(said) => Some(said.clone()),
+            Kind::Verdict(said) if said.artifact == *artifact => Some(said.clone()),
             _ => None,
         })
     }

@@ -112,11 +112,13 @@ fn publishes(ledger: &Ledger, _: UnixTime, out: &mut String) {
         for published in ledger.publishes_of(&digest) {
             let _ = writeln!(out, "{digest} {} {} {published:?}", published.id, published.by);
         }
-        for said in ledger.evaluations_of(&digest) {
-            let _ = writeln!(out, "{digest} {said:?}");
-        }
-        for said in ledger.verdicts_on(&digest) {
-            let _ = writeln!(out, "{digest} {said:?}");
+        for artifact in ledger.artifacts() {
+            for said in ledger.evaluations_of(artifact, &digest) {
+                let _ = writeln!(out, "{digest} {said:?}");
+            }
+            for said in ledger.verdicts_on(artifact, &digest) {
+                let _ = writeln!(out, "{digest} {said:?}");
+            }
         }
     }
 }

@@ -44,6 +44,10 @@ pub(super) fn verdict(manifest: u8, outcome: Outcome) -> Kind {
     })
 }
 
+fn bot() -> crate::names::Artifact {
+    "acme/bot".parse().expect("artifact")
+}
+
 fn cluster_with_evaluator() -> (Voice, Ledger) {
     let mut root = root_of(&[1], 1);
     root.roles.insert(Role::Evaluator, role(&[EVALUATOR], 1, &["acme", "acme-*"], false));
@@ -64,12 +68,16 @@ fn only_evaluators_are_believed_and_only_in_their_namespaces() {
     elsewhere.artifact = "other/bot".parse().expect("artifact");
     let elsewhere = evaluator.say(at(3), Kind::Evaluate(elsewhere));
     assert_eq!(put(&mut ledger, &elsewhere), Applied::Ignored { why: Why::NotAllowed });
+    // Of another artifact with the same manifest, said by one who may say it there.
+    let Kind::Evaluate(mut like) = evaluate(1, 6) else { panic!("an evaluation") };
+    like.artifact = "acme-x/bot".parse().expect("artifact");
+    assert_eq!(put(&mut ledger, &evaluator.say(at(3), Kind::Evaluate(like))), Applied::Effective);
     let judged = evaluator.say(at(4), verdict(1, Outcome::Fail));
     assert_eq!(put(&mut ledger, &judged), Applied::Effective);
 
-    let of = ledger.evaluations_of(&ManifestDigest([1; 32]));
+    let of = ledger.evaluations_of(&bot(), &ManifestDigest([1; 32]));
     assert_eq!(of.iter().map(|said| said.id).collect::<Vec<_>>(), [said.id()]);
-    let on = ledger.verdicts_on(&ManifestDigest([1; 32]));
+    let on = ledger.verdicts_on(&bot(), &ManifestDigest([1; 32]));
     assert_eq!(on.iter().map(|said| said.body.ruling.outcome).collect::<Vec<_>>(), [Outcome::Fail]);
     assert!(ledger.is_evidence(&ManifestDigest([9; 32])) && !ledger.is_evidence(&ManifestDigest([8; 32])));
     let may = |n, namespace| ledger.may_evaluate(&id(n), namespace, NOW);
@@ -84,12 +92,12 @@ fn what_is_revoked_no_longer_counts_and_comes_back_with_nothing() {
     put(&mut ledger, &one);
     put(&mut ledger, &two);
     put(&mut ledger, &admin.say(at(3), revoke(Target::Statement { id: one.id() })));
-    let left: Vec<_> = ledger.evaluations_of(&ManifestDigest([1; 32])).iter().map(|s| s.id).collect();
+    let left: Vec<_> = ledger.evaluations_of(&bot(), &ManifestDigest([1; 32])).iter().map(|s| s.id).collect();
     assert_eq!(left, [two.id()]);
     assert!(!ledger.is_evidence(&ManifestDigest([9; 32])));
     let of_key = Target::Key { key: id(EVALUATOR), since: Some(UnixTime(0)) };
     put(&mut ledger, &admin.say(at(4), revoke(of_key)));
-    assert_eq!(ledger.evaluations_of(&ManifestDigest([1; 32])), []);
+    assert_eq!(ledger.evaluations_of(&bot(), &ManifestDigest([1; 32])), []);
     assert_eq!(ledger.status(&two.id()), Some(Status::Ignored(Why::Revoked)));
     assert!(ledger.may_evaluate(&id(EVALUATOR), "acme", NOW).is_err());
 }
