@@ -334,7 +334,7 @@ impl fmt::Display for Reason {
                 figure(*actual), figure(*reach)
             ),
             Self::BoundWithoutError { metric } => {
-                write!(f, "{metric}: held against its bound without a standard error")
+                write!(f, "{metric}: has neither a standard error nor samples to hold against its bound; keep samples (lm_eval --log_samples)")
             }
             Self::HardwareUnknown { side } => write!(f, "hardware: a report of the {side} does not say where it ran"),
             Self::RuntimeDiffers { than, expected, actual } => {
@@ -342,7 +342,7 @@ impl fmt::Display for Reason {
             }
             Self::SampleCountUnknown { metric, side } => write!(
                 f,
-                "{metric}: the {side}'s report does not say on how many samples; its error is taken as that of many"
+                "{metric}: the {side}'s report does not say on how many samples; add `n` to it"
             ),
         }
     }

@@ -132,6 +132,33 @@ fn without_a_baseline_absolute_bounds_decide_and_one_is_needed() {
 }
 
 #[test]
+fn leaving_figures_out_makes_nothing_pass() {
+    let (baseline, candidate) = (Run::new(1, &losses(0.0)), Run::new(2, &losses(-0.1)));
+    let bare = |run: &Run, with: fn(&mut Metric)| {
+        let mut run =
+            Run { samples: Default::default(), report: run.report.clone(), ..Run::new(2, &losses(-0.1)) };
+        run.metric().samples = None;
+        with(&mut run.report.metrics.get_mut("eval_loss").expect("it is there"));
+        run
+    };
+    let without_error = bare(&candidate, |metric| metric.stderr = None);
+    let verdict = weigh(&policy("max = 3.0"), &without_error, None);
+    assert_eq!(
+        (verdict.outcome, codes(&verdict)),
+        (Outcome::NoEvidence, vec!["bound_without_error".to_owned()])
+    );
+    let without_count = bare(&candidate, |metric| (metric.n, metric.n_total) = (None, None));
+    let verdict = weigh(&policy("max_regression = 0.5"), &without_count, Some(&baseline));
+    assert_eq!(verdict.outcome, Outcome::NoEvidence, "{verdict}");
+    assert!(codes(&verdict).contains(&"sample_count_unknown".to_owned()), "{verdict}");
+    // A lock file has the digest of samples only; the same run needs no more.
+    let mut pinned = Run::new(1, &losses(0.0));
+    pinned.samples.clear();
+    let verdict = weigh(&policy("max_regression = 0.02"), &baseline, Some(&pinned));
+    assert_eq!(verdict.outcome, Outcome::Pass, "{verdict}");
+}
+
+#[test]
 fn drift_is_counted_from_the_pinned_baseline() {
     let (pinned, baseline, candidate) =
         (Run::new(1, &losses(0.0)), Run::new(2, &losses(0.03)), Run::new(3, &losses(0.045)));
