@@ -182,6 +182,15 @@ fn without_a_daemon_the_lock_file_is_the_baseline() {
         host.run(&joined(&["gate", &path, "--report", report], &common)).code.expect("an exit code")
     };
     assert_eq!([gate(&good, &two), gate(&bad, &two)], [0, 1]);
+    // A runner without weights has what another one saw of them.
+    let seen = lab.path("two.json");
+    fs::write(&seen, host.run(&["inspect", &text(&two), "--hash"]).stdout).expect("written");
+    let without_weights = |report: &str| {
+        let seen = text(&seen);
+        let extra = ["gate", "--candidate-manifest", &seen, "--report", report];
+        host.run(&joined(&extra, &common)).code.expect("an exit code")
+    };
+    assert_eq!([without_weights(&good), without_weights(&bad)], [0, 1]);
     // The very run that is pinned settles itself, although the lock file has no samples.
     assert_eq!(gate(&base, &one), 0);
     // What is pinned elsewhere, or a lock file that is not there, does not read as if nothing were pinned.

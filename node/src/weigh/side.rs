@@ -78,7 +78,10 @@ impl Side {
         if let Ok(manifest) = Manifest::parse(&bytes) {
             return Ok(Self { label: shown.to_string(), ..Self::of_manifest(&manifest, None) });
         }
-        let printed: Printed = serde_json::from_slice(&bytes).map_err(|e| {
+        // Lines of progress may stand before the object.
+        let last = bytes.trim_ascii().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        let parsed = serde_json::from_slice(&bytes).or_else(|_| serde_json::from_slice(last));
+        let printed: Printed = parsed.map_err(|e| {
             Error::invalid(format!("{shown} is neither a manifest nor what `inspect --json` prints: {e}"))
                 .hint("make it with `weighlock inspect REF --json`, or `inspect PATH --hash --json`")
         })?;
