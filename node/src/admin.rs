@@ -1,5 +1,6 @@
 //! The command line's door: answers each request on `weighlock.sock`.
 
+mod audit;
 mod evidence;
 mod observe;
 
@@ -18,6 +19,7 @@ use weighlock_cache::{ImportOptions, ImportProgress};
 use weighlock_protocol::statement::{Applied, Envelope, Ledger, Resolution, Revocation, Target};
 use weighlock_protocol::{KeyId, ManifestDigest, Reference};
 
+use crate::audit::{Asked, Recorder};
 use crate::cli::counted;
 use crate::cluster::{self, now};
 use crate::daemon::Node;
@@ -96,7 +98,9 @@ async fn answer(
             let node = in_background;
             json(blocking(move || remove(&node, &reference, force)).await?)
         }
-        AdminRequest::View { reference } => json(view(node, stream, &reference).await?),
+        AdminRequest::View { reference, door } => {
+            json(view(node, stream, &Asked { text: reference, door }).await?)
+        }
         AdminRequest::AddEvidence { reference, path, by } => {
             let node = in_background;
             json(blocking(move || evidence::add(&node, &reference, &path, &by)).await?)
@@ -104,7 +108,9 @@ async fn answer(
         AdminRequest::Weighed { reference } => json(evidence::weighed(node, &reference)?),
         AdminRequest::Evidence { digest } => {
             evidence::check(node, &digest)?;
-            json(view_digest(node, stream, digest).await?)
+            let viewed = view_digest(node, stream, digest).await?;
+            Recorder::new(node, stream).evidence(digest).await?;
+            json(viewed)
         }
         AdminRequest::Members => json(members(node).await?),
         AdminRequest::Peers => json(observe::peers(node).await?),
@@ -127,6 +133,7 @@ async fn answer(
             json(blocking(move || cluster::add_contacts(&node.store, &contacts)).await?)
         }
         AdminRequest::Introduction => json(introduction(node)?),
+        AdminRequest::Audit { host, query } => json(audit::answer(node, host.as_deref(), query).await?),
     }
 }
 
@@ -171,7 +178,7 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         leases: node.leases.open().len(),
         fetches,
         ungated,
-        alarms: ledger.alarms(now).iter().map(ToString::to_string).collect(),
+        alarms: ledger.alarms(now).iter().map(ToString::to_string).chain(node.audit.alarm()).collect(),
     })
 }
 
@@ -398,9 +405,20 @@ fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
     Ok(Removed { digest, freed_bytes, also: also.into_iter().collect() })
 }
 
-async fn view(node: &Arc<Node>, stream: &mut UnixStream, text: &str) -> Result<Viewed> {
-    let reference: Reference = text.parse()?;
-    view_digest(node, stream, node.facts.resolve(&reference)?).await
+async fn view(node: &Arc<Node>, stream: &mut UnixStream, asked: &Asked) -> Result<Viewed> {
+    let mut record = Recorder::new(node, stream);
+    let viewed = async {
+        let reference: Reference = asked.text.parse()?;
+        let viewed = view_digest(node, stream, node.facts.resolve(&reference)?).await?;
+        // Written before it is answered.
+        record.granted(node, asked, &reference, viewed.digest).await?;
+        Ok(viewed)
+    }
+    .await;
+    if let Err(error) = &viewed {
+        record.refused(node, asked, error).await;
+    }
+    viewed
 }
 
 async fn view_digest(node: &Arc<Node>, stream: &mut UnixStream, digest: ManifestDigest) -> Result<Viewed> {

@@ -13,6 +13,7 @@ use weighlock_protocol::statement::{Envelope, Signed, reconcile};
 use weighlock_protocol::wire::bao::{GroupSet, all_groups};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest, StatementId};
 
+use crate::audit::Audit;
 use crate::facts::{self, Facts};
 use crate::fetch::Fetcher;
 use crate::net::control::{Acceptance, Backend, IngestReport};
@@ -25,12 +26,13 @@ const OFFERED_MAX: usize = 32;
 pub(crate) struct ControlBackend {
     facts: Facts,
     store: Store,
+    audit: Audit,
     offered: Mutex<BTreeMap<ManifestDigest, Vec<u8>>>,
 }
 
 impl ControlBackend {
-    pub(crate) fn new(facts: Facts, store: Store) -> Self {
-        Self { facts, store, offered: Mutex::default() }
+    pub(crate) fn new(facts: Facts, store: Store, audit: Audit) -> Self {
+        Self { facts, store, audit, offered: Mutex::default() }
     }
 
     fn offered(&self) -> MutexGuard<'_, BTreeMap<ManifestDigest, Vec<u8>>> {
@@ -119,6 +121,10 @@ impl Backend for ControlBackend {
             offered.pop_first();
         }
         offered.insert(ManifestDigest::of(&bytes), bytes);
+    }
+
+    fn audit(&self, _from: KeyId, query: &[u8]) -> Vec<u8> {
+        self.audit.answer_bytes(query)
     }
 }
 

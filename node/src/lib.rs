@@ -4,6 +4,7 @@
 //! this crate moves bytes, reads clocks and talks to people.
 
 mod admin;
+pub mod audit;
 mod backend;
 pub mod cli;
 pub mod cluster;

@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::UnixStream;
 use tracing::{debug, info};
 use weighlock_cache::{Store, StoreError};
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::manifest::{Contract, Layer, Manifest};
 use weighlock_protocol::{LayerId, ManifestDigest, Reference};
 
+use crate::audit::{Asked, Recorder, Why};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::fetch::{Step, blocking};
@@ -65,10 +67,14 @@ pub(crate) async fn serve(node: Arc<Node>, mut stream: UnixStream) {
         let _ = frame::write(&mut stream, &Event::Error(error)).await;
         return;
     }
-    let mut session = Session { node: node.clone(), uid, open: BTreeMap::new() };
+    let record = Recorder::new(&node, &stream);
+    let mut session = Session { node: node.clone(), uid, record, why: Why::Gone, open: BTreeMap::new() };
     loop {
         let request = tokio::select! {
-            () = node.stop.cancelled() => break,
+            () = node.stop.cancelled() => {
+                session.why = Why::Stopped;
+                break;
+            }
             request = frame::read::<LoaderRequest>(&mut stream) => request,
         };
         let answered = match request {
@@ -91,6 +97,9 @@ pub(crate) async fn serve(node: Arc<Node>, mut stream: UnixStream) {
 struct Session {
     node: Arc<Node>,
     uid: Option<u32>,
+    record: Recorder,
+    /// Why what is still open at the end is closed.
+    why: Why,
     open: BTreeMap<ManifestDigest, Open>,
 }
 
@@ -102,16 +111,31 @@ struct Open {
     partial: bool,
 }
 
+/// What an open asks for.
+struct Wanted {
+    asked: Asked,
+    fds: FdsWanted,
+    partial: bool,
+}
+
 impl Session {
     /// An `Err` means that the socket is gone; failures of the request are answers.
     async fn answer(&mut self, stream: &mut UnixStream, request: LoaderRequest) -> std::io::Result<()> {
         let done = match request {
-            LoaderRequest::Hello => {
+            LoaderRequest::Hello { client } => {
+                self.record.introduce(client.as_deref());
                 let version = env!("CARGO_PKG_VERSION").to_owned();
                 return frame::write(stream, &Event::Hello { protocol: LOADER_PROTOCOL, version }).await;
             }
-            LoaderRequest::Open { reference, fds, partial } => {
-                self.open(stream, &reference, fds, partial).await
+            LoaderRequest::Open { reference, fds, partial, client, copy } => {
+                self.record.introduce(client.as_deref());
+                let door = if copy { Door::Pull } else { Door::Loader };
+                let wanted = Wanted { asked: Asked { text: reference, door }, fds, partial };
+                let done = self.open(stream, &wanted).await;
+                if let Err(Failed::Request(error)) = &done {
+                    self.record.refused(&self.node, &wanted.asked, error).await;
+                }
+                done
             }
             LoaderRequest::Fds { digest, paths } => self.fds(stream, &digest, paths).await,
             LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
@@ -119,6 +143,7 @@ impl Session {
             LoaderRequest::Close { digest } => {
                 if self.open.remove(&digest).is_some() {
                     self.node.leases.give_back(&digest);
+                    self.record.closed(&digest, Why::Closed);
                     info!(%digest, uid = self.uid, "closed");
                 }
                 frame::write(stream, &Event::Closed).await.map_err(Failed::Socket)
@@ -139,14 +164,10 @@ impl Session {
         }
     }
 
-    async fn open(
-        &mut self,
-        stream: &mut UnixStream,
-        text: &str,
-        fds: FdsWanted,
-        partial: bool,
-    ) -> std::result::Result<(), Failed> {
-        let reference: Reference = text.parse().map_err(Error::from)?;
+    async fn open(&mut self, stream: &mut UnixStream, wanted: &Wanted) -> std::result::Result<(), Failed> {
+        let Wanted { asked, fds, partial } = wanted;
+        let partial = *partial;
+        let reference: Reference = asked.text.parse().map_err(Error::from)?;
         let digest = self.node.facts.resolve(&reference)?;
         if self.open.len() >= OPEN_MAX && !self.open.contains_key(&digest) {
             return Err(Error::refused(format!("this socket has {OPEN_MAX} artifacts open"))
@@ -194,6 +215,8 @@ impl Session {
             complete: incomplete.is_empty(),
             incomplete,
         };
+        // Written before it is answered.
+        self.record.granted(&self.node, asked, &reference, digest).await?;
         info!(%digest, reference = %reference, uid = self.uid, complete = answer.complete, "opened");
         if self.open.insert(digest, opening).is_none() {
             lease.keep();
@@ -313,6 +336,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         for digest in self.open.keys() {
             self.node.leases.give_back(digest);
+            self.record.closed(digest, self.why);
             info!(%digest, uid = self.uid, "closed");
         }
     }

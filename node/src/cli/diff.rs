@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use clap::Args;
 use weighlock_cache::diff::{Diff as Difference, DiffConfig, DiffError, DiffProgress, Side, diff};
 use weighlock_cache::inspect;
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::gate::Report;
 use weighlock_protocol::names::Selector;
 use weighlock_protocol::{LayerId, Reference};
@@ -118,7 +119,8 @@ fn side(context: &Context, text: &str) -> Result<Side> {
         Error::not_found(format!("{text} is neither a path that exists nor a reference: {e}"))
             .hint("name a directory, a .safetensors or .gguf file, or an artifact as ns/name:tag")
     })?;
-    let viewed: Viewed = context.ask(&AdminRequest::View { reference: reference.to_string() })?;
+    let viewed: Viewed =
+        context.ask(&AdminRequest::View { reference: reference.to_string(), door: Door::Path })?;
     // By digest: a channel may have moved on meanwhile.
     let exact = Reference { selector: Selector::Digest(viewed.digest), ..reference.clone() };
     let inspected: Inspected = context.ask(&AdminRequest::Inspect { reference: exact.to_string() })?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::gate::{Input, Verdict, judge, junit};
 use weighlock_protocol::lock::Lock;
 use weighlock_protocol::statement::Keypair;
@@ -143,7 +144,8 @@ impl Gate {
         if Path::new(text).exists() {
             return absolute(PathBuf::from(text));
         }
-        let viewed: Viewed = context.ask(&AdminRequest::View { reference: text.to_owned() })?;
+        let viewed: Viewed =
+            context.ask(&AdminRequest::View { reference: text.to_owned(), door: Door::Path })?;
         Ok(viewed.path)
     }
 

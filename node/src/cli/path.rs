@@ -2,6 +2,7 @@
 
 use clap::Args;
 use weighlock_protocol::Reference;
+use weighlock_protocol::audit::Door;
 
 use super::Context;
 use crate::error::Result;
@@ -17,7 +18,8 @@ pub(super) struct PathCommand {
 impl PathCommand {
     pub(super) fn run(self, context: &Context) -> Result<()> {
         let reference: Reference = self.reference.parse()?;
-        let viewed: Viewed = context.ask(&AdminRequest::View { reference: reference.to_string() })?;
+        let viewed: Viewed =
+            context.ask(&AdminRequest::View { reference: reference.to_string(), door: Door::Path })?;
         context.output.print(&viewed, |v| v.path.display().to_string())
     }
 }

@@ -83,8 +83,13 @@ impl Pull {
 /// Opens a reference over the loader socket, showing progress. Answers also the bytes that need not be fetched because
 /// other artifacts of this host had them.
 fn open(context: &Context, client: &mut Client, reference: &Reference) -> Result<(Opened, u64)> {
-    let request =
-        LoaderRequest::Open { reference: reference.to_string(), fds: FdsWanted::None, partial: false };
+    let request = LoaderRequest::Open {
+        reference: reference.to_string(),
+        fds: FdsWanted::None,
+        partial: false,
+        client: Some(concat!("weighlock ", env!("CARGO_PKG_VERSION")).into()),
+        copy: true,
+    };
     client.send(&request).map_err(|e| super::lost(&e))?;
     let mut bar = context.progress();
     let mut reused_bytes = 0;

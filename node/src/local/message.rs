@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::manifest::{Contract, Layer};
 use weighlock_protocol::wire::join::Contact;
 use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
@@ -63,6 +64,9 @@ pub enum AdminRequest {
     View {
         /// A reference.
         reference: String,
+        /// What for, as the audit log tells it.
+        #[serde(default)]
+        door: Door,
     },
     /// Keeps a directory with a report, its samples and its log, for an evaluation of `reference` that `by` will sign.
     /// Answers [`KeptEvidence`].
@@ -112,6 +116,14 @@ pub enum AdminRequest {
     },
     /// Answers [`Introduction`]: what a ticket must carry beside its key.
     Introduction,
+    /// Answers a [`Page`](crate::audit::Page) of this host's audit log, or of another member's.
+    Audit {
+        /// Name or key of another member.
+        #[serde(default)]
+        host: Option<String>,
+        /// The question.
+        query: crate::audit::Query,
+    },
 }
 
 /// What a daemon sends on either socket.
