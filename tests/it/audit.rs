@@ -57,13 +57,19 @@ fn a_killed_daemon_tells_afterwards_what_was_open() {
     let first = &opens[0];
     assert_eq!((&first["digest"], &first["reference"]), (&json!(digest), &json!(MODEL)));
     assert_eq!((&first["door"], &first["grounds"]), (&json!("loader"), &json!("ungated")));
-    assert_eq!((&first["runtime"], &first["pid"]), (&json!("server 7 vllm 0.6.3"), &json!(std::process::id())));
+    assert_eq!(
+        (&first["runtime"], &first["pid"]),
+        (&json!("server 7 vllm 0.6.3"), &json!(std::process::id()))
+    );
     assert_eq!(first["uid"], rustix::process::geteuid().as_raw());
     let closes = events(&alpha, "close", &[]);
     let reasons: Vec<&str> = closes.iter().filter_map(|close| close["reason"].as_str()).collect();
     assert_eq!(reasons, ["closed", "daemon stopped"]);
     let refused = events(&alpha, "refused", &[]);
-    assert!(string(&refused[0]["reason"]).contains("nothing is published as acme/model:2.0.0"), "{refused:?}");
+    assert!(
+        string(&refused[0]["reason"]).contains("nothing is published as acme/model:2.0.0"),
+        "{refused:?}"
+    );
     assert!(events(&alpha, "refused", &[MODEL]).is_empty());
 
     // Between the first open and its end: that one, until the daemon's last line.
@@ -127,7 +133,9 @@ fn copies_and_directories_are_noted_and_members_may_ask() {
     // Who is not there cannot be asked, and is named.
     let mut alpha = alpha;
     alpha.kill9();
-    until("beta sees that alpha is gone", || beta.peer(&alpha).is_none_or(|row| row["connected"] == false));
+    until("beta sees that alpha is gone", || {
+        beta.peer(&alpha).is_none_or(|row| row["connected"] == false).then_some(())
+    });
     let gone = beta.run(&["audit", "--host", "alpha"]);
     assert!(gone.complaints(6).is_empty(), "{:?}", gone.complaints(6));
     assert!(gone.stderr.contains(&alpha.key()), "{}", gone.stderr);
