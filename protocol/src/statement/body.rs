@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::envelope::StatementError;
+use super::promotion::{Approval, Channel, Cosignature, OnChannel, Promotion, Rollback, SetPolicy};
 use super::weighed::{Evaluate, Verdict};
 use crate::id::{ClusterId, KeyId, ManifestDigest, StatementId};
 use crate::names::{Artifact, NAME_LEN_MAX, Tag};
@@ -71,6 +72,16 @@ pub enum Kind {
     Evaluate(Evaluate),
     /// The gate weighed an artifact.
     Verdict(Verdict),
+    /// What a namespace or an artifact asks of candidates.
+    Policy(SetPolicy),
+    /// Somebody agrees to a promotion.
+    Approve(OnChannel<Approval>),
+    /// A manifest is to become a channel's head.
+    Promote(OnChannel<Promotion>),
+    /// A witness has checked a promotion.
+    Cosign(OnChannel<Cosignature>),
+    /// A channel's head is bad.
+    Rollback(OnChannel<Rollback>),
     /// A kind, or a version of a kind, that this release does not know: kept and passed on, without effect.
     Unknown {
         /// The full predicate type.
@@ -198,7 +209,7 @@ pub enum Target {
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         keep: BTreeSet<StatementId>,
     },
-    /// One admission, invite, publish, evaluation or verdict. Roots and revocations cannot be revoked.
+    /// One statement of any other kind. Roots and revocations cannot be revoked.
     Statement {
         /// The statement.
         id: StatementId,
@@ -257,20 +268,42 @@ impl Statement {
             }
             Kind::Evaluate(said) => said.findings.check_form(),
             Kind::Verdict(said) => said.ruling.check_form(),
+            Kind::Policy(policy) => policy.check_form(),
+            Kind::Approve(said) => said.check_form(),
+            Kind::Promote(said) => said.check_form(),
+            Kind::Cosign(said) => said.check_form(),
+            Kind::Rollback(said) => said.check_form(),
             Kind::Publish(_) | Kind::Unknown { .. } => Ok(()),
         }
     }
 }
 
 impl Kind {
-    /// The namespace that a publish, an evaluation or a verdict speaks of.
-    pub fn namespace(&self) -> Option<&str> {
+    /// The artifact that it speaks of: of what is published, measured, judged, approved, promoted, cosigned or rolled
+    /// back. These stand in no chain.
+    pub fn artifact(&self) -> Option<&Artifact> {
         match self {
-            Kind::Publish(said) => Some(said.artifact.namespace()),
-            Kind::Evaluate(said) => Some(said.artifact.namespace()),
-            Kind::Verdict(said) => Some(said.artifact.namespace()),
+            Kind::Publish(said) => Some(&said.artifact),
+            Kind::Evaluate(said) => Some(&said.artifact),
+            Kind::Verdict(said) => Some(&said.artifact),
+            kind => kind.channel().map(|channel| &channel.artifact),
+        }
+    }
+
+    /// The channel that it speaks of.
+    pub fn channel(&self) -> Option<&Channel> {
+        match self {
+            Kind::Approve(said) => Some(&said.channel),
+            Kind::Promote(said) => Some(&said.channel),
+            Kind::Cosign(said) => Some(&said.channel),
+            Kind::Rollback(said) => Some(&said.channel),
             _ => None,
         }
+    }
+
+    /// The namespace of [`artifact`](Self::artifact).
+    pub fn namespace(&self) -> Option<&str> {
+        self.artifact().map(Artifact::namespace)
     }
 
     /// `https://weighlock.dev/<kind>/v1`.
@@ -283,6 +316,11 @@ impl Kind {
             Kind::Publish(_) => "publish",
             Kind::Evaluate(_) => "evaluate",
             Kind::Verdict(_) => "verdict",
+            Kind::Policy(_) => "policy",
+            Kind::Approve(_) => "approve",
+            Kind::Promote(_) => "promote",
+            Kind::Cosign(_) => "cosign",
+            Kind::Rollback(_) => "rollback",
             Kind::Unknown { predicate_type } => return predicate_type.clone(),
         };
         format!("{PREDICATE_PREFIX}{name}/v1")
@@ -291,9 +329,18 @@ impl Kind {
     /// Whether it takes a place in its author's chain. For unknown kinds the statement itself tells.
     pub fn is_chained(&self) -> bool {
         match self {
-            Kind::Root(_) | Kind::Invite(_) | Kind::Revoke(_) => true,
+            Kind::Root(_) | Kind::Invite(_) | Kind::Revoke(_) | Kind::Policy(_) => true,
             Kind::Admit(admit) => admit.invite.is_none(),
-            Kind::Publish(_) | Kind::Evaluate(_) | Kind::Verdict(_) | Kind::Unknown { .. } => false,
+            // Parallel jobs share a key, and whoever rolls back at night does so on the side of a partition where
+            // the host is: a place in a chain would make theft of both. What moves heads names what it replaces.
+            Kind::Publish(_)
+            | Kind::Evaluate(_)
+            | Kind::Verdict(_)
+            | Kind::Approve(_)
+            | Kind::Promote(_)
+            | Kind::Cosign(_)
+            | Kind::Rollback(_)
+            | Kind::Unknown { .. } => false,
         }
     }
 }

@@ -6,10 +6,13 @@ use std::fmt;
 use super::body::{Chain, Invite, Kind, Labels, Revoke, Role, Root, Statement};
 use super::chain::Place;
 use super::envelope::Envelope;
+use super::ladder::DoubleVote;
 use super::ledger::{Checked, Ledger};
+use super::promotion::{Channel, Scope};
 use super::summary::{Entry, Summary};
 use super::tags::{Published, Resolution};
 use super::why::{Status, Why};
+use crate::gate::OnExpiry;
 use crate::id::{ClusterId, KeyId, ManifestDigest, StatementId};
 use crate::names::{Artifact, Tag};
 use crate::time::UnixTime;
@@ -135,6 +138,39 @@ pub enum Alarm {
         /// When.
         expires: UnixTime,
     },
+    /// A witness cosigned two promotions where it may cosign one: its host was restored from a backup, or its key is
+    /// stolen. The cosignatures are the proof.
+    DoubleVote {
+        /// The witness.
+        witness: KeyId,
+        /// Where.
+        channel: Channel,
+        /// Its cosignatures.
+        statements: BTreeSet<StatementId>,
+    },
+    /// Promotions that cancel each other.
+    HeadConflict {
+        /// Where; its head stays what it was.
+        channel: Channel,
+        /// They.
+        statements: BTreeSet<StatementId>,
+    },
+    /// Admins disagree about a policy.
+    PolicyConflict {
+        /// For what.
+        scope: Scope,
+        /// The statements.
+        statements: BTreeSet<StatementId>,
+    },
+    /// The promotion of a head has expired.
+    HeadExpired {
+        /// Where.
+        channel: Channel,
+        /// When.
+        expired: UnixTime,
+        /// Whether it no longer opens.
+        stops: bool,
+    },
     /// Publishers disagree about a tag.
     TagConflict {
         /// `ns/name`.
@@ -159,6 +195,24 @@ impl fmt::Display for Alarm {
             Alarm::RootExpiring { version, expires } => {
                 write!(f, "root {version} expires at {expires}: an admin must sign a new one")
             }
+            Alarm::DoubleVote { witness, channel, .. } => write!(
+                f,
+                "witness {witness} cosigned two promotions that replace one head of {channel}: restored from a backup, or its key is stolen; rotate it out of the root"
+            ),
+            Alarm::HeadConflict { channel, statements } => write!(
+                f,
+                "{} promotions replace one head of {channel} with cosignatures enough, so its head stays what it was; promote anew",
+                statements.len()
+            ),
+            Alarm::PolicyConflict { scope, .. } => write!(
+                f,
+                "two policies of {scope} have one version: nothing is promoted there until one is revoked"
+            ),
+            Alarm::HeadExpired { channel, expired, stops } => write!(
+                f,
+                "the promotion of {channel} expired at {expired}{}; promote it again",
+                if *stops { ": it no longer opens" } else { "; it is served on" }
+            ),
             Alarm::TagConflict { artifact, tag, digests } => write!(
                 f,
                 "{artifact}:{tag} was published with {} different contents and means nothing until one is left",
@@ -391,6 +445,23 @@ impl Ledger {
         if let Some((_, root)) = self.authority.root().filter(|(_, root)| soon > root.expires) {
             alarms.push(Alarm::RootExpiring { version: root.version, expires: root.expires });
         }
+        alarms.extend(self.double_votes().into_iter().map(|DoubleVote { witness, channel, statements }| {
+            Alarm::DoubleVote { witness, channel, statements }
+        }));
+        alarms.extend(
+            self.head_conflicts()
+                .map(|(channel, statements)| Alarm::HeadConflict { channel, statements: statements.clone() }),
+        );
+        alarms.extend(self.authority.policies.conflicts().map(|(scope, statements)| Alarm::PolicyConflict {
+            scope: scope.clone(),
+            statements: statements.clone(),
+        }));
+        for head in self.heads() {
+            if let Some(expired) = head.expires.filter(|at| now > at.plus(self.config.clock_tolerance_secs)) {
+                let stops = head.on_expiry == OnExpiry::Stop;
+                alarms.push(Alarm::HeadExpired { channel: head.channel, expired, stops });
+            }
+        }
         for (artifact, tag) in self.tags.conflicts() {
             if let Resolution::Conflict { digests } = self.tags.resolve(artifact, tag) {
                 alarms.push(Alarm::TagConflict { artifact: artifact.clone(), tag: tag.clone(), digests });
@@ -403,7 +474,13 @@ impl Ledger {
     pub fn status(&self, id: &StatementId) -> Option<Status> {
         let held = self.set.get(id)?;
         match &held.statement.kind {
-            kind if kind.namespace().is_some() => Some(self.authority.said_status(id, held)),
+            kind if kind.namespace().is_some() => Some(match self.authority.said_status(id, held) {
+                Status::Effective => kind
+                    .artifact()
+                    .and_then(|artifact| self.ladder.status(artifact, id))
+                    .unwrap_or(Status::Effective),
+                other => other,
+            }),
             Kind::Unknown { .. } => Some(Status::Ignored(Why::UnknownKind)),
             _ => match self.authority.status(id)? {
                 Status::Pending(Why::Predecessor { .. }) => match self.chains.place(id)? {
