@@ -1,6 +1,7 @@
 //! The command line's door: answers each request on `weighlock.sock`.
 
 mod evidence;
+mod ladder;
 mod observe;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,6 +128,22 @@ async fn answer(
             json(blocking(move || cluster::add_contacts(&node.store, &contacts)).await?)
         }
         AdminRequest::Introduction => json(introduction(node)?),
+        AdminRequest::Draft { by, of } => {
+            let node = in_background;
+            json(blocking(move || ladder::draft(&node, by, of)).await?)
+        }
+        AdminRequest::Standing { statement } => json(ladder::standing(node, statement)),
+        AdminRequest::Ladder { name } => json(ladder::status(node, &name)?),
+        AdminRequest::Log { name, at } => {
+            let node = in_background;
+            json(blocking(move || ladder::log(&node, &name, at)).await?)
+        }
+        AdminRequest::Rollout { name } => json(ladder::hosts(node, &name).await?),
+        AdminRequest::Keys => json(ladder::keys(node)?),
+        AdminRequest::Envelope { id } => {
+            let node = in_background;
+            json(blocking(move || ladder::envelope(&node, &id)).await?)
+        }
     }
 }
 
@@ -141,8 +158,8 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
     let now = now();
     let ledger = node.facts.ledger();
     let root = ledger.root(now);
-    let mut ungated: Vec<String> =
-        ledger.artifacts().map(|artifact| artifact.namespace().to_owned()).collect();
+    let open = ledger.artifacts().filter(|artifact| !ledger.is_gated(artifact));
+    let mut ungated: Vec<String> = open.map(|artifact| artifact.namespace().to_owned()).collect();
     ungated.dedup();
     let fetches =
         node.fetcher.running().into_iter().map(|(digest, progress)| FetchRow { digest, progress }).collect();

@@ -149,10 +149,12 @@ pub async fn run(
         .map_err(|e| listen_error("HTTP", config.listen.http, "--http-listen", &e))?;
     let http = http_listener.local_addr().map_err(Error::internal)?;
     let sockets = server::Sockets::bind(&dirs, &config)?;
+    let hardware = config.hardware.clone().unwrap_or_else(hardware::detect);
+    facts.set_hardware(&hardware);
     let node = Arc::new(Node {
         started: Instant::now(),
         name: cluster::host_name(config.name.as_deref()),
-        hardware: config.hardware.clone().unwrap_or_else(hardware::detect),
+        hardware,
         config,
         dirs,
         host: host.key_id(),
@@ -171,6 +173,7 @@ pub async fn run(
     spawn(&mut tasks, "announcements", announce(node.clone(), data_addr));
     spawn(&mut tasks, "statements", spread(node.clone()));
     spawn(&mut tasks, "proofs", proof::run(node.clone()));
+    spawn(&mut tasks, "cosignatures", crate::witness::run(node.clone()));
     spawn(&mut tasks, "resumption", resume(node.clone()));
     spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));
     spawn(&mut tasks, "sockets", sockets.serve(node.clone()));

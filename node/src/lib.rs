@@ -26,3 +26,4 @@ mod readiness;
 pub mod sandbox;
 mod server;
 mod weigh;
+mod witness;

@@ -12,7 +12,9 @@ mod init;
 mod inspect;
 mod invite;
 mod join;
+mod keys;
 mod lock;
+mod log;
 mod ls;
 mod member;
 mod output;
@@ -20,14 +22,20 @@ mod path;
 mod peers;
 mod policy;
 mod progress;
+mod promote;
 mod pull;
 mod rate;
+mod revoke;
 mod rm;
+mod rollback;
+mod rollout;
 mod sides;
+mod sign;
 mod statement;
 mod status;
 mod top;
 mod up;
+mod when;
 mod whereis;
 
 use std::path::PathBuf;
@@ -120,6 +128,21 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Weigh a candidate against what runs now, under a policy
     Gate(gate::Gate),
+    /// Make a candidate the head of a stage, with its evidence
+    Promote(promote::Promote),
+    /// Agree to a promotion that the policy wants approved
+    Approve(promote::Approve),
+    /// Back from a bad head to the last good one, now
+    Rollback(rollback::Rollback),
+    /// Channels, and how far hosts are with them
+    #[command(subcommand)]
+    Rollout(rollout::Rollout),
+    /// Who did what to an artifact, when, and on which evidence
+    Log(log::Log),
+    /// Who may do what in the cluster, and changing that
+    Keys(keys::Keys),
+    /// Take back a statement, or what a key said
+    Revoke(revoke::Revoke),
     /// Pin artifacts in weighlock.lock with how they scored, or check files against it
     Lock(lock::Lock),
     /// Signed statements as files
@@ -171,6 +194,13 @@ pub fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Command::Promote(command) => command.run(&context),
+        Command::Approve(command) => command.run(&context),
+        Command::Rollback(command) => command.run(&context),
+        Command::Rollout(command) => command.run(&context),
+        Command::Log(command) => command.run(&context),
+        Command::Keys(command) => command.run(&context),
+        Command::Revoke(command) => command.run(&context),
         Command::Lock(command) => match command.run(&context) {
             Ok(code) => return code,
             Err(error) => Err(error),

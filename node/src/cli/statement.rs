@@ -24,7 +24,8 @@ pub(super) enum StatementCommand {
     },
     /// What a statement says and who signed it; the signatures are proven, nothing else
     Show {
-        /// A DSSE envelope
+        /// A DSSE envelope, or the id of a statement of the cluster
+        #[arg(value_name = "FILE|ID")]
         file: PathBuf,
     },
 }
@@ -59,7 +60,7 @@ fn import(context: &Context, files: &[PathBuf]) -> Result<()> {
         let submitted: Submitted = context.ask(&AdminRequest::Submit { envelope: json })?;
         if let Some(why) = &submitted.pending {
             return Err(Error::refused(format!("{} has no effect in this cluster: {why}", file.display()))
-                .hint("it must be signed by a key that holds the role for it, see `weighlock member list`"));
+                .hint("it must be signed by a key that holds the role for it, see `weighlock keys`"));
         }
         items.push(submitted);
     }
@@ -71,7 +72,13 @@ fn import(context: &Context, files: &[PathBuf]) -> Result<()> {
 }
 
 fn show(context: &Context, file: &Path) -> Result<()> {
-    let envelope = read(file)?;
+    let envelope = match file.to_str().filter(|_| !file.exists()) {
+        Some(id) if id.trim_start_matches("sha256:").bytes().all(|b| b.is_ascii_hexdigit()) => {
+            let text: String = context.ask(&AdminRequest::Envelope { id: id.to_owned() })?;
+            Envelope::parse(text.as_bytes()).map_err(|e| Error::integrity(e.to_string()))?
+        }
+        _ => read(file)?,
+    };
     let bad = |e: &dyn std::fmt::Display| Error::integrity(format!("{}: {e}", file.display()));
     let signed = Signed::parse(envelope).map_err(|e| bad(&e))?;
     let verified = signed.verify().map_err(|e| bad(&e))?;

@@ -10,6 +10,10 @@ use weighlock_protocol::wire::join::Contact;
 use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
 
 use crate::error::Error;
+pub use crate::local::ladder::{
+    Ballot, DraftItem, DraftOf, Drafted, HeadInfo, HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, PendingRow,
+    PolicyInfo, RoleRow, RolloutHosts, RootChange, Standing, StandingKind,
+};
 pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened};
 pub use crate::local::observe::{
     Activity, ArtifactActivity, Evidence, Holder, PeerActivity, PeerRow, Shared, Whereabouts,
@@ -112,6 +116,43 @@ pub enum AdminRequest {
     },
     /// Answers [`Introduction`]: what a ticket must carry beside its key.
     Introduction,
+    /// Answers [`Drafted`]: what `by` would sign to bring something about, and what it lacks.
+    Draft {
+        /// The signer.
+        by: KeyId,
+        /// What.
+        of: DraftOf,
+    },
+    /// Answers [`Standing`]: what became of a statement.
+    Standing {
+        /// The statement.
+        statement: StatementId,
+    },
+    /// Answers [`LadderStatus`]: policy, heads and what waits, of an artifact.
+    Ladder {
+        /// `ns/name`, or any reference of it.
+        name: String,
+    },
+    /// Answers [`RolloutHosts`]: how far each host is with an artifact.
+    Rollout {
+        /// `ns/name`, or any reference of it.
+        name: String,
+    },
+    /// Answers [`Logged`]: who did what to an artifact.
+    Log {
+        /// `ns/name`, or any reference of it.
+        name: String,
+        /// The heads as they were at this time, Unix seconds.
+        #[serde(default)]
+        at: Option<u64>,
+    },
+    /// Answers [`KeyRoles`]: who may do what.
+    Keys,
+    /// Answers the envelope of a statement, as text.
+    Envelope {
+        /// The statement's id, or its beginning.
+        id: String,
+    },
 }
 
 /// What a daemon sends on either socket.

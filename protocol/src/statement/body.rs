@@ -105,6 +105,38 @@ pub enum Role {
     Witness,
 }
 
+impl Role {
+    /// All roles.
+    pub const ALL: [Role; 5] = [Role::Admin, Role::Publisher, Role::Evaluator, Role::Promoter, Role::Witness];
+
+    /// The lower-case name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Admin => "admin",
+            Role::Publisher => "publisher",
+            Role::Evaluator => "evaluator",
+            Role::Promoter => "promoter",
+            Role::Witness => "witness",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Role {
+    type Err = StatementError;
+
+    fn from_str(s: &str) -> Result<Self, StatementError> {
+        Self::ALL.into_iter().find(|role| role.as_str() == s).ok_or_else(|| StatementError::Body {
+            reason: format!("`{s}` is no role; there are admin, publisher, evaluator, promoter, witness"),
+        })
+    }
+}
+
 /// Who holds a role, and over which namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoleSpec {

@@ -42,6 +42,8 @@ pub(super) struct Ladder {
     lines: BTreeMap<Artifact, Line>,
     /// Whose fold is out of date.
     stale: BTreeSet<Artifact>,
+    /// Whose fold was made anew since somebody asked.
+    refolded: BTreeSet<Artifact>,
 }
 
 /// The ladder of one artifact.
@@ -115,7 +117,13 @@ impl Ladder {
             if line.is_empty() {
                 self.lines.remove(&artifact);
             }
+            self.refolded.insert(artifact);
         }
+    }
+
+    /// The artifacts whose heads may have moved since this was last asked.
+    pub(super) fn take_refolded(&mut self) -> BTreeSet<Artifact> {
+        std::mem::take(&mut self.refolded)
     }
 
     /// What became of a promotion or rollback that counts.

@@ -14,6 +14,7 @@ use super::weighed::Weighed;
 use super::why::{Status, Why};
 use crate::gate::Policy;
 use crate::id::{ClusterId, KeyId, StatementId};
+use crate::names::Artifact;
 
 /// One in so many places of a ledger is kept free of publishes and unknown kinds.
 pub const SAID_SHARE: usize = 16;
@@ -231,6 +232,11 @@ impl Ledger {
                 Err(applied) => applied,
             })
             .collect()
+    }
+
+    /// The artifacts whose heads may have moved since this was last asked.
+    pub fn take_moved(&mut self) -> BTreeSet<Artifact> {
+        self.ladder.take_refolded()
     }
 
     fn of_this_cluster(&self, envelope: &Envelope) -> Result<Signed<Statement, Unverified>, Refusal> {
