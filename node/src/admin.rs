@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tracing::info;
 use weighlock_cache::inspect;
 use weighlock_cache::{ImportOptions, ImportProgress};
-use weighlock_protocol::statement::{Applied, Envelope, Ledger, Resolution, Revocation, Target};
+use weighlock_protocol::statement::{Applied, Channel, Envelope, Ledger, Resolution, Revocation, Target};
 use weighlock_protocol::{KeyId, ManifestDigest, Reference};
 
 use crate::cli::counted;
@@ -27,7 +27,7 @@ use crate::fetch::{Step, blocking};
 use crate::local::frame;
 use crate::local::message::*;
 use crate::weigh::lock::LOCK_FILE;
-use crate::{facts, loader};
+use crate::{facts, follow, loader};
 
 /// Pause between two words to a command line that waits for a host to be found.
 const LOOK_TELL: Duration = Duration::from_millis(500);
@@ -139,6 +139,10 @@ async fn answer(
             json(blocking(move || ladder::log(&node, &name, at)).await?)
         }
         AdminRequest::Rollout { name } => json(ladder::hosts(node, &name).await?),
+        AdminRequest::Follow { reference, stop } => {
+            let node = in_background;
+            json(blocking(move || ladder::follow(&node, reference.as_deref(), stop)).await?)
+        }
         AdminRequest::Keys => json(ladder::keys(node)?),
         AdminRequest::Envelope { id } => {
             let node = in_background;
@@ -388,6 +392,12 @@ fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
         return Err(Error::not_found(format!("nothing of {reference} is on this host")));
     }
     if !force {
+        if let Some(channel) = keeps(node, &digest) {
+            return Err(Error::refused(format!(
+                "{reference} is what {channel} runs, or may be rolled back to"
+            ))
+            .hint("say --force to drop this host's copy all the same"));
+        }
         if let Some(loaders) = node.leases.open().get(&digest) {
             let loaders = counted(*loaders, "loader");
             return Err(Error::refused(format!("{reference} is open by {loaders}"))
@@ -413,6 +423,18 @@ fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
     };
     also.remove(&reference.to_string());
     Ok(Removed { digest, freed_bytes, also: also.into_iter().collect() })
+}
+
+/// A channel whose head, or one of the two before, is this manifest.
+fn keeps(node: &Node, digest: &ManifestDigest) -> Option<String> {
+    let ledger = node.facts.ledger();
+    let artifacts: BTreeSet<_> = ledger.publishes_of(digest).map(|p| p.publish.artifact).collect();
+    let channels = artifacts.iter().flat_map(|artifact| ledger.heads_of(artifact)).map(|head| head.channel);
+    let keeps = |channel: &Channel| {
+        let Channel { artifact, stage, hardware } = channel;
+        ledger.kept_in(artifact, *stage, hardware, follow::PREVIOUS_HEADS).contains(digest)
+    };
+    channels.filter(keeps).last().map(|channel| channel.to_string())
 }
 
 async fn view(node: &Arc<Node>, stream: &mut UnixStream, text: &str) -> Result<Viewed> {

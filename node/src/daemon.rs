@@ -173,6 +173,7 @@ pub async fn run(
     spawn(&mut tasks, "announcements", announce(node.clone(), data_addr));
     spawn(&mut tasks, "statements", spread(node.clone()));
     spawn(&mut tasks, "proofs", proof::run(node.clone()));
+    spawn(&mut tasks, "channels", crate::follow::run(node.clone()));
     spawn(&mut tasks, "cosignatures", crate::witness::run(node.clone()));
     spawn(&mut tasks, "resumption", resume(node.clone()));
     spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));

@@ -8,7 +8,8 @@ mod heads;
 mod open;
 mod resolve;
 
-pub use open::{Admitted, Purpose};
+pub(crate) use open::EvaluatorAsks;
+pub use open::{Admitted, Basis, Purpose};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
@@ -18,8 +19,8 @@ use tracing::{info, warn};
 use weighlock_cache::{Commit, Staged, Store};
 use weighlock_protocol::manifest::Manifest;
 use weighlock_protocol::statement::{
-    Applied, Checked, Envelope, HARDWARE_ANY, Keypair, Kind, Ledger, LedgerConfig, Publish, Resolution, Role, Statement,
-    Status,
+    Applied, Checked, Envelope, HARDWARE_ANY, Keypair, Kind, Ledger, LedgerConfig, Publish, Resolution, Role,
+    Statement, Status,
 };
 use weighlock_protocol::wire::join::{JoinAnswer, JoinRequest};
 use weighlock_protocol::{Artifact, ClusterId, KeyId, ManifestDigest, Reference, StatementId};
@@ -75,6 +76,8 @@ struct Inner {
     writer: Mutex<()>,
     members: watch::Sender<Arc<BTreeSet<KeyId>>>,
     changes: broadcast::Sender<Committed>,
+    /// Counts what this host was told to follow.
+    nudges: watch::Sender<u64>,
 }
 
 impl Facts {
@@ -96,6 +99,7 @@ impl Facts {
                 writer: Mutex::new(()),
                 members: watch::Sender::new(Arc::default()),
                 changes: broadcast::Sender::new(CHANGES_MAX),
+                nudges: watch::Sender::new(0),
             }),
         };
         facts.load_heads()?;
@@ -126,6 +130,16 @@ impl Facts {
     /// Admitted hosts other than this one, now and as they change.
     pub fn members(&self) -> watch::Receiver<Arc<BTreeSet<KeyId>>> {
         self.inner.members.subscribe()
+    }
+
+    /// Wakes those who look at what this host follows.
+    pub fn nudge(&self) {
+        self.inner.nudges.send_modify(|n| *n += 1);
+    }
+
+    /// As it is told to follow channels.
+    pub fn nudged(&self) -> watch::Receiver<u64> {
+        self.inner.nudges.subscribe()
     }
 
     /// Committed statements from now on.
@@ -424,7 +438,13 @@ impl Facts {
             if accepted.iter().any(|(accepted, _)| *accepted == id) {
                 let manifest = manifests.get(&id).copied();
                 // Nobody listening is no error: a command may run without a daemon.
-                let _ = self.inner.changes.send(Committed { id, bytes: bytes.into(), manifest, ours, moves: may_move });
+                let _ = self.inner.changes.send(Committed {
+                    id,
+                    bytes: bytes.into(),
+                    manifest,
+                    ours,
+                    moves: may_move,
+                });
             }
         }
         Ok(accepted)

@@ -13,6 +13,7 @@ pub mod demo;
 pub mod error;
 pub mod facts;
 pub mod fetch;
+mod follow;
 pub mod hardware;
 mod http;
 pub mod keys;

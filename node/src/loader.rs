@@ -1,6 +1,7 @@
 //! The loader door: resolves, fetches what is missing, hands out read-only descriptors, keeps leases.
 
 mod wait;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fs::File as StdFile;
@@ -116,6 +117,7 @@ impl Session {
             LoaderRequest::Fds { digest, paths } => self.fds(stream, &digest, paths).await,
             LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
             LoaderRequest::Follow { digest, paths } => self.follow(stream, &digest, &paths).await,
+            LoaderRequest::Watch { reference } => self.watch(stream, &reference).await,
             LoaderRequest::Close { digest } => {
                 if self.open.remove(&digest).is_some() {
                     self.node.leases.give_back(&digest);

@@ -16,8 +16,10 @@ use weighlock_protocol::{Artifact, KeyId, ManifestDigest, Reference, StatementId
 use crate::cluster::now;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
+use crate::follow::{self, Because};
 use crate::local::message::{
-    Ballot, HeadInfo, KeyRoles, LadderStatus, PendingRow, PolicyInfo, RoleRow, Standing, StandingKind,
+    Ballot, FollowRule, FollowedRow, Following, HeadInfo, KeyRoles, LadderStatus, PendingRow, PolicyInfo,
+    RoleRow, Standing, StandingKind,
 };
 
 /// What became of a statement.
@@ -85,6 +87,30 @@ pub(super) fn status(node: &Node, name: &str) -> Result<LadderStatus> {
         pending: pending.collect(),
         artifact,
     })
+}
+
+/// Which channels this host follows, after it was told of one more or less. Blocks on the disk.
+///
+/// # Errors
+/// Not a channel, or the store failed.
+pub(super) fn follow(node: &Node, reference: Option<&str>, stop: bool) -> Result<Following> {
+    if let Some(reference) = reference {
+        follow::tell(&node.store, &reference.parse()?, stop)?;
+        node.facts.nudge();
+    }
+    let told = follow::told(&node.store)?;
+    let here = follow::channels(node, &told).into_iter().map(|((artifact, stage), why)| FollowedRow {
+        channel: format!("{artifact}:{stage}"),
+        by_rule: why == Because::Rule,
+    });
+    let here = here.collect();
+    let rules = node
+        .facts
+        .ledger()
+        .follows()
+        .into_iter()
+        .map(|rule| FollowRule { channel: format!("{}:{}", rule.artifact, rule.stage), on: rule.on });
+    Ok(Following { here, rules: rules.collect() })
 }
 
 /// Who may do what.

@@ -26,7 +26,13 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) fn run(self, context: &Context) -> Result<()> {
-        let at = self.at.as_deref().map(when::when).transpose().map_err(Error::invalid)?.map(|at| at.until_ms.saturating_sub(1) / 1000);
+        let at = self
+            .at
+            .as_deref()
+            .map(when::when)
+            .transpose()
+            .map_err(Error::invalid)?
+            .map(|at| at.until_ms.saturating_sub(1) / 1000);
         let logged: Logged = context.ask(&AdminRequest::Log { name: self.reference, at })?;
         context.output.print(&logged, |logged| {
             let rows: Vec<Vec<String>> = logged.events.iter().map(event).collect();
@@ -34,7 +40,11 @@ impl Log {
             if let (Some(at), false) = (at, logged.heads.is_empty()) {
                 out += &format!("\nheads at {}\n", UnixTime(at));
                 let rows: Vec<Vec<String>> = logged.heads.iter().map(head).collect();
-                out += &table(&["STAGE", "HARDWARE", "VERSION", "DIGEST", "PROMOTION", "VERDICT", "POLICY"], &[], &rows);
+                out += &table(
+                    &["STAGE", "HARDWARE", "VERSION", "DIGEST", "PROMOTION", "VERDICT", "POLICY"],
+                    &[],
+                    &rows,
+                );
             }
             out
         })

@@ -7,6 +7,7 @@ mod demo;
 mod diff;
 mod eval;
 mod evidence;
+mod follow;
 mod gate;
 mod init;
 mod inspect;
@@ -35,6 +36,7 @@ mod statement;
 mod status;
 mod top;
 mod up;
+mod watch;
 mod when;
 mod whereis;
 
@@ -137,6 +139,10 @@ enum Command {
     /// Channels, and how far hosts are with them
     #[command(subcommand)]
     Rollout(rollout::Rollout),
+    /// Say when the head of a channel moves, and run a reload hook
+    Watch(watch::Watch),
+    /// Keep here, or on hosts with some labels, what a channel runs and what is next
+    Follow(follow::Follow),
     /// Who did what to an artifact, when, and on which evidence
     Log(log::Log),
     /// Who may do what in the cluster, and changing that
@@ -198,6 +204,8 @@ pub fn main() -> ExitCode {
         Command::Approve(command) => command.run(&context),
         Command::Rollback(command) => command.run(&context),
         Command::Rollout(command) => command.run(&context),
+        Command::Watch(command) => command.run(&context),
+        Command::Follow(command) => command.run(&context),
         Command::Log(command) => command.run(&context),
         Command::Keys(command) => command.run(&context),
         Command::Revoke(command) => command.run(&context),

@@ -90,7 +90,9 @@ impl PolicyCommand {
             Self::Check { file } => {
                 let policy = read(&file)?;
                 let shown = Shown { digest: policy.digest(), policy };
-                context.output.print(&shown, |shown| format!("{} is a policy: {}\n", file.display(), shown.digest))
+                context
+                    .output
+                    .print(&shown, |shown| format!("{} is a policy: {}\n", file.display(), shown.digest))
             }
         }
     }
@@ -98,7 +100,8 @@ impl PolicyCommand {
 
 /// The policy in force, where a name is given and no file.
 fn in_force(context: &Context, name: &Path) -> Result<Option<PolicyInfo>> {
-    let Some(artifact) = name.to_str().filter(|_| !name.exists()).and_then(|n| n.parse::<Artifact>().ok()) else {
+    let Some(artifact) = name.to_str().filter(|_| !name.exists()).and_then(|n| n.parse::<Artifact>().ok())
+    else {
         return Ok(None);
     };
     let status: LadderStatus = context.ask(&AdminRequest::Ladder { name: artifact.to_string() })?;

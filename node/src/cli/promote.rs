@@ -186,11 +186,16 @@ fn promoted(row: &DoneRow) -> String {
 fn lacking(reference: &str, stage: Stage, item: &DraftItem) -> Error {
     let mut lacks = item.lacks.iter();
     let first = lacks.next().map_or("it lacks something", String::as_str);
-    let (what, hint) = first.split_once("; ").unwrap_or((first, "`weighlock rollout status` shows what there is"));
+    let (what, hint) =
+        first.split_once("; ").unwrap_or((first, "`weighlock rollout status` shows what there is"));
     let more: Vec<&str> = lacks.map(|lack| lack.split("; ").next().unwrap_or_default()).collect();
     let more = if more.is_empty() { String::new() } else { format!("; also: {}", more.join(", ")) };
     let message = format!("{reference} cannot be promoted to {}: {what}", item.about);
     let _ = stage;
-    Error { message: format!("{message}{more}").replace("; also", " (also") + if more.is_empty() { "" } else { ")" }, ..Error::refused("") }
-        .hint(hint)
+    Error {
+        message: format!("{message}{more}").replace("; also", " (also")
+            + if more.is_empty() { "" } else { ")" },
+        ..Error::refused("")
+    }
+    .hint(hint)
 }

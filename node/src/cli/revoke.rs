@@ -47,7 +47,8 @@ impl Revoke {
             }
         };
         let admin = admin_key(context, self.key.as_deref(), &context.cluster()?)?;
-        let (_, submitted) = sign_and_submit(context, &admin, Kind::Revoke(Said { target, reason: self.reason }))?;
+        let (_, submitted) =
+            sign_and_submit(context, &admin, Kind::Revoke(Said { target, reason: self.reason }))?;
         context.output.print(&submitted, |_| format!("revoked {}\n", self.target))
     }
 }

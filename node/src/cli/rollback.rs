@@ -64,7 +64,9 @@ impl Rollback {
         let key = sign::key(context, key.as_deref())?;
         let of = DraftOf::Rollback { name: name.clone(), hardware, to, reason };
         let items = sign::draft(context, &key, of)?;
-        if let Some(item) = items.iter().find(|item| item.digest.is_some() && item.holders == 0).filter(|_| !force) {
+        if let Some(item) =
+            items.iter().find(|item| item.digest.is_some() && item.holders == 0).filter(|_| !force)
+        {
             let target = item.digest.map(|digest| digest.to_string()).unwrap_or_default();
             return Err(Error::refused(format!("no host is known to hold {target}, which would be the head of {}", item.about))
                 .hint("name another version with --to, or say --force: the bad one goes, and nothing opens until somebody adds the other"));
@@ -93,6 +95,7 @@ impl Rollback {
 }
 
 fn line(row: &DoneRow) -> String {
-    let short = |digest: Option<ManifestDigest>| digest.map_or_else(|| "nothing".to_owned(), |d| d.to_string());
+    let short =
+        |digest: Option<ManifestDigest>| digest.map_or_else(|| "nothing".to_owned(), |d| d.to_string());
     format!("{} rolled back: away from {}, to {}\n", row.channel, short(row.bad), short(row.head))
 }

@@ -44,8 +44,12 @@ impl Rollout {
         let patience = Duration::from_secs(wait.unwrap_or(0));
         loop {
             let shown = look(context, &name)?;
-            let lagging: Vec<&str> =
-                shown.hosts.iter().filter(|host| host.lags.is_some()).map(|host| host.name.as_str()).collect();
+            let lagging: Vec<&str> = shown
+                .hosts
+                .iter()
+                .filter(|host| host.lags.is_some())
+                .map(|host| host.name.as_str())
+                .collect();
             let done = shown.ladder.pending.is_empty() && lagging.is_empty();
             if done || begun.elapsed() >= patience {
                 let late = (wait.is_some() && !done).then(|| {

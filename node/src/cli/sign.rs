@@ -8,9 +8,7 @@ use weighlock_protocol::statement::{Envelope, Keypair, Statement};
 
 use super::Context;
 use crate::error::{Error, Kind, Result};
-use crate::local::message::{
-    AdminRequest, DraftItem, DraftOf, Drafted, Standing, StandingKind, Submitted,
-};
+use crate::local::message::{AdminRequest, DraftItem, DraftOf, Drafted, Standing, StandingKind, Submitted};
 use crate::weigh::key;
 
 /// Between two looks at what became of a statement.
@@ -68,9 +66,12 @@ pub(super) fn settled(context: &Context, statement: StatementId, patience: Durat
 pub(super) fn without_effect(what: &str, standing: &Standing) -> Error {
     let why = standing.why.join("; ").replace("; ", ", ");
     match standing.status {
-        StandingKind::Pending => Error { kind: Kind::Unavailable, ..Error::unavailable(format!("{what} waits: {why}")) }
-            .hint("it takes effect by itself once that is there; `weighlock rollout status` shows it"),
-        _ => Error::refused(format!("{what} has no effect: {why}")).hint("`weighlock log` tells what came before"),
+        StandingKind::Pending => {
+            Error { kind: Kind::Unavailable, ..Error::unavailable(format!("{what} waits: {why}")) }
+                .hint("it takes effect by itself once that is there; `weighlock rollout status` shows it")
+        }
+        _ => Error::refused(format!("{what} has no effect: {why}"))
+            .hint("`weighlock log` tells what came before"),
     }
 }
 

@@ -47,7 +47,9 @@ impl Facts {
         let mut ledger = self.inner.ledger.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let applied = ledger.apply_all(checked);
         let refused = |id: &StatementId| {
-            ids.iter().zip(&applied).any(|(other, applied)| other == id && matches!(applied, Applied::Refused(_)))
+            ids.iter()
+                .zip(&applied)
+                .any(|(other, applied)| other == id && matches!(applied, Applied::Refused(_)))
         };
         rows.retain(|(id, _)| !refused(id));
         let mut known = self.inner.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -58,7 +60,9 @@ impl Facts {
             // What is not on disk must not be in the ledger either.
             match load(&self.inner.store, &ledger) {
                 Ok(fresh) => *ledger = fresh,
-                Err(again) => error!(error = %again, "the statements cannot be read again; restart the daemon"),
+                Err(again) => {
+                    error!(error = %again, "the statements cannot be read again; restart the daemon")
+                }
             }
             return Err(e);
         }
@@ -165,9 +169,8 @@ fn changed_heads(ledger: &mut Ledger, known: &Heads) -> Vec<(String, Option<Head
         }
         for (channel, row) in now {
             let before = known.get(&channel);
-            let lost = before.is_some_and(|before| {
-                before.epoch > row.epoch && !ledger.contains(&before.statement)
-            });
+            let lost =
+                before.is_some_and(|before| before.epoch > row.epoch && !ledger.contains(&before.statement));
             if before != Some(&row) && !lost {
                 changed.push((channel, Some(row)));
             }

@@ -92,7 +92,8 @@ impl Facts {
     /// Not such a signature.
     pub fn evaluator(&self, proof: &[u8], digest: &ManifestDigest) -> Result<KeyId> {
         let bad = |what: &str| Error::refused(format!("the evaluator's signature {what}"));
-        let envelope = weighlock_protocol::statement::Envelope::parse(proof).map_err(|e| bad(&e.to_string()))?;
+        let envelope =
+            weighlock_protocol::statement::Envelope::parse(proof).map_err(|e| bad(&e.to_string()))?;
         let asked: EvaluatorAsks =
             serde_json::from_slice(envelope.payload()).map_err(|_| bad("is over something else"))?;
         let [signature] = envelope.signatures() else { return Err(bad("is not the only one")) };
@@ -115,9 +116,9 @@ const EVALUATOR_ASKS_SECS: u64 = 60;
 /// What an evaluator signs to open a candidate.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct EvaluatorAsks {
+pub(crate) struct EvaluatorAsks {
     /// What it opens.
-    pub open: ManifestDigest,
+    pub(crate) open: ManifestDigest,
     /// On which host.
     pub host: KeyId,
     /// When, Unix seconds.
@@ -137,7 +138,9 @@ fn advice(closed: &Closed, tag: &str) -> String {
             format!("`weighlock log {tag}` says why; a new verdict and a promotion bring it back")
         }
         Closed::BeforePolicy { stage } => {
-            format!("`weighlock gate {tag} --out verdict.dsse`, import it, and `weighlock promote {tag} --to {stage}`")
+            format!(
+                "`weighlock gate {tag} --out verdict.dsse`, import it, and `weighlock promote {tag} --to {stage}`"
+            )
         }
         Closed::Expired { .. } => format!("`weighlock promote {tag} --to STAGE` renews it"),
     }

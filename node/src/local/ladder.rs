@@ -51,6 +51,15 @@ pub enum DraftOf {
         /// Why.
         reason: String,
     },
+    /// A rule that hosts follow a channel.
+    Follow {
+        /// `ns/name:stage`.
+        reference: String,
+        /// Labels that they must have, all of them.
+        on: BTreeMap<String, String>,
+        /// Whether they no longer do.
+        stop: bool,
+    },
     /// The next root.
     Root {
         /// What is other in it.
@@ -340,4 +349,64 @@ pub struct HostState {
     pub open: Option<Vec<String>>,
     /// Why it is not done, if it is not.
     pub lags: Option<String>,
+}
+
+/// Answer to [`Follow`](crate::local::message::AdminRequest::Follow).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Following {
+    /// What this host follows.
+    pub here: Vec<FollowedRow>,
+    /// The rules of the cluster.
+    pub rules: Vec<FollowRule>,
+}
+
+/// A channel that this host follows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FollowedRow {
+    /// `ns/name:stage`.
+    pub channel: String,
+    /// Whether a rule says so rather than somebody on this host.
+    pub by_rule: bool,
+}
+
+/// A rule.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FollowRule {
+    /// `ns/name:stage`.
+    pub channel: String,
+    /// Labels that a host must have, all of them.
+    pub on: BTreeMap<String, String>,
+}
+
+/// What the head of a channel is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelHead {
+    /// The channel.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// Its head.
+    pub digest: Option<ManifestDigest>,
+    /// The promotion or rollback that made it.
+    pub statement: Option<StatementId>,
+    /// Since when, Unix seconds by the signers' clocks.
+    pub since: Option<u64>,
+    /// Whether it was rolled back to.
+    pub rolled_back: bool,
+    /// Why it does not open on this host, if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<String>,
+}
+
+impl ChannelHead {
+    /// A channel without a head.
+    pub(crate) fn none(reference: &weighlock_protocol::Reference) -> Self {
+        Self {
+            reference: reference.to_string(),
+            digest: None,
+            statement: None,
+            since: None,
+            rolled_back: false,
+            closed: None,
+        }
+    }
 }

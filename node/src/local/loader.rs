@@ -57,6 +57,13 @@ pub enum LoaderRequest {
         #[serde(default)]
         paths: Vec<String>,
     },
+    /// Tells what the head of a channel is, now and each time that it moves, rollbacks included: any number of
+    /// [`Event::Head`]. The next request on the socket ends it.
+    Watch {
+        /// `ns/name:stage`.
+        #[serde(rename = "ref")]
+        reference: String,
+    },
     /// Gives the lease back before the socket closes. Answered by [`Event::Closed`].
     Close {
         /// What was opened.

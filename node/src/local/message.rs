@@ -11,8 +11,9 @@ use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
 
 use crate::error::Error;
 pub use crate::local::ladder::{
-    Ballot, DraftItem, DraftOf, Drafted, HeadInfo, HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, PendingRow,
-    PolicyInfo, RoleRow, RolloutHosts, RootChange, Standing, StandingKind,
+    Ballot, ChannelHead, DraftItem, DraftOf, Drafted, FollowRule, FollowedRow, Following, HeadInfo,
+    HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, PendingRow, PolicyInfo, RoleRow,
+    RolloutHosts, RootChange, Standing, StandingKind,
 };
 pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened};
 pub use crate::local::observe::{
@@ -146,6 +147,13 @@ pub enum AdminRequest {
         #[serde(default)]
         at: Option<u64>,
     },
+    /// Answers [`Following`]: which channels this host follows, after it was told of one more or less.
+    Follow {
+        /// `ns/name:stage`, or only the question.
+        reference: Option<String>,
+        /// Whether it no longer follows it.
+        stop: bool,
+    },
     /// Answers [`KeyRoles`]: who may do what.
     Keys,
     /// Answers the envelope of a statement, as text.
@@ -201,6 +209,8 @@ pub enum Event {
     },
     /// All of what is followed is here.
     Complete,
+    /// What the head of a channel is, first and each time that it moves; answer to [`LoaderRequest::Watch`].
+    Head(ChannelHead),
     /// Answer to [`LoaderRequest::Close`].
     Closed,
 }

@@ -224,7 +224,7 @@ impl Authority {
                 self.permits(Role::Evaluator, Some(namespace), s, &h.signers)
             }
             // One person each; which root's promoters count is for the promotion to say.
-            Kind::Approve(_) => {
+            Kind::Approve(_) | Kind::Follow(_) => {
                 (1..).map_while(|n| self.root_at(n)).any(|root| root.holds(Role::Promoter, namespace, &s.by))
             }
             Kind::Promote(said) => self.root_at(said.said.root).is_some_and(|root| {

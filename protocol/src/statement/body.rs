@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::envelope::StatementError;
-use super::promotion::{Approval, Channel, Cosignature, OnChannel, Promotion, Rollback, SetPolicy};
+use super::promotion::{Approval, Channel, Cosignature, Follow, OnChannel, Promotion, Rollback, SetPolicy};
 use super::weighed::{Evaluate, Verdict};
 use crate::id::{ClusterId, KeyId, ManifestDigest, StatementId};
 use crate::names::{Artifact, NAME_LEN_MAX, Tag};
@@ -82,6 +82,8 @@ pub enum Kind {
     Cosign(OnChannel<Cosignature>),
     /// A channel's head is bad.
     Rollback(OnChannel<Rollback>),
+    /// Hosts keep what a stage runs.
+    Follow(Follow),
     /// A kind, or a version of a kind, that this release does not know: kept and passed on, without effect.
     Unknown {
         /// The full predicate type.
@@ -305,19 +307,21 @@ impl Statement {
             Kind::Promote(said) => said.check_form(),
             Kind::Cosign(said) => said.check_form(),
             Kind::Rollback(said) => said.check_form(),
+            Kind::Follow(follow) => labels(&follow.on),
             Kind::Publish(_) | Kind::Unknown { .. } => Ok(()),
         }
     }
 }
 
 impl Kind {
-    /// The artifact that it speaks of: of what is published, measured, judged, approved, promoted, cosigned or rolled
-    /// back. These stand in no chain.
+    /// The artifact that it speaks of: of what is published, measured, judged, approved, promoted, cosigned, rolled
+    /// back or followed. These stand in no chain.
     pub fn artifact(&self) -> Option<&Artifact> {
         match self {
             Kind::Publish(said) => Some(&said.artifact),
             Kind::Evaluate(said) => Some(&said.artifact),
             Kind::Verdict(said) => Some(&said.artifact),
+            Kind::Follow(said) => Some(&said.artifact),
             kind => kind.channel().map(|channel| &channel.artifact),
         }
     }
@@ -353,6 +357,7 @@ impl Kind {
             Kind::Promote(_) => "promote",
             Kind::Cosign(_) => "cosign",
             Kind::Rollback(_) => "rollback",
+            Kind::Follow(_) => "follow",
             Kind::Unknown { predicate_type } => return predicate_type.clone(),
         };
         format!("{PREDICATE_PREFIX}{name}/v1")
@@ -372,6 +377,7 @@ impl Kind {
             | Kind::Promote(_)
             | Kind::Cosign(_)
             | Kind::Rollback(_)
+            | Kind::Follow(_)
             | Kind::Unknown { .. } => false,
         }
     }

@@ -52,6 +52,7 @@ pub(super) struct Line {
     promotions: BTreeSet<StatementId>,
     rollbacks: BTreeSet<StatementId>,
     approvals: BTreeSet<StatementId>,
+    follows: BTreeSet<StatementId>,
     /// By promotion.
     cosignatures: BTreeMap<StatementId, BTreeSet<StatementId>>,
     folded: Folded,
@@ -68,7 +69,7 @@ impl Ladder {
             }
             return;
         }
-        if kind.channel().is_none() {
+        if kind.channel().is_none() && !matches!(kind, Kind::Follow(_)) {
             return;
         }
         let line = match self.lines.get_mut(artifact) {
@@ -79,6 +80,7 @@ impl Ladder {
             Kind::Promote(_) => line.promotions.insert(id),
             Kind::Rollback(_) => line.rollbacks.insert(id),
             Kind::Approve(_) => line.approvals.insert(id),
+            Kind::Follow(_) => line.follows.insert(id),
             Kind::Cosign(said) => line.cosignatures.entry(said.said.promotion).or_default().insert(id),
             _ => false,
         };
@@ -92,6 +94,7 @@ impl Ladder {
         line.promotions.remove(&id);
         line.rollbacks.remove(&id);
         line.approvals.remove(&id);
+        line.follows.remove(&id);
         if let Kind::Cosign(said) = kind
             && let Some(of) = line.cosignatures.get_mut(&said.said.promotion)
         {
@@ -145,6 +148,7 @@ impl Line {
         self.promotions.is_empty()
             && self.rollbacks.is_empty()
             && self.approvals.is_empty()
+            && self.follows.is_empty()
             && self.cosignatures.is_empty()
     }
 }

@@ -29,7 +29,7 @@ pub use envelope::{Envelope, Keypair, Signature, Signed, StatementError, Unverif
 pub use ladder::{Ballot, Closed, Draft, Event, Grounds, Head, Hold, PolicyStatus, Vote};
 pub use ledger::{Applied, Checked, Ledger, LedgerConfig, Refusal, SAID_SHARE};
 pub use promotion::{
-    Approval, Channel, Cosignature, HARDWARE_ANY, OnChannel, Promotion, Rollback, Scope, SetPolicy,
+    Approval, Channel, Cosignature, Follow, HARDWARE_ANY, OnChannel, Promotion, Rollback, Scope, SetPolicy,
     is_hardware_key,
 };
 pub use query::{Alarm, Denied, InviteStatus, Member, Revocation, RootStatus};

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::body::{Admit, Chain, Invite, Kind, PREDICATE_PREFIX, Publish, Revoke, Root, Statement, Target};
 use super::envelope::{Envelope, Keypair, StatementError};
-use super::promotion::{Approval, Channel, Cosignature, OnChannel, Promotion, Rollback, SetPolicy};
+use super::promotion::{Approval, Channel, Cosignature, Follow, OnChannel, Promotion, Rollback, SetPolicy};
 use super::weighed::{Evaluate, Findings, Ruling, Verdict};
 use crate::id::{ClusterId, KeyId, ManifestDigest, Sha256, StatementId};
 use crate::names::{Artifact, Tag};
@@ -38,6 +38,7 @@ impl Statement {
             Kind::Promote(k) => KindFields::Promote(of_channel(k)),
             Kind::Cosign(k) => KindFields::Cosign(of_channel(k)),
             Kind::Rollback(k) => KindFields::Rollback(of_channel(k)),
+            Kind::Follow(k) => KindFields::Follow(k),
             Kind::Unknown { .. } => KindFields::Unknown {},
         };
         let wire = WireStatement {
@@ -100,6 +101,7 @@ impl Statement {
             "approve/v1" => Kind::Approve(on_channel(payload, &head.subject)?),
             "promote/v1" => Kind::Promote(on_channel(payload, &head.subject)?),
             "cosign/v1" => Kind::Cosign(on_channel(payload, &head.subject)?),
+            "follow/v1" => Kind::Follow(predicate(payload)?),
             "rollback/v1" => Kind::Rollback(on_channel(payload, &head.subject)?),
             _ => Kind::Unknown { predicate_type: head.predicate_type },
         };
@@ -135,6 +137,11 @@ impl Kind {
             Kind::Evaluate(Evaluate { artifact, manifest, .. })
             | Kind::Verdict(Verdict { artifact, manifest, .. }) => {
                 Subject::new(artifact.to_string(), Sha256(manifest.0))
+            }
+            Kind::Follow(follow) => {
+                let name = format!("{}:{}", follow.artifact, follow.stage);
+                let digest = Sha256::of(name.as_bytes());
+                Subject::new(name, digest)
             }
             Kind::Policy(policy) => Subject::new(policy.scope.to_string(), policy.policy),
             Kind::Approve(OnChannel { channel, manifest, .. })
@@ -193,6 +200,7 @@ enum KindFields<'a> {
     Promote(OfChannel<&'a Promotion>),
     Cosign(OfChannel<&'a Cosignature>),
     Rollback(OfChannel<&'a Rollback>),
+    Follow(&'a Follow),
     Unknown {},
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::body::{LABEL_LEN_MAX, NOTE_LEN_MAX, text};
+use super::body::{LABEL_LEN_MAX, Labels, NOTE_LEN_MAX, text};
 use crate::id::{ManifestDigest, Sha256, StatementId};
 use crate::names::{Artifact, NAME_LEN_MAX, NameError, Stage};
 
@@ -142,6 +142,22 @@ impl SetPolicy {
         }
         Ok(())
     }
+}
+
+/// Hosts with these labels keep what a stage runs and what is about to. Of several rules with the same labels the
+/// newest counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Follow {
+    /// `ns/name`.
+    pub artifact: Artifact,
+    /// The stage.
+    pub stage: Stage,
+    /// Labels that a host must have, all of them; every host if empty.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub on: Labels,
+    /// Whether they no longer do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop: bool,
 }
 
 impl Channel {

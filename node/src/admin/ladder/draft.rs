@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use weighlock_protocol::gate::{Outcome, Policy};
 use weighlock_protocol::statement::{
-    Approval, Channel, HARDWARE_ANY, Hold, Kind, Ledger, OnChannel, Role, RoleSpec, Root, Scope, Statement,
+    Approval, Channel, Follow, HARDWARE_ANY, Hold, Kind, Labels, Ledger, OnChannel, Role, RoleSpec, Root,
+    Scope, Statement,
 };
 use weighlock_protocol::{Artifact, KeyId, ManifestDigest, Reference, Selector, Stage};
 
@@ -25,15 +26,24 @@ pub(in super::super) fn draft(node: &Node, by: KeyId, of: DraftOf) -> Result<Dra
             let (artifact, manifest) = what(node, &reference)?;
             let ledger = node.facts.ledger();
             let channels = channels(node, &ledger, &artifact, &manifest, to, hardware)?;
-            channels.into_iter().map(|channel| promotion(node, &ledger, by, channel, manifest, &note)).collect()
+            channels
+                .into_iter()
+                .map(|channel| promotion(node, &ledger, by, channel, manifest, &note))
+                .collect()
         }
         DraftOf::Approve { reference, to, hardware, note } => {
             let (artifact, manifest) = what(node, &reference)?;
             let ledger = node.facts.ledger();
             let channels = channels(node, &ledger, &artifact, &manifest, to, hardware)?;
-            channels.into_iter().map(|channel| approval(node, &ledger, by, channel, manifest, &note)).collect()
+            channels
+                .into_iter()
+                .map(|channel| approval(node, &ledger, by, channel, manifest, &note))
+                .collect()
         }
-        DraftOf::Rollback { name, hardware, to, reason } => rollbacks(node, by, &name, hardware, to, &reason)?,
+        DraftOf::Rollback { name, hardware, to, reason } => {
+            rollbacks(node, by, &name, hardware, to, &reason)?
+        }
+        DraftOf::Follow { reference, on, stop } => vec![follow(node, by, &reference, on, stop)?],
         DraftOf::Root { change } => vec![root(node, by, change)?],
     };
     Ok(Drafted { items })
@@ -82,7 +92,8 @@ fn policy(node: &Node, by: KeyId, scope: &str, text: String) -> Result<DraftItem
         ));
     }
     if policy.live.is_some() {
-        warnings.push("[live]: this release watches no live metrics; the rest of the policy holds".to_owned());
+        warnings
+            .push("[live]: this release watches no live metrics; the rest of the policy holds".to_owned());
     }
     let shut: Vec<String> = ledger
         .artifacts()
@@ -147,7 +158,10 @@ fn promotion(
         promoters.is_some_and(|r| r.keys.contains(&by) && r.covers(channel.artifact.namespace()))
     }) {
         waits = false;
-        lacks.insert(0, format!("{by} is no promoter of {}; see `weighlock keys`", channel.artifact.namespace()));
+        lacks.insert(
+            0,
+            format!("{by} is no promoter of {}; see `weighlock keys`", channel.artifact.namespace()),
+        );
     }
     DraftItem {
         digest: Some(manifest),
@@ -230,15 +244,17 @@ fn rollbacks(
     let mut items = Vec::new();
     for head in chosen {
         let draft = ledger.draft_rollback(&head.channel, to, reason.to_owned());
-        let draft = draft.map_err(|hold| Error::refused(format!("cannot roll back {}: {hold}", head.channel)))?;
+        let draft =
+            draft.map_err(|hold| Error::refused(format!("cannot roll back {}: {hold}", head.channel)))?;
         let target = ledger.target_of(&draft);
         let mut warnings = Vec::new();
         if target.is_none() {
-            warnings.push(format!("no earlier head of {} is good: nothing opens there any more", head.channel));
+            warnings
+                .push(format!("no earlier head of {} is good: nothing opens there any more", head.channel));
         }
-        let others = ledger.heads_of(&artifact).filter(|other| {
-            other.manifest == head.manifest && other.channel.stage != stage
-        });
+        let others = ledger
+            .heads_of(&artifact)
+            .filter(|other| other.manifest == head.manifest && other.channel.stage != stage);
         let others: BTreeSet<String> =
             others.map(|other| format!("{artifact}:{}", other.channel.stage)).collect();
         if !others.is_empty() {
@@ -256,6 +272,16 @@ fn rollbacks(
     Ok(items)
 }
 
+fn follow(node: &Node, by: KeyId, reference: &str, on: Labels, stop: bool) -> Result<DraftItem> {
+    let reference: Reference = reference.parse()?;
+    let Selector::Stage(stage) = reference.selector else {
+        return Err(Error::invalid(format!("{reference} is no channel"))
+            .hint("follow a stage, such as ns/name:production"));
+    };
+    let kind = Kind::Follow(Follow { artifact: reference.artifact.clone(), stage, on, stop });
+    Ok(item(node, &node.facts.ledger(), by, kind, reference.to_string()))
+}
+
 /// Hosts that are known to hold all of it, this one included.
 fn holders(node: &Node, manifest: &ManifestDigest) -> usize {
     let here = crate::facts::manifest(&node.store, manifest).ok().flatten();
@@ -265,7 +291,8 @@ fn holders(node: &Node, manifest: &ManifestDigest) -> usize {
 
 fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
     let ledger = node.facts.ledger();
-    let status = ledger.root(now()).ok_or_else(|| Error::unavailable("the cluster's root is not here yet"))?;
+    let status =
+        ledger.root(now()).ok_or_else(|| Error::unavailable("the cluster's root is not here yet"))?;
     let mut next = Root {
         version: status.root.version.saturating_add(1),
         prev_root: Some(status.id),
@@ -293,14 +320,18 @@ fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
                     .iter()
                     .map(|glob| glob.parse())
                     .collect::<std::result::Result<_, _>>()
-                    .map_err(|e: weighlock_protocol::statement::StatementError| Error::invalid(e.to_string()))?;
+                    .map_err(|e: weighlock_protocol::statement::StatementError| {
+                        Error::invalid(e.to_string())
+                    })?;
             }
             about.push_str(&format!("{role} for {}", shown(&keys)));
         }
         RootChange::Remove { role, keys } => {
             let keys = key_ids(&ledger, &keys)?;
-            let spec = next.roles.get_mut(&role).filter(|spec| keys.iter().any(|key| spec.keys.contains(key)));
-            let spec = spec.ok_or_else(|| Error::not_found(format!("they do not hold the role of {role}")))?;
+            let spec =
+                next.roles.get_mut(&role).filter(|spec| keys.iter().any(|key| spec.keys.contains(key)));
+            let spec =
+                spec.ok_or_else(|| Error::not_found(format!("they do not hold the role of {role}")))?;
             spec.keys.retain(|key| !keys.contains(key));
             let left = u32::try_from(spec.keys.len()).unwrap_or(u32::MAX);
             if role == Role::Admin && left == 0 {
@@ -313,7 +344,8 @@ fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
             about.push_str(&format!("{role} no longer for {}", shown(&keys)));
         }
         RootChange::Threshold { role, threshold } => {
-            let spec = next.roles.get_mut(&role).ok_or_else(|| Error::not_found(format!("nobody is {role}")))?;
+            let spec =
+                next.roles.get_mut(&role).ok_or_else(|| Error::not_found(format!("nobody is {role}")))?;
             let keys = u32::try_from(spec.keys.len()).unwrap_or(u32::MAX);
             if threshold == 0 || threshold > keys {
                 return Err(Error::invalid(format!("{role} has {keys} keys; {threshold} cannot sign")));
@@ -341,20 +373,20 @@ fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
 
 /// Keys by themselves or by the names of hosts.
 fn key_ids(ledger: &Ledger, names: &[String]) -> Result<BTreeSet<KeyId>> {
-    let one = |name: &String| {
-        if let Ok(key) = name.parse::<KeyId>() {
-            return Ok(key);
-        }
-        let mut named = ledger.members(now()).filter(|member| member.name == *name);
-        match (named.next(), named.next()) {
-            (Some(member), None) => Ok(member.key),
-            (Some(_), Some(_)) => {
-                Err(Error::invalid(format!("several hosts are named {name}")).hint("give the key, ed25519:..."))
+    let one =
+        |name: &String| {
+            if let Ok(key) = name.parse::<KeyId>() {
+                return Ok(key);
             }
-            (None, _) => Err(Error::not_found(format!("{name} is no key and no member's name"))
-                .hint("see `weighlock member list`, or make a key with `weighlock keys new FILE`")),
-        }
-    };
+            let mut named = ledger.members(now()).filter(|member| member.name == *name);
+            match (named.next(), named.next()) {
+                (Some(member), None) => Ok(member.key),
+                (Some(_), Some(_)) => Err(Error::invalid(format!("several hosts are named {name}"))
+                    .hint("give the key, ed25519:...")),
+                (None, _) => Err(Error::not_found(format!("{name} is no key and no member's name"))
+                    .hint("see `weighlock member list`, or make a key with `weighlock keys new FILE`")),
+            }
+        };
     names.iter().map(one).collect()
 }
 

@@ -72,9 +72,8 @@ pub(in super::super) async fn hosts(node: &Arc<Node>, name: &str) -> Result<Roll
                 .filter(|head| head.channel.hardware == hardware || head.channel.hardware == "any")
                 .collect();
             let holds = heads.iter().filter(|head| complete.contains(&head.manifest));
-            let holds = holds.map(|head| {
-                format!("{}:{}", label(&ledger, &artifact, &head.manifest), head.channel.stage)
-            });
+            let holds = holds
+                .map(|head| format!("{}:{}", label(&ledger, &artifact, &head.manifest), head.channel.stage));
             let heard = told.is_some_and(|told| told.heads == ours.heads);
             let open = told.map(|told| {
                 told.open.iter().map(|digest| label(&ledger, &artifact, digest)).collect::<Vec<_>>()
@@ -122,10 +121,13 @@ fn lags(
     if !heard {
         return Some("has not heard of the heads".to_owned());
     }
-    let shut = told.into_iter().flat_map(|told| &told.open).find(|digest| {
-        ledger.may_open(artifact, digest, hardware, now()).is_err()
-    });
-    shut.map(|digest| format!("still has {} open, which may not be opened any more", label(ledger, artifact, digest)))
+    let shut = told
+        .into_iter()
+        .flat_map(|told| &told.open)
+        .find(|digest| ledger.may_open(artifact, digest, hardware, now()).is_err());
+    shut.map(|digest| {
+        format!("still has {} open, which may not be opened any more", label(ledger, artifact, digest))
+    })
 }
 
 fn complete_here(node: &Node, ledger: &Ledger, artifact: &Artifact) -> BTreeSet<ManifestDigest> {
@@ -143,6 +145,10 @@ fn label(ledger: &Ledger, artifact: &Artifact, digest: &ManifestDigest) -> Strin
     tags(ledger, artifact, digest).into_iter().next().unwrap_or_else(|| digest.short())
 }
 
-async fn ask(_control: &crate::net::control::ControlHandle, _host: KeyId, _artifact: &Artifact) -> Option<Told> {
+async fn ask(
+    _control: &crate::net::control::ControlHandle,
+    _host: KeyId,
+    _artifact: &Artifact,
+) -> Option<Told> {
     None
 }

@@ -97,21 +97,34 @@ impl Ledger {
         })
     }
 
-    /// The manifests of an artifact that a host keeps: of each channel the head and the `previous` heads before it that
-    /// were not rolled back.
+    /// The manifests of an artifact that a host keeps: of each channel what [`kept_in`](Self::kept_in) says.
     pub fn kept(&self, artifact: &Artifact, previous: usize) -> BTreeSet<ManifestDigest> {
         let paths = self.ladder.line(artifact).into_iter().flat_map(|line| line.folded.paths());
+        paths.flat_map(|(stage, hardware, _)| self.kept_in(artifact, stage, hardware, previous)).collect()
+    }
+
+    /// The head of a channel and the `previous` heads before it that were not rolled back.
+    pub fn kept_in(
+        &self,
+        artifact: &Artifact,
+        stage: Stage,
+        hardware: &str,
+        previous: usize,
+    ) -> BTreeSet<ManifestDigest> {
+        let line = self.ladder.line(artifact);
+        let of =
+            |hardware| line.and_then(|line| line.folded.path(stage, hardware)).filter(|p| p.head().is_some());
+        let Some(path) = of(hardware).or_else(|| of(HARDWARE_ANY)) else {
+            return BTreeSet::new();
+        };
         let mut kept = BTreeSet::new();
-        for (_, _, path) in paths {
-            let Some(head) = path.head() else { continue };
-            let mut of_path = Vec::new();
-            for manifest in path.nodes.iter().rev().filter_map(|node| node.manifest) {
-                let good = Some(manifest) == head.manifest || !head.all_bad.contains_key(&manifest);
-                if good && !of_path.contains(&manifest) && of_path.len() <= previous {
-                    of_path.push(manifest);
-                }
+        let head = path.head();
+        for manifest in path.nodes.iter().rev().filter_map(|node| node.manifest) {
+            let is_head = head.is_some_and(|head| head.manifest == Some(manifest));
+            let is_bad = head.is_some_and(|head| head.all_bad.contains_key(&manifest));
+            if (is_head || !is_bad) && kept.len() <= previous {
+                kept.insert(manifest);
             }
-            kept.extend(of_path);
         }
         kept
     }

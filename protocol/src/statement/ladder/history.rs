@@ -1,7 +1,10 @@
 //! Who did what to an artifact, when, and on which grounds: for the log and for the question what ran at a time.
 
-use super::super::body::Kind;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::body::{Kind, Labels};
 use super::super::ledger::Ledger;
+use super::super::promotion::{Follow, HARDWARE_ANY};
 use super::super::why::Status;
 use super::Hold;
 use crate::id::{KeyId, ManifestDigest, StatementId};
@@ -47,6 +50,46 @@ impl Ledger {
             .collect();
         all.sort_by_key(|event| (event.time, event.id));
         all
+    }
+
+    /// The stages that hosts follow, by rules that count: artifact, stage, and the labels that a host must have.
+    pub fn follows(&self) -> Vec<Follow> {
+        let mut all = Vec::new();
+        for (_, line) in self.ladder.lines() {
+            let mut newest: BTreeMap<(Stage, &Labels), (UnixTime, StatementId, &Follow)> = BTreeMap::new();
+            for id in &line.follows {
+                let Some(s) = self.statement(id) else { continue };
+                let Kind::Follow(follow) = &s.kind else { continue };
+                let rule = (s.time, *id, follow);
+                let place = newest.entry((follow.stage, &follow.on)).or_insert(rule);
+                if (rule.0, rule.1) > (place.0, place.1) {
+                    *place = rule;
+                }
+            }
+            all.extend(newest.into_values().filter(|(_, _, f)| !f.stop).map(|(_, _, f)| f.clone()));
+        }
+        all
+    }
+
+    /// What is the head of a stage on `hardware`, and what may be next: promotions to it that wait, and the head of the
+    /// stage below.
+    pub fn wanted(&self, artifact: &Artifact, stage: Stage, hardware: &str) -> BTreeSet<ManifestDigest> {
+        let below = match self.policy_of(artifact).and_then(|status| status.in_force) {
+            Some((.., Some(policy))) => policy.stage_before(stage),
+            _ => None,
+        };
+        let stages = [Some(stage), below];
+        let heads = stages.into_iter().flatten().filter_map(|at| self.head(artifact, at, hardware));
+        let mut wanted: BTreeSet<ManifestDigest> = heads.map(|head| head.manifest).collect();
+        for id in self.pending_of(artifact) {
+            if let Some(Kind::Promote(p)) = self.statement(&id).map(|s| &s.kind) {
+                let here = p.channel.hardware == hardware || p.channel.hardware == HARDWARE_ANY;
+                if here && stages.contains(&Some(p.channel.stage)) {
+                    wanted.insert(p.manifest);
+                }
+            }
+        }
+        wanted
     }
 
     /// What the head of a stage on `hardware` was at `time`, with the promotion or rollback that made it.

@@ -27,6 +27,7 @@ fn made() -> (ClusterId, Vec<(&'static str, Envelope)>) {
         ("promote", Voice::new(50, cluster).say(at(6), ladder::promote())),
         ("cosign", Voice::new(50, cluster).say(at(7), ladder::cosign())),
         ("rollback", Voice::new(50, cluster).say(at(8), ladder::rollback())),
+        ("follow", Voice::new(50, cluster).say(at(8), ladder::follow("r1", false))),
     ];
     (cluster, all)
 }
@@ -51,7 +52,7 @@ fn what_was_signed_then_is_read_and_counts_now() {
         made.iter().map(|(_, e)| ledger.status(&e.id()) == Some(Status::Effective)).collect();
     assert_eq!(
         counts,
-        [true, false, true, true, false, false, true, true, false, false, false, false],
+        [true, false, true, true, false, false, true, true, false, false, false, false, false],
         "no evaluator, promoter or witness is named"
     );
     assert_eq!(resolve(&ledger, "1.0.0"), Resolution::Resolved(ManifestDigest([1; 32])));

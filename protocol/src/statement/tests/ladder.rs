@@ -211,6 +211,34 @@ pub(super) fn rollback() -> Kind {
     Kind::Rollback(OnChannel { channel: channel(Stage::Production), manifest: manifest(1), said })
 }
 
+pub(super) fn follow(rack: &str, stop: bool) -> Kind {
+    let on = Labels::from([("rack".to_owned(), rack.to_owned())]);
+    Kind::Follow(Follow { artifact: bot(), stage: Stage::Production, on, stop })
+}
+
+#[test]
+fn of_rules_to_follow_the_newest_counts_and_what_may_be_next_is_wanted() {
+    let mut world = World::gated(1);
+    for (by, kind, counts) in
+        [(40, follow("r9", false), false), (2, follow("r1", false), true), (2, follow("r2", false), true)]
+    {
+        let envelope = world.say(by, kind);
+        assert_eq!(world.put(&envelope) == Applied::Effective, counts);
+    }
+    let stop = world.say(3, follow("r1", true));
+    world.put(&stop);
+    let racks: Vec<String> = world.ledger.follows().into_iter().map(|f| f.on["rack"].clone()).collect();
+    assert_eq!(racks, ["r2"]);
+
+    let wanted = |world: &World| world.ledger.wanted(&bot(), Stage::Production, HARDWARE);
+    world.ship(1);
+    world.judge(2, Outcome::Pass, Some(1));
+    let (promotion, _) = world.draft(2, 2, Stage::Canary);
+    world.put(&promotion);
+    assert_eq!(wanted(&world), [1, 2].map(manifest).into(), "before the head moves");
+    assert_eq!(world.ledger.wanted(&bot(), Stage::Production, "nvidia/sm_90"), [].into());
+}
+
 #[test]
 fn a_candidate_climbs_with_evidence_and_cosignatures_only() {
     let mut world = World::gated(3);
