@@ -23,6 +23,7 @@ use crate::cli::counted;
 use crate::cluster::{self, now};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
+use crate::facts::Purpose;
 use crate::fetch::{Step, blocking};
 use crate::local::frame;
 use crate::local::message::*;
@@ -97,7 +98,7 @@ async fn answer(
             let node = in_background;
             json(blocking(move || remove(&node, &reference, force)).await?)
         }
-        AdminRequest::View { reference } => json(view(node, stream, &reference).await?),
+        AdminRequest::View { reference, purpose } => json(view(node, stream, &reference, purpose).await?),
         AdminRequest::AddEvidence { reference, path, by } => {
             let node = in_background;
             json(blocking(move || evidence::add(&node, &reference, &path, &by)).await?)
@@ -437,9 +438,24 @@ fn keeps(node: &Node, digest: &ManifestDigest) -> Option<String> {
     channels.filter(keeps).last().map(|channel| channel.to_string())
 }
 
-async fn view(node: &Arc<Node>, stream: &mut UnixStream, text: &str) -> Result<Viewed> {
+async fn view(node: &Arc<Node>, stream: &mut UnixStream, text: &str, purpose: OpenFor) -> Result<Viewed> {
     let reference: Reference = text.parse()?;
-    view_digest(node, stream, node.facts.resolve(&reference)?).await
+    let purpose = match purpose {
+        OpenFor::Use => Purpose::Use,
+        OpenFor::Ungated => Purpose::Ungated,
+        OpenFor::Evaluation { proof } => {
+            let digest = node.facts.resolve(&reference)?;
+            Purpose::Evaluate(node.facts.evaluator(proof.as_bytes(), &digest)?)
+        }
+        // What it says of itself is no secret; its files stay shut.
+        OpenFor::Metadata => {
+            let digest = node.facts.resolve(&reference)?;
+            let viewed = view_digest(node, stream, digest).await?;
+            return Ok(Viewed { path: PathBuf::new(), ..viewed });
+        }
+    };
+    let admitted = node.facts.admit(&reference, purpose)?;
+    view_digest(node, stream, admitted.digest).await
 }
 
 async fn view_digest(node: &Arc<Node>, stream: &mut UnixStream, digest: ManifestDigest) -> Result<Viewed> {

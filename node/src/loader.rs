@@ -16,6 +16,7 @@ use weighlock_protocol::{LayerId, ManifestDigest, Reference};
 
 use crate::daemon::Node;
 use crate::error::{Error, Result};
+use crate::facts::Purpose;
 use crate::fetch::{Step, blocking};
 use crate::local::frame::{self, FRAME_FDS_MAX};
 use crate::local::message::{Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened};
@@ -111,8 +112,9 @@ impl Session {
                 let version = env!("CARGO_PKG_VERSION").to_owned();
                 return frame::write(stream, &Event::Hello { protocol: LOADER_PROTOCOL, version }).await;
             }
-            LoaderRequest::Open { reference, fds, partial } => {
-                self.open(stream, &reference, fds, partial).await
+            LoaderRequest::Open { reference, fds, partial, ungated } => {
+                let purpose = if ungated { Purpose::Ungated } else { Purpose::Use };
+                self.open(stream, &reference, fds, partial, purpose).await
             }
             LoaderRequest::Fds { digest, paths } => self.fds(stream, &digest, paths).await,
             LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
@@ -147,9 +149,11 @@ impl Session {
         text: &str,
         fds: FdsWanted,
         partial: bool,
+        purpose: Purpose,
     ) -> std::result::Result<(), Failed> {
         let reference: Reference = text.parse().map_err(Error::from)?;
-        let digest = self.node.facts.resolve(&reference)?;
+        let admitted = self.node.facts.admit(&reference, purpose)?;
+        let digest = admitted.digest;
         if self.open.len() >= OPEN_MAX && !self.open.contains_key(&digest) {
             return Err(Error::refused(format!("this socket has {OPEN_MAX} artifacts open"))
                 .hint("close some, or open another socket")

@@ -17,10 +17,10 @@ use weighlock_protocol::names::Selector;
 use weighlock_protocol::{LayerId, Reference};
 
 use self::scores::Scores;
-use super::Context;
 use super::output::fail;
+use super::{Context, sign};
 use crate::error::{Error, Result};
-use crate::local::message::{AdminRequest, Inspected, Progress, Viewed};
+use crate::local::message::{AdminRequest, Inspected, OpenFor, Progress, Viewed};
 use crate::weigh::report::Loaded;
 
 /// Exit code for two sides that differ, as `diff` has it.
@@ -118,7 +118,12 @@ fn side(context: &Context, text: &str) -> Result<Side> {
         Error::not_found(format!("{text} is neither a path that exists nor a reference: {e}"))
             .hint("name a directory, a .safetensors or .gguf file, or an artifact as ns/name:tag")
     })?;
-    let viewed: Viewed = context.ask(&AdminRequest::View { reference: reference.to_string() })?;
+    // A candidate that is not promoted may be looked at by an evaluator.
+    let purpose = match sign::key(context, None) {
+        Ok(key) => sign::to_evaluate(context, &reference, &key)?,
+        Err(_) => OpenFor::Use,
+    };
+    let viewed: Viewed = context.ask(&AdminRequest::View { reference: reference.to_string(), purpose })?;
     // By digest: a channel may have moved on meanwhile.
     let exact = Reference { selector: Selector::Digest(viewed.digest), ..reference.clone() };
     let inspected: Inspected = context.ask(&AdminRequest::Inspect { reference: exact.to_string() })?;

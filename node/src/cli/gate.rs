@@ -8,11 +8,11 @@ use clap::Args;
 use weighlock_protocol::gate::{Input, Verdict, judge, junit};
 use weighlock_protocol::lock::Lock;
 use weighlock_protocol::statement::Keypair;
-use weighlock_protocol::{Artifact, ClusterId};
+use weighlock_protocol::{Artifact, ClusterId, Reference};
 
 use super::eval::RunLimits;
 use super::evidence::About;
-use super::{Context, absolute, sides};
+use super::{Context, absolute, sides, sign};
 use crate::error::{Error, Result};
 use crate::local::message::{AdminRequest, Viewed};
 use crate::weigh::key;
@@ -143,7 +143,11 @@ impl Gate {
         if Path::new(text).exists() {
             return absolute(PathBuf::from(text));
         }
-        let viewed: Viewed = context.ask(&AdminRequest::View { reference: text.to_owned() })?;
+        // A candidate is not promoted yet: its evaluator may look at it.
+        let reference: Reference = text.parse()?;
+        let key = sign::key(context, self.key.as_deref())?;
+        let purpose = sign::to_evaluate(context, &reference, &key)?;
+        let viewed: Viewed = context.ask(&AdminRequest::View { reference: text.to_owned(), purpose })?;
         Ok(viewed.path)
     }
 

@@ -3,12 +3,16 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use weighlock_protocol::StatementId;
 use weighlock_protocol::statement::{Envelope, Keypair, Statement};
+use weighlock_protocol::{Reference, StatementId};
 
 use super::Context;
 use crate::error::{Error, Kind, Result};
-use crate::local::message::{AdminRequest, DraftItem, DraftOf, Drafted, Standing, StandingKind, Submitted};
+use crate::facts::EvaluatorAsks;
+use crate::local::message::{
+    AdminRequest, DraftItem, DraftOf, Drafted, Inspected, Introduction, OpenFor, Standing, StandingKind,
+    Submitted,
+};
 use crate::weigh::key;
 
 /// Between two looks at what became of a statement.
@@ -20,6 +24,20 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// There is none.
 pub(super) fn key(context: &Context, named: Option<&Path>) -> Result<Keypair> {
     key::evaluator(named, &context.dirs, Some(&context.cluster()?))
+}
+
+/// Opens a candidate for its evaluator: a signature over what is opened, where and when, good for a minute.
+///
+/// # Errors
+/// The reference means nothing.
+pub(super) fn to_evaluate(context: &Context, reference: &Reference, key: &Keypair) -> Result<OpenFor> {
+    let inspected: Inspected = context.ask(&AdminRequest::Inspect { reference: reference.to_string() })?;
+    let introduction: Introduction = context.ask(&AdminRequest::Introduction)?;
+    let asks =
+        EvaluatorAsks { open: inspected.digest, host: introduction.host, time: crate::cluster::now().0 };
+    let payload = serde_json::to_vec(&asks).map_err(Error::internal)?;
+    let proof = String::from_utf8(Envelope::sign(payload, &[key]).to_json()).map_err(Error::internal)?;
+    Ok(OpenFor::Evaluation { proof })
 }
 
 /// What the daemon drafts for `key`.

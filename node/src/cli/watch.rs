@@ -8,7 +8,7 @@ use weighlock_protocol::{ManifestDigest, Reference, Selector};
 
 use super::{Context, connect};
 use crate::error::{Error, Kind, Result};
-use crate::local::message::{AdminRequest, ChannelHead, Event, LoaderRequest, Viewed};
+use crate::local::message::{AdminRequest, ChannelHead, Event, LoaderRequest, OpenFor, Viewed};
 use crate::sandbox;
 
 /// Pause before a daemon that is gone is looked for again.
@@ -113,14 +113,15 @@ fn line(head: &ChannelHead) -> String {
 /// Runs the hook. One that fails is said and forgotten: the next move may fare better.
 fn run(context: &Context, hook: &[String], reference: &Reference, digest: ManifestDigest) -> Result<()> {
     let by_digest = Reference { artifact: reference.artifact.clone(), selector: Selector::Digest(digest) };
-    let viewed: Viewed = match context.ask(&AdminRequest::View { reference: by_digest.to_string() }) {
-        Ok(viewed) => viewed,
-        Err(error) if error.kind == Kind::Unavailable => return Err(error),
-        Err(error) => {
-            eprintln!("warning: {digest} is not opened: {}", error.message);
-            return Ok(());
-        }
-    };
+    let viewed: Viewed =
+        match context.ask(&AdminRequest::View { reference: by_digest.to_string(), purpose: OpenFor::Use }) {
+            Ok(viewed) => viewed,
+            Err(error) if error.kind == Kind::Unavailable => return Err(error),
+            Err(error) => {
+                eprintln!("warning: {digest} is not opened: {}", error.message);
+                return Ok(());
+            }
+        };
     let path = viewed.path.to_string_lossy();
     let filled: Vec<String> = hook
         .iter()

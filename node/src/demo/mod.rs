@@ -338,7 +338,12 @@ fn open_and_digest(host: &Host) -> Result<OpenResult> {
     let lost = |e: std::io::Error| Error::unavailable(format!("{}: {e}", host.name));
     let started = Instant::now();
     let mut client = Client::connect(Path::new(socket)).map_err(lost)?;
-    let open = LoaderRequest::Open { reference: REFERENCE.into(), fds: FdsWanted::All, partial: false };
+    let open = LoaderRequest::Open {
+        reference: REFERENCE.into(),
+        fds: FdsWanted::All,
+        partial: false,
+        ungated: false,
+    };
     client.send(&open).map_err(lost)?;
     let opened: Opened = loop {
         match client.recv::<Event>().map_err(lost)?.0 {

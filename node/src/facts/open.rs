@@ -120,9 +120,9 @@ pub(crate) struct EvaluatorAsks {
     /// What it opens.
     pub(crate) open: ManifestDigest,
     /// On which host.
-    pub host: KeyId,
+    pub(crate) host: KeyId,
     /// When, Unix seconds.
-    pub time: u64,
+    pub(crate) time: u64,
 }
 
 fn advice(closed: &Closed, tag: &str) -> String {

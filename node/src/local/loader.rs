@@ -29,6 +29,9 @@ pub enum LoaderRequest {
         /// read as zeros where nothing is ready: [`Wait`](Self::Wait) or [`Follow`](Self::Follow) tell what is.
         #[serde(default)]
         partial: bool,
+        /// Also without evidence, where the policy allows that; it is logged.
+        #[serde(default)]
+        ungated: bool,
     },
     /// Descriptors of single files of something opened on this socket.
     Fds {

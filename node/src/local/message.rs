@@ -68,6 +68,9 @@ pub enum AdminRequest {
     View {
         /// A reference.
         reference: String,
+        /// What for.
+        #[serde(default)]
+        purpose: OpenFor,
     },
     /// Keeps a directory with a report, its samples and its log, for an evaluation of `reference` that `by` will sign.
     /// Answers [`KeptEvidence`].
@@ -160,6 +163,24 @@ pub enum AdminRequest {
     Envelope {
         /// The statement's id, or its beginning.
         id: String,
+    },
+}
+
+/// What something is opened for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(tag = "for", rename_all = "kebab-case")]
+pub enum OpenFor {
+    /// To be used.
+    #[default]
+    Use,
+    /// To be used without evidence, where the policy allows that.
+    Ungated,
+    /// Only so that its contract is here; the answer names no place.
+    Metadata,
+    /// To be evaluated.
+    Evaluation {
+        /// An evaluator's signature over the digest, this host and the time (DSSE JSON as text).
+        proof: String,
     },
 }
 

@@ -48,7 +48,15 @@ impl Ledger {
                 })
             })
             .collect();
-        all.sort_by_key(|event| (event.time, event.id));
+        // Clocks have seconds; within one, what can only come after stands after.
+        let rank = |kind: &Kind| match kind {
+            Kind::Publish(_) => 0,
+            Kind::Policy(_) => 1,
+            Kind::Evaluate(_) => 2,
+            Kind::Verdict(_) => 3,
+            kind => kind.channel().map_or(4, |channel| 5 + 10 * (channel.stage as u8)) + step(kind),
+        };
+        all.sort_by_key(|event| (event.time, rank(&event.kind), event.id));
         all
     }
 
@@ -111,5 +119,16 @@ impl Ledger {
             Status::Pending(super::super::why::Why::Held(hold)) => Some(hold),
             _ => None,
         }
+    }
+}
+
+/// The order of what is said of one promotion.
+fn step(kind: &Kind) -> u8 {
+    match kind {
+        Kind::Approve(_) => 1,
+        Kind::Promote(_) => 2,
+        Kind::Cosign(_) => 3,
+        Kind::Rollback(_) => 4,
+        _ => 0,
     }
 }
