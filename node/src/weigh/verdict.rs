@@ -62,7 +62,8 @@ pub(crate) fn test_result(verdict: &Verdict, about: &About<'_>, key: Option<&Key
         .map(|finding| finding.message.as_str())
         .collect();
     let named = |outcome: Outcome| -> Vec<&str> {
-        verdict.metrics.iter().filter(|row| row.outcome == outcome).map(|row| row.metric.as_str()).collect()
+        let judged = verdict.metrics.iter().filter(|row| !row.is_skipped());
+        judged.filter(|row| row.outcome == outcome).map(|row| row.metric.as_str()).collect()
     };
     // What is not decided is not passed; the predicate knows no third word.
     let mut failed = named(Outcome::Fail);
