@@ -114,6 +114,7 @@ impl Gate {
             if !context.output.is_quiet() {
                 eprintln!("{}", ran.sandbox);
             }
+            candidate.sandbox = ran.sandbox;
         }
         self.check_hardware(&candidate)?;
         let baseline = match self.other(context, self.against.as_deref(), &self.baseline_report)? {

@@ -39,6 +39,7 @@ pub(super) fn verdict(manifest: u8, outcome: Outcome) -> Kind {
             reports: [Sha256([3; 32])].into(),
             baseline_reports: [].into(),
             verdict: Sha256([5; 32]),
+            sandbox: String::new(),
             reasons: vec!["eval_loss 2.31 is above max 2".to_owned()],
         },
     })
@@ -111,4 +112,14 @@ fn too_much_in_one_statement_is_refused() {
     assert!(ledger.check(&evaluator.say(at(1), Kind::Verdict(long.clone()))).is_err());
     long.ruling.reasons = vec!["\u{1b}[2J".to_owned()];
     assert!(ledger.check(&evaluator.say(at(1), Kind::Verdict(long))).is_err());
+    let Kind::Verdict(mut shut_in) = verdict(1, Outcome::Pass) else { panic!("a verdict") };
+    shut_in.ruling.sandbox = "sandbox: no network; missing: landlock".to_owned();
+    let said = evaluator.say(at(1), Kind::Verdict(shut_in.clone()));
+    assert!(ledger.check(&said).is_ok());
+    let read = Statement::parse(said.payload()).expect("reads");
+    assert_eq!(read.kind, Kind::Verdict(shut_in.clone()));
+    for bad in ["a\nb".to_owned(), "x".repeat(crate::statement::body::NOTE_LEN_MAX + 1)] {
+        shut_in.ruling.sandbox = bad;
+        assert!(ledger.check(&evaluator.say(at(1), Kind::Verdict(shut_in.clone()))).is_err());
+    }
 }
