@@ -173,6 +173,17 @@ impl Ledger {
         self.weighed.by_evidence.contains_key(manifest)
     }
 
+    /// What the evaluations that count say of the size of a manifest that holds their report, in bytes. More than one
+    /// figure means that somebody was wrong.
+    pub fn evidence_sizes(&self, manifest: &ManifestDigest) -> BTreeSet<u64> {
+        let ids = self.weighed.by_evidence.get(manifest).into_iter().flatten();
+        let said = ids.filter_map(|id| match &self.statement(id)?.kind {
+            Kind::Evaluate(said) => Some(said.findings.evidence_bytes),
+            _ => None,
+        });
+        said.collect()
+    }
+
     /// The manifests that hold the reports of evaluations that count.
     pub fn evidence(&self) -> impl Iterator<Item = &ManifestDigest> {
         self.weighed.by_evidence.keys()

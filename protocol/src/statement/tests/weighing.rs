@@ -80,6 +80,8 @@ fn only_evaluators_are_believed_and_only_in_their_namespaces() {
     assert_eq!(of.iter().map(|said| said.id).collect::<Vec<_>>(), [said.id()]);
     let on = ledger.verdicts_on(&bot(), &ManifestDigest([1; 32]));
     assert_eq!(on.iter().map(|said| said.body.ruling.outcome).collect::<Vec<_>>(), [Outcome::Fail]);
+    assert_eq!(ledger.evidence_sizes(&ManifestDigest([9; 32])), [10].into());
+    assert_eq!(ledger.evidence_sizes(&ManifestDigest([8; 32])), [].into());
     assert!(ledger.is_evidence(&ManifestDigest([9; 32])) && !ledger.is_evidence(&ManifestDigest([8; 32])));
     let may = |n, namespace| ledger.may_evaluate(&id(n), namespace, NOW);
     assert!(may(EVALUATOR, "acme-x").is_ok() && may(EVALUATOR, "other").is_err() && may(1, "acme").is_err());
