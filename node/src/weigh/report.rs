@@ -107,8 +107,13 @@ impl Loaded {
         if self.samples.is_empty() {
             return Ok(());
         }
-        let file = File::create(dir.join(SAMPLES_FILE)).map_err(fail)?;
-        let mut out = std::io::BufWriter::new(file);
+        self.write_samples(&dir.join(SAMPLES_FILE))
+    }
+
+    /// Writes the samples as [`SAMPLES_FILE`] holds them.
+    pub(crate) fn write_samples(&self, path: &Path) -> Result<()> {
+        let fail = |e: std::io::Error| Error::invalid(format!("cannot write {}: {e}", path.display()));
+        let mut out = std::io::BufWriter::new(File::create(path).map_err(fail)?);
         for (metric, samples) in &self.samples {
             for sample in samples.iter() {
                 let mut line = serde_json::to_value(sample).map_err(Error::internal)?;
