@@ -105,7 +105,7 @@ async fn answer(
         }
         AdminRequest::Weighed { reference } => json(evidence::weighed(node, &reference)?),
         AdminRequest::Evidence { digest } => {
-            evidence::check(node, &digest)?;
+            looking(stream, evidence::check(node, digest)).await?;
             json(view_digest(node, stream, digest).await?)
         }
         AdminRequest::Members => json(members(node).await?),

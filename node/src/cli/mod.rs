@@ -85,7 +85,7 @@ pub struct Global {
     /// Configuration file [default: /etc/weighlock/config.toml for root, else under $XDG_CONFIG_HOME]
     #[arg(long, global = true, value_name = "FILE", env = "WEIGHLOCK_CONFIG")]
     config: Option<PathBuf>,
-    /// Print JSON: one object, or one a line where there is progress
+    /// Print JSON: one object, or one a line where a fetch or an import tells progress
     #[arg(long, global = true)]
     json: bool,
     /// No progress bars
@@ -173,14 +173,32 @@ enum Command {
     Completions(completions::Completions),
 }
 
+impl Command {
+    /// Whether standard output is one document under `--json`, for tools that read it whole.
+    fn answers_in_one_document(&self) -> bool {
+        matches!(
+            self,
+            Self::Gate(_)
+                | Self::Diff(_)
+                | Self::Inspect(_)
+                | Self::Lock(_)
+                | Self::Evidence(_)
+                | Self::Eval(_)
+        )
+    }
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.global.json;
-    let context = match Context::new(cli.global) {
+    let mut context = match Context::new(cli.global) {
         Ok(context) => context,
         Err(error) => return output::fail(&error, json),
     };
+    if cli.command.answers_in_one_document() {
+        context.output = context.output.one_document();
+    }
     let done = match cli.command {
         Command::Init(command) => command.run(&context),
         Command::Up(command) => command.run(&context),
@@ -330,5 +348,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_verdict_in_json_has_no_progress_before_it() {
+        let parsed = |arguments: &[&str]| Cli::try_parse_from(arguments).expect("a command line");
+        let lines = |cli: &Cli| {
+            let output = Output::new(true, false);
+            let one = cli.command.answers_in_one_document();
+            if one { output.one_document() } else { output }.has_lines()
+        };
+        assert!(!lines(&parsed(&["weighlock", "--json", "gate", "./candidate"])));
+        assert!(!lines(&parsed(&["weighlock", "--json", "inspect", "./candidate", "--hash"])));
+        assert!(lines(&parsed(&["weighlock", "--json", "pull", "acme/bot:1.0.0", "--to", "here"])));
     }
 }

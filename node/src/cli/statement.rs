@@ -6,8 +6,8 @@ use clap::Subcommand;
 use serde::Serialize;
 use serde_json::Value;
 use weighlock_protocol::statement::envelope::ENVELOPE_BYTES_MAX;
-use weighlock_protocol::statement::{Envelope, Signed};
-use weighlock_protocol::{KeyId, StatementId};
+use weighlock_protocol::statement::{Envelope, Kind, Signed};
+use weighlock_protocol::{KeyId, Sha256, StatementId};
 
 use super::Context;
 use crate::error::{Error, Result};
@@ -23,6 +23,9 @@ pub(super) enum StatementCommand {
         files: Vec<PathBuf>,
     },
     /// What a statement says and who signed it; the signatures are proven, nothing else
+    ///
+    /// Of a verdict it names the SHA-256 of the whole one: `sha256sum FILE` must be the same for the file that
+    /// `weighlock gate --verdict-out FILE` wrote.
     Show {
         /// A DSSE envelope, or the id of a statement of the cluster
         #[arg(value_name = "FILE|ID")]
@@ -39,6 +42,9 @@ struct Imported {
 struct Shown {
     id: StatementId,
     signed_by: Vec<KeyId>,
+    /// Of a verdict: SHA-256 of the file that `gate --verdict-out` writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<Sha256>,
     statement: Value,
 }
 
@@ -85,12 +91,18 @@ fn show(context: &Context, file: &Path) -> Result<()> {
     let shown = Shown {
         id: verified.id(),
         signed_by: verified.envelope().signatures().iter().map(|signature| signature.key).collect(),
+        verdict: match &verified.body().kind {
+            Kind::Verdict(said) => Some(said.ruling.verdict),
+            _ => None,
+        },
         statement: serde_json::from_slice(verified.envelope().payload()).map_err(Error::internal)?,
     };
     context.output.print(&shown, |shown| {
         let by: Vec<String> = shown.signed_by.iter().map(ToString::to_string).collect();
         let body = serde_json::to_string_pretty(&shown.statement).unwrap_or_default();
-        format!("{}\nsigned by {}\n\n{body}\n", shown.id, by.join(", "))
+        let of = |digest: Sha256| format!("whole verdict (gate --verdict-out): sha256 {}\n", digest.hex());
+        let verdict = shown.verdict.map(of).unwrap_or_default();
+        format!("{}\nsigned by {}\n{verdict}\n{body}\n", shown.id, by.join(", "))
     })
 }
 
