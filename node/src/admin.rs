@@ -1,8 +1,11 @@
 //! The command line's door: answers each request on `weighlock.sock`.
 
+mod audit;
 mod evidence;
 mod ladder;
 mod observe;
+mod open;
+mod remove;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,19 +19,18 @@ use tokio::sync::watch;
 use tracing::info;
 use weighlock_cache::inspect;
 use weighlock_cache::{ImportOptions, ImportProgress};
-use weighlock_protocol::statement::{Applied, Channel, Envelope, Ledger, Resolution, Revocation, Target};
+use weighlock_protocol::statement::{Applied, Envelope, Ledger, Resolution, Revocation, Target};
 use weighlock_protocol::{KeyId, ManifestDigest, Reference};
 
-use crate::cli::counted;
+use crate::audit::{Asked, Recorder};
 use crate::cluster::{self, now};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
-use crate::facts::Purpose;
-use crate::fetch::{Step, blocking};
+use crate::fetch::blocking;
 use crate::local::frame;
 use crate::local::message::*;
 use crate::weigh::lock::LOCK_FILE;
-use crate::{facts, follow, loader};
+use crate::{facts, loader};
 
 /// Pause between two words to a command line that waits for a host to be found.
 const LOOK_TELL: Duration = Duration::from_millis(500);
@@ -96,9 +98,11 @@ async fn answer(
                 node.fetcher.cancel(&node.facts.resolve(&reference)?).await;
             }
             let node = in_background;
-            json(blocking(move || remove(&node, &reference, force)).await?)
+            json(blocking(move || remove::remove(&node, &reference, force)).await?)
         }
-        AdminRequest::View { reference, purpose } => json(view(node, stream, &reference, purpose).await?),
+        AdminRequest::View { reference, purpose, door } => {
+            json(open::view(node, stream, &Asked { text: reference, door }, purpose).await?)
+        }
         AdminRequest::AddEvidence { reference, path, by } => {
             let node = in_background;
             json(blocking(move || evidence::add(&node, &reference, &path, &by)).await?)
@@ -106,7 +110,9 @@ async fn answer(
         AdminRequest::Weighed { reference } => json(evidence::weighed(node, &reference)?),
         AdminRequest::Evidence { digest } => {
             looking(stream, evidence::check(node, digest)).await?;
-            json(view_digest(node, stream, digest).await?)
+            let viewed = open::view_digest(node, stream, digest).await?;
+            Recorder::new(node, stream).evidence(digest).await?;
+            json(viewed)
         }
         AdminRequest::Members => json(members(node).await?),
         AdminRequest::Peers => json(observe::peers(node).await?),
@@ -149,6 +155,7 @@ async fn answer(
             let node = in_background;
             json(blocking(move || ladder::envelope(&node, &id)).await?)
         }
+        AdminRequest::Audit { host, query } => json(audit::answer(node, host.as_deref(), query).await?),
     }
 }
 
@@ -193,7 +200,7 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         leases: node.leases.open().len(),
         fetches,
         ungated,
-        alarms: ledger.alarms(now).iter().map(ToString::to_string).collect(),
+        alarms: ledger.alarms(now).iter().map(ToString::to_string).chain(node.audit.alarm()).collect(),
     })
 }
 
@@ -381,97 +388,6 @@ async fn inspect_reference(node: &Arc<Node>, stream: &mut UnixStream, text: &str
         })
     })
     .await
-}
-
-fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
-    let reference: Reference = text.parse()?;
-    let digest = node.facts.resolve(&reference)?;
-    let Some(manifest) = facts::manifest(&node.store, &digest)? else {
-        return Err(Error::not_found(format!("nothing of {reference} is on this host")));
-    };
-    if node.store.held_bytes(&manifest).map_err(Error::from)? == 0 {
-        return Err(Error::not_found(format!("nothing of {reference} is on this host")));
-    }
-    if !force {
-        if let Some(channel) = keeps(node, &digest) {
-            return Err(Error::refused(format!(
-                "{reference} is what {channel} runs, or may be rolled back to"
-            ))
-            .hint("say --force to drop this host's copy all the same"));
-        }
-        if let Some(loaders) = node.leases.open().get(&digest) {
-            let loaders = counted(*loaders, "loader");
-            return Err(Error::refused(format!("{reference} is open by {loaders}"))
-                .hint("close them, or say --force: they keep what they have mapped"));
-        }
-        if node.fetcher.running().iter().any(|(running, _)| *running == digest) {
-            return Err(
-                Error::refused(format!("{reference} is being fetched")).hint("wait for it, or say --force")
-            );
-        }
-        let complete = node.store.manifest_complete(&manifest).map_err(Error::from)?;
-        if complete && copies_elsewhere(node, &node.control.host_records(), &digest) == 0 {
-            return Err(Error::refused(format!("this is the last known copy of {reference}"))
-                .hint("open it on another host first, or say --force to lose it for good"));
-        }
-    }
-    let freed_bytes = node.store.remove_artifact(&digest).map_err(Error::from)?;
-    node.fetcher.note_change();
-    info!(%reference, %digest, freed_bytes, "dropped");
-    let mut also: BTreeSet<String> = {
-        let ledger = node.facts.ledger();
-        ledger.publishes_of(&digest).map(|p| format!("{}:{}", p.publish.artifact, p.publish.tag)).collect()
-    };
-    also.remove(&reference.to_string());
-    Ok(Removed { digest, freed_bytes, also: also.into_iter().collect() })
-}
-
-/// A channel whose head, or one of the two before, is this manifest.
-fn keeps(node: &Node, digest: &ManifestDigest) -> Option<String> {
-    let ledger = node.facts.ledger();
-    let artifacts: BTreeSet<_> = ledger.publishes_of(digest).map(|p| p.publish.artifact).collect();
-    let channels = artifacts.iter().flat_map(|artifact| ledger.heads_of(artifact)).map(|head| head.channel);
-    let keeps = |channel: &Channel| {
-        let Channel { artifact, stage, hardware } = channel;
-        ledger.kept_in(artifact, *stage, hardware, follow::PREVIOUS_HEADS).contains(digest)
-    };
-    channels.filter(keeps).last().map(|channel| channel.to_string())
-}
-
-async fn view(node: &Arc<Node>, stream: &mut UnixStream, text: &str, purpose: OpenFor) -> Result<Viewed> {
-    let reference: Reference = text.parse()?;
-    let purpose = match purpose {
-        OpenFor::Use => Purpose::Use,
-        OpenFor::Ungated => Purpose::Ungated,
-        OpenFor::Evaluation { proof } => {
-            let digest = node.facts.resolve(&reference)?;
-            Purpose::Evaluate(node.facts.evaluator(proof.as_bytes(), &digest)?)
-        }
-        // What it says of itself is no secret; its files stay shut.
-        OpenFor::Metadata => {
-            let digest = node.facts.resolve(&reference)?;
-            let viewed = view_digest(node, stream, digest).await?;
-            return Ok(Viewed { path: PathBuf::new(), ..viewed });
-        }
-    };
-    let admitted = node.facts.admit(&reference, purpose)?;
-    view_digest(node, stream, admitted.digest).await
-}
-
-async fn view_digest(node: &Arc<Node>, stream: &mut UnixStream, digest: ManifestDigest) -> Result<Viewed> {
-    let mut arrival = looking(stream, node.fetcher.begin(digest)).await?;
-    let manifest = loop {
-        match arrival.next().await? {
-            Step::Here(manifest) => break manifest,
-            Step::Progress(step) => tell(stream, step).await?,
-        }
-    };
-    let node = node.clone();
-    let path = blocking(move || {
-        loader::check_quarantine(&node, &manifest)?;
-        node.store.view(&manifest).map_err(Error::from)
-    });
-    Ok(Viewed { digest, path: path.await? })
 }
 
 /// Waits for something that may have to look for a host first, and says so.

@@ -13,10 +13,13 @@ use weighlock_protocol::statement::{Envelope, Signed, reconcile};
 use weighlock_protocol::wire::bao::{GroupSet, all_groups};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest, StatementId};
 
+use crate::audit::Audit;
 use crate::facts::{self, Facts};
 use crate::fetch::Fetcher;
+use crate::loader::Leases;
 use crate::net::control::{Acceptance, Backend, IngestReport};
 use crate::net::data::{Pass, Possession, refuse_link};
+use crate::rollout;
 
 /// Manifests that came by gossip and wait for the statement beside them to be committed.
 const OFFERED_MAX: usize = 32;
@@ -25,12 +28,14 @@ const OFFERED_MAX: usize = 32;
 pub(crate) struct ControlBackend {
     facts: Facts,
     store: Store,
+    audit: Audit,
+    leases: Arc<Leases>,
     offered: Mutex<BTreeMap<ManifestDigest, Vec<u8>>>,
 }
 
 impl ControlBackend {
-    pub(crate) fn new(facts: Facts, store: Store) -> Self {
-        Self { facts, store, offered: Mutex::default() }
+    pub(crate) fn new(facts: Facts, store: Store, audit: Audit, leases: Arc<Leases>) -> Self {
+        Self { facts, store, audit, leases, offered: Mutex::default() }
     }
 
     fn offered(&self) -> MutexGuard<'_, BTreeMap<ManifestDigest, Vec<u8>>> {
@@ -119,6 +124,13 @@ impl Backend for ControlBackend {
             offered.pop_first();
         }
         offered.insert(ManifestDigest::of(&bytes), bytes);
+    }
+
+    fn audit(&self, _from: KeyId, query: &[u8]) -> Vec<u8> {
+        if let Some(artifact) = rollout::question(query) {
+            return rollout::answer(&self.facts, &self.leases, &artifact);
+        }
+        self.audit.answer_bytes(query)
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Config {
     pub limits: Limits,
     /// Local sockets.
     pub sockets: Sockets,
+    /// The log of opens.
+    pub audit: Audit,
     /// Logs.
     pub log: Log,
 }
@@ -106,6 +108,18 @@ pub struct Sockets {
     pub loader_group: Option<String>,
 }
 
+/// How much of the log of opens and closes is kept; the oldest goes first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// Bytes of all files together.
+    pub bytes_max: u64,
+    /// Bytes of one file; the next begins after it.
+    pub segment_bytes: u64,
+    /// Days.
+    pub days_max: u64,
+}
+
 /// Logs go to standard error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -169,6 +183,13 @@ impl Limits {
             download_bytes_per_s: rate(self.download_bytes_per_s),
             ..SwarmConfig::default()
         }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        // An open and its close take about 1,000 bytes: a quarter of a million of them, for more than a year.
+        Self { bytes_max: 256 << 20, segment_bytes: 4 << 20, days_max: 400 }
     }
 }
 
@@ -250,6 +271,7 @@ impl Config {
             ("limits.local_connections_max", self.limits.local_connections_max as u64),
             ("limits.evidence_bytes_max", self.limits.evidence_bytes_max),
             ("limits.stall_timeout_s", self.limits.stall_timeout_s),
+            ("audit.days_max", self.audit.days_max),
         ];
         if let Some((key, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key} must be at least 1"));
@@ -261,9 +283,18 @@ impl Config {
             ("limits.local_connections_max", self.limits.local_connections_max as u64, 65_536),
             ("limits.stall_timeout_s", self.limits.stall_timeout_s, 86_400),
             ("limits.drain_timeout_s", self.limits.drain_timeout_s, 86_400),
+            ("audit.segment_bytes", self.audit.segment_bytes, 64 << 20),
+            ("audit.bytes_max", self.audit.bytes_max, 64 << 30),
+            ("audit.days_max", self.audit.days_max, 36_500),
         ];
         if let Some((key, _, max)) = bounded.into_iter().find(|(_, value, max)| value > max) {
             return Err(format!("{key} must be at most {max}"));
+        }
+        if self.audit.segment_bytes < 64 << 10 {
+            return Err("audit.segment_bytes must be at least 65536".into());
+        }
+        if self.audit.bytes_max < 2 * self.audit.segment_bytes {
+            return Err("audit.bytes_max must be at least twice audit.segment_bytes".into());
         }
         if !self.listen.http.ip().is_loopback() {
             return Err(format!(
@@ -400,6 +431,9 @@ mod tests {
         let mut config = Config::default();
         config.limits.uploads_max = 0;
         assert!(config.check().expect_err("zero").contains("limits.uploads_max"));
+        let mut config = Config::default();
+        config.audit.bytes_max = config.audit.segment_bytes;
+        assert!(config.check().expect_err("one file").contains("audit.bytes_max"));
         let config = Config { hardware: Some("h100".into()), ..Config::default() };
         assert!(config.check().expect_err("no slash").contains("vendor/arch"));
     }

@@ -16,6 +16,7 @@ use weighlock_protocol::wire::host::{ADDRS_MAX, HeldManifest, HostRecord};
 use weighlock_protocol::wire::join::{Contact, JoinAnswer};
 use weighlock_protocol::{ClusterId, KeyId};
 
+use crate::audit::Audit;
 use crate::backend::{ControlBackend, DataBackend};
 use crate::config::{Config, Dirs};
 use crate::error::{Error, Result};
@@ -51,7 +52,8 @@ pub(crate) struct Node {
     pub(crate) control: ControlHandle,
     pub(crate) data: DataPlane,
     pub(crate) fetcher: Fetcher,
-    pub(crate) leases: loader::Leases,
+    pub(crate) leases: Arc<loader::Leases>,
+    pub(crate) audit: Audit,
     pub(crate) http: SocketAddr,
     pub(crate) stop: CancellationToken,
 }
@@ -85,6 +87,8 @@ pub async fn run(
     let cluster =
         cluster::of(&store)?.ok_or_else(|| Error::internal("the store belongs to no cluster yet"))?;
     let facts = Facts::open(store.clone(), host.clone(), cluster)?;
+    let name = cluster::host_name(config.name.as_deref());
+    let audit = Audit::open(&dirs.data, &config.audit, cluster, host.clone(), name.clone())?;
     let keypair = libp2p::identity::Keypair::ed25519_from_bytes(host.seed()).map_err(Error::internal)?;
     // What serves stops after what asks: doors first, then fetches, then the planes, the store last.
     let doors_stop = stop.child_token();
@@ -114,7 +118,8 @@ pub async fn run(
     let mut control_config = ControlConfig::new(keypair, cluster, vec![config.listen.control]);
     control_config.mdns = config.discovery.mdns;
     control_config.kad = config.discovery.kademlia;
-    let backend = Arc::new(ControlBackend::new(facts.clone(), store.clone()));
+    let leases = Arc::new(loader::Leases::default());
+    let backend = Arc::new(ControlBackend::new(facts.clone(), store.clone(), audit.clone(), leases.clone()));
     let (control, control_driver) =
         control::start(control_config, backend, planes_stop.clone()).await.map_err(|e| {
             Error::unavailable(e).hint("is another daemon running? `--control-listen` takes another port")
@@ -153,7 +158,7 @@ pub async fn run(
     facts.set_hardware(&hardware);
     let node = Arc::new(Node {
         started: Instant::now(),
-        name: cluster::host_name(config.name.as_deref()),
+        name,
         hardware,
         config,
         dirs,
@@ -164,7 +169,8 @@ pub async fn run(
         control,
         data,
         fetcher,
-        leases: loader::Leases::default(),
+        leases,
+        audit,
         http,
         stop: doors_stop.clone(),
     });
@@ -176,6 +182,7 @@ pub async fn run(
     spawn(&mut tasks, "channels", crate::follow::run(node.clone()));
     spawn(&mut tasks, "cosignatures", crate::witness::run(node.clone()));
     spawn(&mut tasks, "resumption", resume(node.clone()));
+    spawn(&mut tasks, "audit", node.audit.clone().run(doors_stop.clone()));
     spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));
     spawn(&mut tasks, "sockets", sockets.serve(node.clone()));
     ready(&Ready {
@@ -212,7 +219,10 @@ pub async fn run(
     if tokio::time::timeout(drain, finish).await.is_err() {
         warn!(seconds = drain.as_secs(), "some requests did not finish in time");
         tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
     }
+    // After the doors: what they closed is in it.
+    node.audit.stop();
     planes_stop.cancel();
     let planes = async {
         node.data.stopped().await;

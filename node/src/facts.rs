@@ -19,8 +19,8 @@ use tracing::{info, warn};
 use weighlock_cache::{Commit, Staged, Store};
 use weighlock_protocol::manifest::Manifest;
 use weighlock_protocol::statement::{
-    Applied, Checked, Envelope, HARDWARE_ANY, Keypair, Kind, Ledger, LedgerConfig, Publish, Resolution, Role,
-    Statement, Status,
+    Applied, Checked, Envelope, Keypair, Kind, Ledger, LedgerConfig, Publish, Resolution, Role, Statement,
+    Status,
 };
 use weighlock_protocol::wire::join::{JoinAnswer, JoinRequest};
 use weighlock_protocol::{Artifact, ClusterId, KeyId, ManifestDigest, Reference, StatementId};
@@ -107,16 +107,6 @@ impl Facts {
         Ok(facts)
     }
 
-    /// Says once which kind of hardware this host opens things for; `any` until then.
-    pub fn set_hardware(&self, hardware: &str) {
-        let _ = self.inner.hardware.set(hardware.to_owned());
-    }
-
-    /// This host's hardware key.
-    pub fn hardware(&self) -> &str {
-        self.inner.hardware.get().map_or(HARDWARE_ANY, String::as_str)
-    }
-
     /// This host's key.
     pub fn host(&self) -> KeyId {
         self.inner.host.key_id()
@@ -130,16 +120,6 @@ impl Facts {
     /// Admitted hosts other than this one, now and as they change.
     pub fn members(&self) -> watch::Receiver<Arc<BTreeSet<KeyId>>> {
         self.inner.members.subscribe()
-    }
-
-    /// Wakes those who look at what this host follows.
-    pub fn nudge(&self) {
-        self.inner.nudges.send_modify(|n| *n += 1);
-    }
-
-    /// As it is told to follow channels.
-    pub fn nudged(&self) -> watch::Receiver<u64> {
-        self.inner.nudges.subscribe()
     }
 
     /// Committed statements from now on.

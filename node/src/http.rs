@@ -86,7 +86,8 @@ async fn gather(node: &Arc<Node>) -> Result<String> {
         (ledger.members(now()).count(), ledger.alarms(now()).len(), ledger.len())
     };
     let mut registry = Registry::with_prefix("weighlock");
-    let gauges: [(&str, &str, u64); 11] = [
+    let audit = node.audit.numbers();
+    let gauges: [(&str, &str, u64); 12] = [
         ("uptime_seconds", "Seconds since the daemon started", node.started.elapsed().as_secs()),
         ("layers", "Sealed layers in the store", layers.len() as u64),
         ("layer_bytes", "Bytes of sealed layers", layers.iter().map(|(_, info)| info.size).sum()),
@@ -98,11 +99,12 @@ async fn gather(node: &Arc<Node>) -> Result<String> {
         ("leases", "Artifacts open by loaders", node.leases.open().len() as u64),
         ("statements", "Statements in the store", statements as u64),
         ("alarms", "Things in `weighlock status` that a person should look at", alarms as u64),
+        ("audit_bytes", "Bytes of the audit log", audit.bytes),
     ];
     for (name, help, value) in gauges {
         registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
     }
-    let counters: [(&str, &str, u64); 9] = [
+    let counters: [(&str, &str, u64); 11] = [
         ("fetched_bytes", "Proven bytes fetched from peers", node.fetcher.fetched_bytes()),
         ("sent_bytes", "Bytes sent to peers, proofs included", traffic.values().map(|t| t.sent_bytes).sum()),
         (
@@ -115,6 +117,8 @@ async fn gather(node: &Arc<Node>) -> Result<String> {
             "Connections of strangers refused on the control plane",
             control.strangers_refused,
         ),
+        ("audit_lines", "Lines written to the audit log", audit.lines),
+        ("audit_lost", "Events that the audit log could not take, since it began", audit.lost),
         ("offences", "Times that a member sent rubbish and was disconnected for a while", control.offences),
         ("gossip_received", "Gossip messages received", control.gossip_received),
         ("statements_ingested", "New statements committed from peers", control.statements_ingested),

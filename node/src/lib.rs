@@ -4,6 +4,7 @@
 //! this crate moves bytes, reads clocks and talks to people.
 
 mod admin;
+pub mod audit;
 mod backend;
 pub mod cli;
 pub mod cluster;
@@ -24,6 +25,7 @@ pub mod net;
 pub mod preflight;
 mod proof;
 mod readiness;
+mod rollout;
 pub mod sandbox;
 mod server;
 mod weigh;

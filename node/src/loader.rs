@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::UnixStream;
 use tracing::{debug, info};
 use weighlock_cache::{Store, StoreError};
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::manifest::{Contract, Layer, Manifest};
 use weighlock_protocol::{LayerId, ManifestDigest, Reference};
 
+use crate::audit::{Asked, Recorder, Why, grounds};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::facts::Purpose;
@@ -67,10 +69,14 @@ pub(crate) async fn serve(node: Arc<Node>, mut stream: UnixStream) {
         let _ = frame::write(&mut stream, &Event::Error(error)).await;
         return;
     }
-    let mut session = Session { node: node.clone(), uid, open: BTreeMap::new() };
+    let record = Recorder::new(&node, &stream);
+    let mut session = Session { node: node.clone(), uid, record, why: Why::Gone, open: BTreeMap::new() };
     loop {
         let request = tokio::select! {
-            () = node.stop.cancelled() => break,
+            () = node.stop.cancelled() => {
+                session.why = Why::Stopped;
+                break;
+            }
             request = frame::read::<LoaderRequest>(&mut stream) => request,
         };
         let answered = match request {
@@ -93,6 +99,9 @@ pub(crate) async fn serve(node: Arc<Node>, mut stream: UnixStream) {
 struct Session {
     node: Arc<Node>,
     uid: Option<u32>,
+    record: Recorder,
+    /// Why what is still open at the end is closed.
+    why: Why,
     open: BTreeMap<ManifestDigest, Open>,
 }
 
@@ -104,17 +113,33 @@ struct Open {
     partial: bool,
 }
 
+/// What an open asks for.
+struct Wanted {
+    asked: Asked,
+    fds: FdsWanted,
+    partial: bool,
+    purpose: Purpose,
+}
+
 impl Session {
     /// An `Err` means that the socket is gone; failures of the request are answers.
     async fn answer(&mut self, stream: &mut UnixStream, request: LoaderRequest) -> std::io::Result<()> {
         let done = match request {
-            LoaderRequest::Hello => {
+            LoaderRequest::Hello { client } => {
+                self.record.introduce(client.as_deref());
                 let version = env!("CARGO_PKG_VERSION").to_owned();
                 return frame::write(stream, &Event::Hello { protocol: LOADER_PROTOCOL, version }).await;
             }
-            LoaderRequest::Open { reference, fds, partial, ungated } => {
+            LoaderRequest::Open { reference, fds, partial, client, copy, ungated } => {
+                self.record.introduce(client.as_deref());
+                let door = if copy { Door::Pull } else { Door::Loader };
                 let purpose = if ungated { Purpose::Ungated } else { Purpose::Use };
-                self.open(stream, &reference, fds, partial, purpose).await
+                let wanted = Wanted { asked: Asked { text: reference, door }, fds, partial, purpose };
+                let done = self.open(stream, &wanted).await;
+                if let Err(Failed::Request(error)) = &done {
+                    self.record.refused(&self.node, &wanted.asked, error).await;
+                }
+                done
             }
             LoaderRequest::Fds { digest, paths } => self.fds(stream, &digest, paths).await,
             LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
@@ -123,6 +148,7 @@ impl Session {
             LoaderRequest::Close { digest } => {
                 if self.open.remove(&digest).is_some() {
                     self.node.leases.give_back(&digest);
+                    self.record.closed(&digest, Why::Closed);
                     info!(%digest, uid = self.uid, "closed");
                 }
                 frame::write(stream, &Event::Closed).await.map_err(Failed::Socket)
@@ -143,16 +169,11 @@ impl Session {
         }
     }
 
-    async fn open(
-        &mut self,
-        stream: &mut UnixStream,
-        text: &str,
-        fds: FdsWanted,
-        partial: bool,
-        purpose: Purpose,
-    ) -> std::result::Result<(), Failed> {
-        let reference: Reference = text.parse().map_err(Error::from)?;
-        let admitted = self.node.facts.admit(&reference, purpose)?;
+    async fn open(&mut self, stream: &mut UnixStream, wanted: &Wanted) -> std::result::Result<(), Failed> {
+        let Wanted { asked, fds, partial, purpose } = wanted;
+        let partial = *partial;
+        let reference: Reference = asked.text.parse().map_err(Error::from)?;
+        let admitted = self.node.facts.admit(&reference, *purpose)?;
         let digest = admitted.digest;
         if self.open.len() >= OPEN_MAX && !self.open.contains_key(&digest) {
             return Err(Error::refused(format!("this socket has {OPEN_MAX} artifacts open"))
@@ -200,6 +221,8 @@ impl Session {
             complete: incomplete.is_empty(),
             incomplete,
         };
+        // Written before it is answered.
+        self.record.granted(asked, digest, grounds(&self.node, &admitted)).await?;
         info!(%digest, reference = %reference, uid = self.uid, complete = answer.complete, "opened");
         if self.open.insert(digest, opening).is_none() {
             lease.keep();
@@ -319,6 +342,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         for digest in self.open.keys() {
             self.node.leases.give_back(digest);
+            self.record.closed(digest, self.why);
             info!(%digest, uid = self.uid, "closed");
         }
     }

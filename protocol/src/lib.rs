@@ -3,6 +3,7 @@
 //! **Architecture invariant:** nothing here does IO, reads a clock, draws randomness other than from a
 //! seed that is passed in, or iterates a hash map. `sim` runs this very code.
 
+pub mod audit;
 pub mod gate;
 pub mod id;
 pub mod lock;

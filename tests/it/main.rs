@@ -1,5 +1,6 @@
 //! Weighlock from outside: the real program, and the workspace's own rules.
 
+mod audit;
 mod bad_files;
 mod bad_input;
 mod delta;

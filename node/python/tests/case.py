@@ -25,7 +25,7 @@ class Case(unittest.TestCase):
         environment = mock.patch.dict(os.environ)
         environment.start()
         self.addCleanup(environment.stop)
-        for name in ("WEIGHLOCK_SOCKET", "WEIGHLOCK_DATA_DIR", "XDG_DATA_HOME"):
+        for name in ("WEIGHLOCK_CLIENT", "WEIGHLOCK_SOCKET", "WEIGHLOCK_DATA_DIR", "XDG_DATA_HOME"):
             os.environ.pop(name, None)
 
     def put(self, path, data):

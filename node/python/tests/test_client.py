@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import io
 import os
+import sys
 import threading
+import types
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -227,6 +229,21 @@ class Finding(Case):
             os.environ["WEIGHLOCK_SOCKET"] = server.path
             self.assertEqual(weighlock.hello()["protocol"], 1)
             self.assertEqual(weighlock.open(REF).paths(), [])
+
+    def test_says_what_it_is_for_the_audit_log(self):
+        # Named as what is loaded, without loading anything.
+        runtimes = {name: types.ModuleType(name) for name in ("torch", "transformers", "vllm")}
+        runtimes["vllm"].__version__ = "0.6.3"
+        with LoaderServer(self.root) as server, mock.patch.dict(sys.modules, runtimes):
+            weighlock.open(REF, server.path).close()
+            os.environ["WEIGHLOCK_CLIENT"] = "trainer 7 " + "x" * 1000
+            weighlock.open(REF, server.path).close()
+            weighlock.hello(server.path)
+        own = f"weighlock-python {weighlock.__version__} "
+        self.assertEqual(server.requests[0]["client"], own + "vllm 0.6.3 transformers")
+        self.assertTrue(server.requests[1]["client"].startswith(own + "trainer 7 x"))
+        self.assertEqual(len(server.requests[1]["client"]), 200)
+        self.assertEqual(server.requests[2]["client"], server.requests[1]["client"])
 
 
 class Progress(Case):

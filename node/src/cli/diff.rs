@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use clap::Args;
 use weighlock_cache::diff::{Diff as Difference, DiffConfig, DiffError, DiffProgress, Side, diff};
 use weighlock_cache::inspect;
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::gate::Report;
 use weighlock_protocol::manifest::LayerKind;
 use weighlock_protocol::names::Selector;
@@ -125,7 +126,8 @@ fn side(context: &Context, text: &str) -> Result<Side> {
         Ok(key) => sign::to_evaluate(context, &reference, &key)?,
         Err(_) => OpenFor::Use,
     };
-    let viewed: Viewed = context.ask(&AdminRequest::View { reference: reference.to_string(), purpose })?;
+    let viewed: Viewed =
+        context.ask(&AdminRequest::View { reference: reference.to_string(), purpose, door: Door::Path })?;
     // By digest: a channel may have moved on meanwhile.
     let exact = Reference { selector: Selector::Digest(viewed.digest), ..reference.clone() };
     let inspected: Inspected = context.ask(&AdminRequest::Inspect { reference: exact.to_string() })?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use tempfile::TempDir;
 use weighlock_protocol::Reference;
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::gate::report::HostProfile;
 
 use super::evidence::{self, About, Signed};
@@ -82,8 +83,11 @@ impl Eval {
         // Asked first: nobody wants to hear it after hours of evaluation.
         let key = key::evaluator(self.key.as_deref(), &context.dirs, Some(&weighed.cluster))?;
         let purpose = sign::to_evaluate(context, &reference, &key)?;
-        let viewed: Viewed =
-            context.ask(&AdminRequest::View { reference: reference.to_string(), purpose })?;
+        let viewed: Viewed = context.ask(&AdminRequest::View {
+            reference: reference.to_string(),
+            purpose,
+            door: Door::Eval,
+        })?;
         let mut ran = self.limits.run(context, &self.run, &viewed.path, self.key.as_deref())?;
         self.about.fill(&mut ran.loaded, context)?;
         let run = Some((ran.log.as_path(), ran.sandbox.as_str()));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::gate::{Input, Verdict, judge, junit};
 use weighlock_protocol::lock::Lock;
 use weighlock_protocol::statement::Keypair;
@@ -164,7 +165,11 @@ impl Gate {
         let reference: Reference = text.parse()?;
         let key = sign::key(context, self.key.as_deref())?;
         let purpose = sign::to_evaluate(context, &reference, &key)?;
-        let viewed: Viewed = context.ask(&AdminRequest::View { reference: text.to_owned(), purpose })?;
+        let viewed: Viewed = context.ask(&AdminRequest::View {
+            reference: reference.to_string(),
+            purpose,
+            door: Door::Eval,
+        })?;
         Ok(viewed.path)
     }
 

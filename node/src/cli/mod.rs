@@ -1,6 +1,7 @@
 //! The command line: one file per command; this one holds what they share.
 
 mod add;
+mod audit;
 mod completions;
 mod config;
 mod demo;
@@ -165,6 +166,8 @@ enum Command {
     Peers(peers::Peers),
     /// Which hosts hold an artifact, and how much of it
     Where(whereis::Where),
+    /// What was opened here, by whom, and on which grounds
+    Audit(audit::Audit),
     /// What is fetched and given to others now, and how fast
     Top(top::Top),
     /// Three daemons share a model, and the gate weighs four; takes a minute, leaves nothing behind
@@ -237,6 +240,7 @@ pub fn main() -> ExitCode {
         Command::Path(command) => command.run(&context),
         Command::Peers(command) => command.run(&context),
         Command::Where(command) => command.run(&context),
+        Command::Audit(command) => command.run(&context),
         Command::Top(command) => command.run(&context),
         Command::Demo(command) => command.run(&context),
         Command::Completions(command) => command.run(&context, &mut Cli::command()),

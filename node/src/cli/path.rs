@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use weighlock_protocol::Reference;
+use weighlock_protocol::audit::Door;
 
 use super::{Context, sign};
 use crate::error::Result;
@@ -33,8 +34,11 @@ impl PathCommand {
             (_, true) => sign::to_evaluate(context, &reference, &sign::key(context, self.key.as_deref())?)?,
             _ => OpenFor::Use,
         };
-        let viewed: Viewed =
-            context.ask(&AdminRequest::View { reference: reference.to_string(), purpose })?;
+        let viewed: Viewed = context.ask(&AdminRequest::View {
+            reference: reference.to_string(),
+            purpose,
+            door: Door::Path,
+        })?;
         context.output.print(&viewed, |v| v.path.display().to_string())
     }
 }

@@ -96,6 +96,8 @@ fn open(
         fds: FdsWanted::None,
         partial: false,
         ungated,
+        client: Some(concat!("weighlock ", env!("CARGO_PKG_VERSION")).into()),
+        copy: true,
     };
     client.send(&request).map_err(|e| super::lost(&e))?;
     let mut bar = context.progress();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use weighlock_cache::ImportProgress;
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::names::Selector;
 use weighlock_protocol::statement::Findings;
 use weighlock_protocol::{ManifestDigest, Reference, Sha256};
@@ -72,8 +73,9 @@ pub(super) fn without_reports(context: &Context, reference: &Reference, weighed:
     let exact = Reference { selector: Selector::Digest(weighed.digest), ..reference.clone() }.to_string();
     let mut inspected: Inspected = context.ask(&AdminRequest::Inspect { reference: exact.clone() })?;
     if inspected.contract.is_none() {
+        let purpose = OpenFor::Metadata;
         let _: Viewed =
-            context.ask(&AdminRequest::View { reference: exact.clone(), purpose: OpenFor::Metadata })?;
+            context.ask(&AdminRequest::View { reference: exact.clone(), purpose, door: Door::Path })?;
         inspected = context.ask(&AdminRequest::Inspect { reference: exact })?;
     }
     Ok(Side {

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::{ManifestDigest, Reference, Selector};
 
 use super::{Context, connect};
@@ -113,15 +114,18 @@ fn line(head: &ChannelHead) -> String {
 /// Runs the hook. One that fails is said and forgotten: the next move may fare better.
 fn run(context: &Context, hook: &[String], reference: &Reference, digest: ManifestDigest) -> Result<()> {
     let by_digest = Reference { artifact: reference.artifact.clone(), selector: Selector::Digest(digest) };
-    let viewed: Viewed =
-        match context.ask(&AdminRequest::View { reference: by_digest.to_string(), purpose: OpenFor::Use }) {
-            Ok(viewed) => viewed,
-            Err(error) if error.kind == Kind::Unavailable => return Err(error),
-            Err(error) => {
-                eprintln!("warning: {digest} is not opened: {}", error.message);
-                return Ok(());
-            }
-        };
+    let viewed: Viewed = match context.ask(&AdminRequest::View {
+        reference: by_digest.to_string(),
+        purpose: OpenFor::Use,
+        door: Door::Path,
+    }) {
+        Ok(viewed) => viewed,
+        Err(error) if error.kind == Kind::Unavailable => return Err(error),
+        Err(error) => {
+            eprintln!("warning: {digest} is not opened: {}", error.message);
+            return Ok(());
+        }
+    };
     let path = viewed.path.to_string_lossy();
     let filled: Vec<String> = hook
         .iter()

@@ -343,6 +343,8 @@ fn open_and_digest(host: &Host) -> Result<OpenResult> {
         fds: FdsWanted::All,
         partial: false,
         ungated: false,
+        client: Some("weighlock demo".into()),
+        copy: false,
     };
     client.send(&open).map_err(lost)?;
     let opened: Opened = loop {

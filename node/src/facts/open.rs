@@ -1,6 +1,7 @@
 //! May this be opened here: what every door asks before it hands out a byte.
 
-use weighlock_protocol::statement::{Closed, Grounds, Statement};
+use tokio::sync::watch;
+use weighlock_protocol::statement::{Closed, Grounds, HARDWARE_ANY, Statement};
 use weighlock_protocol::{KeyId, ManifestDigest, Reference, StatementId};
 
 use super::Facts;
@@ -40,6 +41,26 @@ pub enum Basis {
 }
 
 impl Facts {
+    /// Says once which kind of hardware this host opens things for; `any` until then.
+    pub fn set_hardware(&self, hardware: &str) {
+        let _ = self.inner.hardware.set(hardware.to_owned());
+    }
+
+    /// This host's hardware key.
+    pub fn hardware(&self) -> &str {
+        self.inner.hardware.get().map_or(HARDWARE_ANY, String::as_str)
+    }
+
+    /// Wakes those who look at what this host follows.
+    pub fn nudge(&self) {
+        self.inner.nudges.send_modify(|n| *n += 1);
+    }
+
+    /// As it is told to follow channels.
+    pub fn nudged(&self) -> watch::Receiver<u64> {
+        self.inner.nudges.subscribe()
+    }
+
     /// What a reference means, if it may be opened on this host for that purpose.
     ///
     /// # Errors

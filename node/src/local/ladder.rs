@@ -410,3 +410,21 @@ impl ChannelHead {
         }
     }
 }
+
+/// What something is opened for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(tag = "for", rename_all = "kebab-case")]
+pub enum OpenFor {
+    /// To be used.
+    #[default]
+    Use,
+    /// To be used without evidence, where the policy allows that.
+    Ungated,
+    /// Only so that its contract is here; the answer names no place.
+    Metadata,
+    /// To be evaluated.
+    Evaluation {
+        /// An evaluator's signature over the digest, this host and the time (DSSE JSON as text).
+        proof: String,
+    },
+}

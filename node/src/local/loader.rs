@@ -16,7 +16,11 @@ pub const LOADER_PROTOCOL: u32 = 1;
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum LoaderRequest {
     /// Answered by [`Event::Hello`].
-    Hello,
+    Hello {
+        /// As in [`Open`](Self::Open).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        client: Option<String>,
+    },
     /// Resolves, fetches what is missing, answers [`Event::Opened`], then [`Event::Fds`] if asked for.
     Open {
         /// A reference.
@@ -32,6 +36,14 @@ pub enum LoaderRequest {
         /// Also without evidence, where the policy allows that; it is logged.
         #[serde(default)]
         ungated: bool,
+        /// What the client says of itself, such as `weighlock-python 0.1.0 vllm 0.6.3`; goes into the audit log, cut to
+        /// 256 characters.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        client: Option<String>,
+        /// The files are copied: the audit log then tells that a copy was taken, since nothing tells how long it is
+        /// used.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        copy: bool,
     },
     /// Descriptors of single files of something opened on this socket.
     Fds {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use weighlock_protocol::audit::Door;
 use weighlock_protocol::manifest::{Contract, Layer};
 use weighlock_protocol::wire::join::Contact;
 use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
@@ -12,7 +13,7 @@ use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
 use crate::error::Error;
 pub use crate::local::ladder::{
     Ballot, ChannelHead, DraftItem, DraftOf, Drafted, FollowRule, FollowedRow, Following, HeadInfo,
-    HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, PendingRow, PolicyInfo, RoleRow,
+    HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, OpenFor, PendingRow, PolicyInfo, RoleRow,
     RolloutHosts, RootChange, Standing, StandingKind,
 };
 pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened};
@@ -71,6 +72,9 @@ pub enum AdminRequest {
         /// What for.
         #[serde(default)]
         purpose: OpenFor,
+        /// What for, as the audit log tells it.
+        #[serde(default)]
+        door: Door,
     },
     /// Keeps a directory with a report, its samples and its log, for an evaluation of `reference` that `by` will sign.
     /// Answers [`KeptEvidence`].
@@ -164,23 +168,13 @@ pub enum AdminRequest {
         /// The statement's id, or its beginning.
         id: String,
     },
-}
-
-/// What something is opened for.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(tag = "for", rename_all = "kebab-case")]
-pub enum OpenFor {
-    /// To be used.
-    #[default]
-    Use,
-    /// To be used without evidence, where the policy allows that.
-    Ungated,
-    /// Only so that its contract is here; the answer names no place.
-    Metadata,
-    /// To be evaluated.
-    Evaluation {
-        /// An evaluator's signature over the digest, this host and the time (DSSE JSON as text).
-        proof: String,
+    /// Answers a [`Page`](crate::audit::Page) of this host's audit log, or of another member's.
+    Audit {
+        /// Name or key of another member.
+        #[serde(default)]
+        host: Option<String>,
+        /// The question.
+        query: crate::audit::Query,
     },
 }
 

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::envelope::StatementError;
+use super::glob::NamespaceGlob;
 use super::promotion::{Approval, Channel, Cosignature, Follow, OnChannel, Promotion, Rollback, SetPolicy};
 use super::weighed::{Evaluate, Verdict};
 use crate::id::{ClusterId, KeyId, ManifestDigest, StatementId};
-use crate::names::{Artifact, NAME_LEN_MAX, Tag};
+use crate::names::{Artifact, Tag};
 use crate::time::UnixTime;
 
 /// What every predicate type of ours starts with; `<kind>/v<version>` follows.
@@ -152,10 +153,6 @@ pub struct RoleSpec {
     #[serde(default)]
     pub members: bool,
 }
-
-/// `*`, an exact namespace, or a prefix followed by `*`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct NamespaceGlob(String);
 
 /// Who may do what, in the manner of TUF. Version n+1 needs the admin thresholds of n and of n+1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -426,49 +423,6 @@ impl RoleSpec {
     }
 }
 
-impl NamespaceGlob {
-    /// Whether it covers `namespace`.
-    pub fn matches(&self, namespace: &str) -> bool {
-        match self.0.strip_suffix('*') {
-            Some(prefix) => namespace.starts_with(prefix),
-            None => namespace == self.0,
-        }
-    }
-}
-
-impl std::str::FromStr for NamespaceGlob {
-    type Err = StatementError;
-
-    fn from_str(s: &str) -> Result<Self, StatementError> {
-        let stem = s.strip_suffix('*').unwrap_or(s);
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
-        if s.is_empty() || s.len() > NAME_LEN_MAX || !stem.bytes().all(plain) {
-            return Err(StatementError::Body {
-                reason: "a namespace glob is `*`, `name` or `prefix*` in lower case".to_owned(),
-            });
-        }
-        Ok(Self(s.to_owned()))
-    }
-}
-
-impl fmt::Display for NamespaceGlob {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Serialize for NamespaceGlob {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for NamespaceGlob {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
 /// Names and notes reach terminals, so control characters stay out.
 pub(super) fn text(s: &str, len_max: usize, error: &'static str) -> Result<(), &'static str> {
     if s.len() > len_max || s.chars().any(char::is_control) {
@@ -487,18 +441,4 @@ fn labels(labels: &Labels) -> Result<(), &'static str> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn globs_cover_what_they_say() {
-        let glob = |s: &str| s.parse::<NamespaceGlob>();
-        assert!(glob("*").is_ok_and(|g| g.matches("acme")));
-        assert!(glob("acme").is_ok_and(|g| g.matches("acme") && !g.matches("acme-x")));
-        assert!(glob("acme-*").is_ok_and(|g| g.matches("acme-x") && !g.matches("acme")));
-        assert!(glob("").is_err() && glob("a*b").is_err() && glob("**").is_err() && glob("A").is_err());
-    }
 }

@@ -231,7 +231,12 @@ impl<'de> Deserialize<'de> for Envelope {
 /// The bytes that are signed for `payload`: DSSE's pre-authentication encoding (DSSE protocol, "Signature
 /// Definition").
 pub fn pae(payload: &[u8]) -> Vec<u8> {
-    let mut out = format!("DSSEv1 {} {PAYLOAD_TYPE} {} ", PAYLOAD_TYPE.len(), payload.len()).into_bytes();
+    pae_of(PAYLOAD_TYPE, payload)
+}
+
+/// The same for a payload of another type, which is no statement.
+pub fn pae_of(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+    let mut out = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len()).into_bytes();
     out.extend_from_slice(payload);
     out
 }
@@ -258,7 +263,12 @@ impl Keypair {
 
     /// Signs a statement's payload, in DSSE's encoding.
     pub fn sign(&self, payload: &[u8]) -> Signature {
-        Signature { key: self.key_id(), bytes: self.0.sign(&pae(payload)).to_bytes() }
+        self.sign_as(PAYLOAD_TYPE, payload)
+    }
+
+    /// Signs a payload of another type, which is no statement.
+    pub fn sign_as(&self, payload_type: &str, payload: &[u8]) -> Signature {
+        Signature { key: self.key_id(), bytes: self.0.sign(&pae_of(payload_type, payload)).to_bytes() }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Every message is one version byte and then postcard. A new variant or field means a new version byte,
 //! so a host of the previous release says "unknown version" instead of taking the message for rubbish.
+//! Messages that the first release knows keep its byte, so that the two understand each other in all else.
 
 use crate::id::{ManifestDigest, StatementId};
 use crate::manifest::MANIFEST_BYTES_MAX;
@@ -10,8 +11,10 @@ pub use crate::wire::host::{
     HOST_RECORD_BYTES_MAX, Heard, HeldManifest, HostRecord, HostRecordError, SignedHostRecord,
 };
 
-/// Version byte that this release writes and reads.
+/// Version byte of what the first release knows.
 pub const VERSION: u8 = 1;
+/// Version byte of [`Request::Audit`] and [`Response::Audit`].
+pub const VERSION_AUDIT: u8 = 2;
 /// Largest gossip message, in bytes, envelope of the gossip protocol included.
 pub const GOSSIP_BYTES_MAX: usize = 512 << 10;
 /// What is left of [`GOSSIP_BYTES_MAX`] for our own payload, in bytes.
@@ -28,6 +31,10 @@ pub const IDS_MAX: usize = 8192;
 pub const SUMMARY_BYTES_MAX: usize = 64 << 10;
 /// Host records in one [`Hello`], at most, the sender's own aside.
 pub const HELLO_RECORDS_MAX: usize = 64;
+/// Largest question about an audit log, in bytes.
+pub const AUDIT_QUERY_BYTES_MAX: usize = 4 << 10;
+/// Largest answer to one, in bytes; more is asked for page by page.
+pub const AUDIT_ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Largest request, in bytes.
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 /// Largest response, in bytes: a manifest and its frame.
@@ -107,6 +114,12 @@ pub enum Request {
         /// Which one.
         digest: ManifestDigest,
     },
+    /// A question about the asked host's audit log; the answer is [`Response::Audit`]. Travels under
+    /// [`VERSION_AUDIT`].
+    Audit {
+        /// JSON, opaque to the wire, at most [`AUDIT_QUERY_BYTES_MAX`].
+        query: Blob,
+    },
 }
 
 /// What the other answers.
@@ -143,6 +156,11 @@ pub enum Response {
     },
     /// Too much to do: ask again later, or ask someone else.
     Busy,
+    /// One page about the audit log. Travels under [`VERSION_AUDIT`].
+    Audit {
+        /// JSON, opaque to the wire, at most [`AUDIT_ANSWER_BYTES_MAX`].
+        answer: Blob,
+    },
 }
 
 /// What two hosts tell each other on connecting.
@@ -168,14 +186,14 @@ pub struct BucketIds {
 impl Gossip {
     /// The message's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+        encode(VERSION, self)
     }
 
     /// Reads a message and checks its limits.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let what = "gossip";
         at_most(what, "bytes", bytes.len(), GOSSIP_BYTES_MAX)?;
-        let message = decode::<Self>(what, bytes)?;
+        let message = decode::<Self>(what, bytes, |_| VERSION)?;
         match &message {
             Gossip::Statements { statements, manifest } => {
                 check_statements(what, statements)?;
@@ -192,14 +210,14 @@ impl Gossip {
 impl Request {
     /// The message's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+        encode(self.version(), self)
     }
 
     /// Reads a message and checks its limits.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let what = "request";
         at_most(what, "bytes", bytes.len(), REQUEST_BYTES_MAX)?;
-        let message = decode::<Self>(what, bytes)?;
+        let message = decode(what, bytes, Self::version)?;
         match &message {
             Request::Hello(hello) => hello.check(what)?,
             Request::Summary { summary } => {
@@ -209,22 +227,27 @@ impl Request {
             Request::Statements { ids } => at_most(what, "ids", ids.len(), STATEMENTS_MAX)?,
             Request::Push { statements } => check_statements(what, statements)?,
             Request::Manifest { .. } => {}
+            Request::Audit { query } => at_most(what, "query bytes", query.0.len(), AUDIT_QUERY_BYTES_MAX)?,
         }
         Ok(message)
+    }
+
+    fn version(&self) -> u8 {
+        if matches!(self, Request::Audit { .. }) { VERSION_AUDIT } else { VERSION }
     }
 }
 
 impl Response {
     /// The message's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+        encode(self.version(), self)
     }
 
     /// Reads a message and checks its limits.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let what = "response";
         at_most(what, "bytes", bytes.len(), RESPONSE_BYTES_MAX)?;
-        let message = decode::<Self>(what, bytes)?;
+        let message = decode(what, bytes, Self::version)?;
         match &message {
             Response::Hello(hello) => hello.check(what)?,
             Response::Differing { buckets } => ascending(what, buckets)?,
@@ -241,9 +264,16 @@ impl Response {
             Response::Manifest { bytes: Some(bytes) } => {
                 at_most(what, "manifest bytes", bytes.0.len(), MANIFEST_BYTES_MAX)?;
             }
+            Response::Audit { answer } => {
+                at_most(what, "answer bytes", answer.0.len(), AUDIT_ANSWER_BYTES_MAX)?;
+            }
             Response::Pushed { .. } | Response::Manifest { bytes: None } | Response::Busy => {}
         }
         Ok(message)
+    }
+
+    fn version(&self) -> u8 {
+        if matches!(self, Response::Audit { .. }) { VERSION_AUDIT } else { VERSION }
     }
 }
 
@@ -255,19 +285,26 @@ impl Hello {
     }
 }
 
-fn encode<T: serde::Serialize>(message: &T) -> Vec<u8> {
-    postcard::to_extend(message, vec![VERSION]).expect("writing our own types to memory cannot fail")
+fn encode<T: serde::Serialize>(version: u8, message: &T) -> Vec<u8> {
+    postcard::to_extend(message, vec![version]).expect("writing our own types to memory cannot fail")
 }
 
-fn decode<T: serde::de::DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, WireError> {
+fn decode<T: serde::de::DeserializeOwned>(
+    what: &'static str,
+    bytes: &[u8],
+    version_of: impl FnOnce(&T) -> u8,
+) -> Result<T, WireError> {
     let (&version, body) = bytes.split_first().ok_or(WireError::Malformed { what, reason: "it is empty" })?;
-    if version != VERSION {
+    if !(VERSION..=VERSION_AUDIT).contains(&version) {
         return Err(WireError::Version(version));
     }
     let (message, rest) = postcard::take_from_bytes(body)
         .map_err(|_| WireError::Malformed { what, reason: "its fields do not parse" })?;
     if !rest.is_empty() {
         return Err(WireError::Malformed { what, reason: "bytes follow its end" });
+    }
+    if version_of(&message) != version {
+        return Err(WireError::Malformed { what, reason: "its version byte is that of other messages" });
     }
     Ok(message)
 }
@@ -335,6 +372,14 @@ mod tests {
         ]
     }
 
+    fn samples_of_the_second_version() -> Vec<(&'static str, Vec<u8>)> {
+        let json = Blob(b"{}".to_vec());
+        vec![
+            ("request-audit", Request::Audit { query: json.clone() }.encode()),
+            ("response-audit", Response::Audit { answer: json }.encode()),
+        ]
+    }
+
     fn re_encode(name: &str, bytes: &[u8]) -> Result<Vec<u8>, WireError> {
         Ok(match name.split('-').next() {
             Some("gossip") => Gossip::decode(bytes)?.encode(),
@@ -345,28 +390,41 @@ mod tests {
 
     #[test]
     fn bytes_are_those_of_the_golden_file_and_read_back() {
-        let golden: Vec<&str> = include_str!("../../golden/control-v1.txt").lines().collect();
-        let now: Vec<String> = samples()
-            .iter()
-            .map(|(name, bytes)| format!("{name} {}", data_encoding::HEXLOWER.encode(bytes)))
-            .collect();
-        assert_eq!(now, golden, "the wire format changed: that needs a new version byte");
-        for (name, bytes) in samples() {
-            assert_eq!(re_encode(name, &bytes), Ok(bytes), "{name}");
+        let first = include_str!("../../golden/control-v1.txt");
+        let second = include_str!("../../golden/control-v2.txt");
+        for (golden, samples) in [(first, samples()), (second, samples_of_the_second_version())] {
+            let now: Vec<String> = samples
+                .iter()
+                .map(|(name, bytes)| format!("{name} {}", data_encoding::HEXLOWER.encode(bytes)))
+                .collect();
+            assert_eq!(
+                now,
+                golden.lines().collect::<Vec<_>>(),
+                "the wire format changed: that needs a new version byte"
+            );
+            for (name, bytes) in samples {
+                assert_eq!(re_encode(name, &bytes), Ok(bytes), "{name}");
+            }
         }
     }
 
     #[test]
     fn truncated_extended_and_future_messages_are_errors() {
-        for (name, bytes) in samples() {
+        for (name, bytes) in samples().into_iter().chain(samples_of_the_second_version()) {
             for cut in 0..bytes.len() {
                 assert!(re_encode(name, &bytes[..cut]).is_err(), "{name} cut to {cut}");
             }
             let longer = [&bytes[..], &[0]].concat();
             assert!(matches!(re_encode(name, &longer), Err(WireError::Malformed { .. })), "{name}");
             let mut newer = bytes;
-            newer[0] = VERSION + 1;
-            assert_eq!(re_encode(name, &newer), Err(WireError::Version(VERSION + 1)));
+            let other = if newer[0] == VERSION { VERSION_AUDIT } else { VERSION };
+            newer[0] = other;
+            assert!(matches!(
+                re_encode(name, &newer),
+                Err(WireError::Version(_) | WireError::Malformed { .. })
+            ));
+            newer[0] = VERSION_AUDIT + 1;
+            assert_eq!(re_encode(name, &newer), Err(WireError::Version(VERSION_AUDIT + 1)));
         }
     }
 
@@ -392,7 +450,7 @@ mod tests {
     proptest! {
         #[test]
         fn random_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            for first in [VERSION, 0] {
+            for first in [VERSION, VERSION_AUDIT, 0] {
                 if let Some(b) = bytes.first_mut() {
                     *b = first;
                 }

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
+from ._client import client
 from ._errors import Closed, ConnectionError, Error, ProtocolError, TimeoutError, from_frame
 
 PROTOCOL = 1
@@ -270,7 +271,7 @@ class Session:
                 opened.update(frame)
             return bool(opened)
 
-        request: Dict[str, Any] = {"v": PROTOCOL, "op": "open", "ref": ref, "fds": "none"}
+        request: Dict[str, Any] = {"v": PROTOCOL, "op": "open", "ref": ref, "fds": "none", "client": client()}
         if partial:
             request["partial"] = True
         self._exchange(request, on_frame)
@@ -359,7 +360,7 @@ class Session:
                 answer.update(frame)
             return bool(answer)
 
-        self._exchange({"op": "hello"}, on_frame)
+        self._exchange({"op": "hello", "client": client()}, on_frame)
         return answer
 
     def fd(self, path: str, size: int, pin: bool = False) -> Fd:

@@ -4,27 +4,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use weighlock_protocol::statement::Ledger;
-use weighlock_protocol::{Artifact, KeyId, ManifestDigest, StatementId};
+use weighlock_protocol::{Artifact, KeyId, ManifestDigest};
 
 use super::{artifact, tags};
 use crate::cluster::now;
 use crate::daemon::Node;
 use crate::error::Result;
 use crate::local::message::{HostState, RolloutHosts};
+use crate::rollout::{self, Told};
 
 /// How long a host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// What one host tells of an artifact to another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Told {
-    /// What made its heads.
-    pub(crate) heads: BTreeSet<StatementId>,
-    /// What loaders have open there, of this artifact.
-    pub(crate) open: BTreeSet<ManifestDigest>,
-}
 
 /// All members, this host first.
 ///
@@ -39,7 +30,7 @@ pub(in super::super) async fn hosts(node: &Arc<Node>, name: &str) -> Result<Roll
     for host in connected.iter().filter(|host| members.iter().any(|member| member.key == **host)) {
         let (control, host, artifact) = (node.control.clone(), *host, artifact.clone());
         asked.spawn(async move {
-            let told = tokio::time::timeout(PATIENCE, ask(&control, host, &artifact)).await;
+            let told = tokio::time::timeout(PATIENCE, rollout::ask(&control, host, &artifact)).await;
             (host, told.ok().flatten())
         });
     }
@@ -49,7 +40,7 @@ pub(in super::super) async fn hosts(node: &Arc<Node>, name: &str) -> Result<Roll
             told.insert(host, answer);
         }
     }
-    told.insert(node.host, tell(node, &artifact));
+    told.insert(node.host, rollout::tell(&node.facts, &node.leases, &artifact));
     let records = node.control.host_records().borrow().clone();
     let ledger = node.facts.ledger();
     let ours = &told[&node.host];
@@ -95,18 +86,6 @@ pub(in super::super) async fn hosts(node: &Arc<Node>, name: &str) -> Result<Roll
     Ok(RolloutHosts { hosts })
 }
 
-/// What this host tells another of an artifact.
-pub(crate) fn tell(node: &Node, artifact: &Artifact) -> Told {
-    let ledger = node.facts.ledger();
-    let of_it = |digest: &ManifestDigest| {
-        ledger.publishes_of(digest).any(|published| published.publish.artifact == *artifact)
-    };
-    Told {
-        heads: ledger.heads_of(artifact).map(|head| head.statement).collect(),
-        open: node.leases.open().into_keys().filter(of_it).collect(),
-    }
-}
-
 fn lags(
     ledger: &Ledger,
     artifact: &Artifact,
@@ -143,12 +122,4 @@ fn complete_here(node: &Node, ledger: &Ledger, artifact: &Artifact) -> BTreeSet<
 
 fn label(ledger: &Ledger, artifact: &Artifact, digest: &ManifestDigest) -> String {
     tags(ledger, artifact, digest).into_iter().next().unwrap_or_else(|| digest.short())
-}
-
-async fn ask(
-    _control: &crate::net::control::ControlHandle,
-    _host: KeyId,
-    _artifact: &Artifact,
-) -> Option<Told> {
-    None
 }

@@ -39,6 +39,10 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Takes a manifest that came along with statements that were accepted; keeps it if it is wanted.
     fn put_manifest(&self, from: KeyId, bytes: Vec<u8>);
+
+    /// Answers a question about this host's audit log. Question and answer are JSON, opaque to the control plane; an
+    /// answer over [`AUDIT_ANSWER_BYTES_MAX`](weighlock_protocol::wire::control::AUDIT_ANSWER_BYTES_MAX) is not sent.
+    fn audit(&self, from: KeyId, query: &[u8]) -> Vec<u8>;
 }
 
 /// What became of a batch of statements.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use libp2p::PeerId;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use weighlock_protocol::wire::control::{
-    GOSSIP_PAYLOAD_BYTES_MAX, HostRecord, HostRecordError, Request, Response, STATEMENT_BYTES_MAX,
+    Blob, GOSSIP_PAYLOAD_BYTES_MAX, HostRecord, HostRecordError, Request, Response, STATEMENT_BYTES_MAX,
 };
 use weighlock_protocol::{KeyId, ManifestDigest};
 
@@ -272,6 +272,20 @@ impl ControlHandle {
                 self.tell(Command::Offence(id, reason.into())).await?;
                 Err(failed(reason))
             }
+        }
+    }
+
+    /// Asks a member about its audit log, dialling it if need be. Question and answer are JSON.
+    pub async fn request_audit(&self, peer: KeyId, query: Vec<u8>) -> Result<Vec<u8>, ControlError> {
+        let id = super::identity::peer_id(peer).ok_or(ControlError::NotMember(peer))?;
+        let request = Request::Audit { query: Blob(query) };
+        let answer = self.ask(|reply| Command::Request(id, request, reply)).await?;
+        match answer.map_err(|e| e.for_peer(peer))? {
+            Response::Audit { answer } => Ok(answer.0),
+            Response::Busy => {
+                Err(ControlError::Request { peer, reason: "it is busy; ask again later".into() })
+            }
+            _ => Err(ControlError::Request { peer, reason: "it answered something else".into() }),
         }
     }
 

@@ -9,7 +9,7 @@ use libp2p::request_response::{Event, Message, OutboundFailure, ResponseChannel}
 use tokio::sync::oneshot;
 use weighlock_protocol::KeyId;
 use weighlock_protocol::manifest::MANIFEST_BYTES_MAX;
-use weighlock_protocol::wire::control::{Blob, Hello, Request, Response, WireError};
+use weighlock_protocol::wire::control::{AUDIT_ANSWER_BYTES_MAX, Blob, Hello, Request, Response, WireError};
 
 use super::backend::Backend;
 use super::codec::Incoming;
@@ -172,6 +172,14 @@ fn answer(backend: &dyn Backend, bytes_max: usize, from: KeyId, request: Request
         Request::Manifest { digest } => {
             let bytes = backend.manifest(&digest).filter(|m| m.len() <= MANIFEST_BYTES_MAX);
             Response::Manifest { bytes: bytes.map(|m| Blob(m.to_vec())) }
+        }
+        Request::Audit { query } => {
+            let answer = backend.audit(from, &query.0);
+            if answer.len() > AUDIT_ANSWER_BYTES_MAX {
+                Response::Busy
+            } else {
+                Response::Audit { answer: Blob(answer) }
+            }
         }
     };
     Answer { response, accepted, offence }
