@@ -10,7 +10,7 @@ use crate::error::StoreError;
 use crate::fs;
 use crate::layers::import::Staged;
 use crate::layers::seal::{place, sync_places};
-use crate::meta::LayerInfo;
+use crate::meta::{HeadChange, LayerInfo};
 use crate::store::Store;
 
 /// Facts that become visible together or not at all.
@@ -22,6 +22,8 @@ pub struct Commit {
     pub manifests: Vec<Arc<[u8]>>,
     /// Statements with their exact bytes, in order. Those already here get the new bytes.
     pub statements: Vec<(StatementId, Vec<u8>)>,
+    /// Heads that these statements move.
+    pub heads: Vec<HeadChange>,
 }
 
 impl Store {
@@ -30,7 +32,7 @@ impl Store {
     /// # Errors
     /// A manifest that does not parse, no space, an io error, the database failed. Nothing is visible then.
     pub fn commit(&self, commit: Commit) -> Result<(), StoreError> {
-        let Commit { staged, manifests, statements } = commit;
+        let Commit { staged, manifests, statements, heads } = commit;
         let mut parsed = Vec::with_capacity(manifests.len() + 1);
         for bytes in &manifests {
             parsed.push((Manifest::parse(bytes)?, false));
@@ -59,7 +61,7 @@ impl Store {
             }
             let manifests: Vec<(ManifestDigest, &[u8], bool)> =
                 parsed.iter().map(|(m, hold)| (m.digest(), &m.bytes()[..], *hold)).collect();
-            self.meta().commit(&rows, &manifests, &statements)
+            self.meta().commit(&rows, &manifests, &statements, &heads)
         })();
         if done.is_err() {
             for id in &placed {
@@ -82,7 +84,15 @@ impl Store {
     /// # Errors
     /// No space, or the database failed; then none is stored.
     pub fn append_statements(&self, statements: &[(StatementId, Vec<u8>)]) -> Result<(), StoreError> {
-        self.meta().commit(&[], &[], statements)
+        self.meta().commit(&[], &[], statements, &[])
+    }
+
+    /// The heads of all channels, as they were written with the statements that moved them.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn heads(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.meta().heads()
     }
 
     /// Removes statements that turned out to be over a limit. One durable transaction.
@@ -115,7 +125,7 @@ impl Store {
     /// Bytes that are not a manifest; the database failed.
     pub fn put_manifest(&self, bytes: &[u8]) -> Result<ManifestDigest, StoreError> {
         let manifest = Manifest::parse(bytes)?;
-        self.meta().commit(&[], &[(manifest.digest(), bytes, false)], &[])?;
+        self.meta().commit(&[], &[(manifest.digest(), bytes, false)], &[], &[])?;
         Ok(manifest.digest())
     }
 

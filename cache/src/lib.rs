@@ -28,5 +28,5 @@ pub use layers::partial::PartialLayer;
 pub use layers::recover::Recovery;
 pub use layers::{LayerReader, SealedLayer};
 pub use materialise::{MaterialiseOptions, MaterialiseReport};
-pub use meta::LayerInfo;
+pub use meta::{HeadChange, LayerInfo};
 pub use store::Store;

@@ -2,7 +2,10 @@
 
 mod audit;
 mod evidence;
+mod ladder;
 mod observe;
+mod open;
+mod remove;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,11 +23,10 @@ use weighlock_protocol::statement::{Applied, Envelope, Ledger, Resolution, Revoc
 use weighlock_protocol::{KeyId, ManifestDigest, Reference};
 
 use crate::audit::{Asked, Recorder};
-use crate::cli::counted;
 use crate::cluster::{self, now};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
-use crate::fetch::{Step, blocking};
+use crate::fetch::blocking;
 use crate::local::frame;
 use crate::local::message::*;
 use crate::weigh::lock::LOCK_FILE;
@@ -96,10 +98,10 @@ async fn answer(
                 node.fetcher.cancel(&node.facts.resolve(&reference)?).await;
             }
             let node = in_background;
-            json(blocking(move || remove(&node, &reference, force)).await?)
+            json(blocking(move || remove::remove(&node, &reference, force)).await?)
         }
-        AdminRequest::View { reference, door } => {
-            json(view(node, stream, &Asked { text: reference, door }).await?)
+        AdminRequest::View { reference, purpose, door } => {
+            json(open::view(node, stream, &Asked { text: reference, door }, purpose).await?)
         }
         AdminRequest::AddEvidence { reference, path, by } => {
             let node = in_background;
@@ -107,8 +109,8 @@ async fn answer(
         }
         AdminRequest::Weighed { reference } => json(evidence::weighed(node, &reference)?),
         AdminRequest::Evidence { digest } => {
-            evidence::check(node, &digest)?;
-            let viewed = view_digest(node, stream, digest).await?;
+            looking(stream, evidence::check(node, digest)).await?;
+            let viewed = open::view_digest(node, stream, digest).await?;
             Recorder::new(node, stream).evidence(digest).await?;
             json(viewed)
         }
@@ -133,6 +135,26 @@ async fn answer(
             json(blocking(move || cluster::add_contacts(&node.store, &contacts)).await?)
         }
         AdminRequest::Introduction => json(introduction(node)?),
+        AdminRequest::Draft { by, of } => {
+            let node = in_background;
+            json(blocking(move || ladder::draft(&node, by, of)).await?)
+        }
+        AdminRequest::Standing { statement } => json(ladder::standing(node, statement)),
+        AdminRequest::Ladder { name } => json(ladder::status(node, &name)?),
+        AdminRequest::Log { name, at } => {
+            let node = in_background;
+            json(blocking(move || ladder::log(&node, &name, at)).await?)
+        }
+        AdminRequest::Rollout { name } => json(ladder::hosts(node, &name).await?),
+        AdminRequest::Follow { reference, stop } => {
+            let node = in_background;
+            json(blocking(move || ladder::follow(&node, reference.as_deref(), stop)).await?)
+        }
+        AdminRequest::Keys => json(ladder::keys(node)?),
+        AdminRequest::Envelope { id } => {
+            let node = in_background;
+            json(blocking(move || ladder::envelope(&node, &id)).await?)
+        }
         AdminRequest::Audit { host, query } => json(audit::answer(node, host.as_deref(), query).await?),
     }
 }
@@ -148,8 +170,8 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
     let now = now();
     let ledger = node.facts.ledger();
     let root = ledger.root(now);
-    let mut ungated: Vec<String> =
-        ledger.artifacts().map(|artifact| artifact.namespace().to_owned()).collect();
+    let open = ledger.artifacts().filter(|artifact| !ledger.is_gated(artifact));
+    let mut ungated: Vec<String> = open.map(|artifact| artifact.namespace().to_owned()).collect();
     ungated.dedup();
     let fetches =
         node.fetcher.running().into_iter().map(|(digest, progress)| FetchRow { digest, progress }).collect();
@@ -366,75 +388,6 @@ async fn inspect_reference(node: &Arc<Node>, stream: &mut UnixStream, text: &str
         })
     })
     .await
-}
-
-fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
-    let reference: Reference = text.parse()?;
-    let digest = node.facts.resolve(&reference)?;
-    let Some(manifest) = facts::manifest(&node.store, &digest)? else {
-        return Err(Error::not_found(format!("nothing of {reference} is on this host")));
-    };
-    if node.store.held_bytes(&manifest).map_err(Error::from)? == 0 {
-        return Err(Error::not_found(format!("nothing of {reference} is on this host")));
-    }
-    if !force {
-        if let Some(loaders) = node.leases.open().get(&digest) {
-            let loaders = counted(*loaders, "loader");
-            return Err(Error::refused(format!("{reference} is open by {loaders}"))
-                .hint("close them, or say --force: they keep what they have mapped"));
-        }
-        if node.fetcher.running().iter().any(|(running, _)| *running == digest) {
-            return Err(
-                Error::refused(format!("{reference} is being fetched")).hint("wait for it, or say --force")
-            );
-        }
-        let complete = node.store.manifest_complete(&manifest).map_err(Error::from)?;
-        if complete && copies_elsewhere(node, &node.control.host_records(), &digest) == 0 {
-            return Err(Error::refused(format!("this is the last known copy of {reference}"))
-                .hint("open it on another host first, or say --force to lose it for good"));
-        }
-    }
-    let freed_bytes = node.store.remove_artifact(&digest).map_err(Error::from)?;
-    node.fetcher.note_change();
-    info!(%reference, %digest, freed_bytes, "dropped");
-    let mut also: BTreeSet<String> = {
-        let ledger = node.facts.ledger();
-        ledger.publishes_of(&digest).map(|p| format!("{}:{}", p.publish.artifact, p.publish.tag)).collect()
-    };
-    also.remove(&reference.to_string());
-    Ok(Removed { digest, freed_bytes, also: also.into_iter().collect() })
-}
-
-async fn view(node: &Arc<Node>, stream: &mut UnixStream, asked: &Asked) -> Result<Viewed> {
-    let mut record = Recorder::new(node, stream);
-    let viewed = async {
-        let reference: Reference = asked.text.parse()?;
-        let viewed = view_digest(node, stream, node.facts.resolve(&reference)?).await?;
-        // Written before it is answered.
-        record.granted(node, asked, &reference, viewed.digest).await?;
-        Ok(viewed)
-    }
-    .await;
-    if let Err(error) = &viewed {
-        record.refused(node, asked, error).await;
-    }
-    viewed
-}
-
-async fn view_digest(node: &Arc<Node>, stream: &mut UnixStream, digest: ManifestDigest) -> Result<Viewed> {
-    let mut arrival = looking(stream, node.fetcher.begin(digest)).await?;
-    let manifest = loop {
-        match arrival.next().await? {
-            Step::Here(manifest) => break manifest,
-            Step::Progress(step) => tell(stream, step).await?,
-        }
-    };
-    let node = node.clone();
-    let path = blocking(move || {
-        loader::check_quarantine(&node, &manifest)?;
-        node.store.view(&manifest).map_err(Error::from)
-    });
-    Ok(Viewed { digest, path: path.await? })
 }
 
 /// Waits for something that may have to look for a host first, and says so.

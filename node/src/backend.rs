@@ -16,8 +16,10 @@ use weighlock_protocol::{KeyId, LayerId, ManifestDigest, StatementId};
 use crate::audit::Audit;
 use crate::facts::{self, Facts};
 use crate::fetch::Fetcher;
+use crate::loader::Leases;
 use crate::net::control::{Acceptance, Backend, IngestReport};
 use crate::net::data::{Pass, Possession, refuse_link};
+use crate::rollout;
 
 /// Manifests that came by gossip and wait for the statement beside them to be committed.
 const OFFERED_MAX: usize = 32;
@@ -27,12 +29,13 @@ pub(crate) struct ControlBackend {
     facts: Facts,
     store: Store,
     audit: Audit,
+    leases: Arc<Leases>,
     offered: Mutex<BTreeMap<ManifestDigest, Vec<u8>>>,
 }
 
 impl ControlBackend {
-    pub(crate) fn new(facts: Facts, store: Store, audit: Audit) -> Self {
-        Self { facts, store, audit, offered: Mutex::default() }
+    pub(crate) fn new(facts: Facts, store: Store, audit: Audit, leases: Arc<Leases>) -> Self {
+        Self { facts, store, audit, leases, offered: Mutex::default() }
     }
 
     fn offered(&self) -> MutexGuard<'_, BTreeMap<ManifestDigest, Vec<u8>>> {
@@ -124,6 +127,9 @@ impl Backend for ControlBackend {
     }
 
     fn audit(&self, _from: KeyId, query: &[u8]) -> Vec<u8> {
+        if let Some(artifact) = rollout::question(query) {
+            return rollout::answer(&self.facts, &self.leases, &artifact);
+        }
         self.audit.answer_bytes(query)
     }
 }

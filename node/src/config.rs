@@ -90,6 +90,8 @@ pub struct Limits {
     pub local_connections_max: usize,
     /// Bytes that must stay free on the disk.
     pub free_bytes_min: u64,
+    /// Most bytes of one report with its samples and log, stored here or fetched from others.
+    pub evidence_bytes_max: u64,
     /// Seconds that a get may wait for the next bytes.
     pub stall_timeout_s: u64,
     /// Seconds that `weighlock up` waits on SIGTERM for what is in flight.
@@ -158,6 +160,7 @@ impl Default for Limits {
             download_bytes_per_s: 0,
             local_connections_max: 1024,
             free_bytes_min: 256 << 20,
+            evidence_bytes_max: 4 << 30,
             stall_timeout_s: 15,
             drain_timeout_s: 10,
         }
@@ -266,6 +269,7 @@ impl Config {
             ("limits.neighbours_max", self.limits.neighbours_max as u64),
             ("limits.uploads_max", self.limits.uploads_max as u64),
             ("limits.local_connections_max", self.limits.local_connections_max as u64),
+            ("limits.evidence_bytes_max", self.limits.evidence_bytes_max),
             ("limits.stall_timeout_s", self.limits.stall_timeout_s),
             ("audit.days_max", self.audit.days_max),
         ];

@@ -52,7 +52,7 @@ pub(crate) struct Node {
     pub(crate) control: ControlHandle,
     pub(crate) data: DataPlane,
     pub(crate) fetcher: Fetcher,
-    pub(crate) leases: loader::Leases,
+    pub(crate) leases: Arc<loader::Leases>,
     pub(crate) audit: Audit,
     pub(crate) http: SocketAddr,
     pub(crate) stop: CancellationToken,
@@ -118,7 +118,8 @@ pub async fn run(
     let mut control_config = ControlConfig::new(keypair, cluster, vec![config.listen.control]);
     control_config.mdns = config.discovery.mdns;
     control_config.kad = config.discovery.kademlia;
-    let backend = Arc::new(ControlBackend::new(facts.clone(), store.clone(), audit.clone()));
+    let leases = Arc::new(loader::Leases::default());
+    let backend = Arc::new(ControlBackend::new(facts.clone(), store.clone(), audit.clone(), leases.clone()));
     let (control, control_driver) =
         control::start(control_config, backend, planes_stop.clone()).await.map_err(|e| {
             Error::unavailable(e).hint("is another daemon running? `--control-listen` takes another port")
@@ -153,10 +154,12 @@ pub async fn run(
         .map_err(|e| listen_error("HTTP", config.listen.http, "--http-listen", &e))?;
     let http = http_listener.local_addr().map_err(Error::internal)?;
     let sockets = server::Sockets::bind(&dirs, &config)?;
+    let hardware = config.hardware.clone().unwrap_or_else(hardware::detect);
+    facts.set_hardware(&hardware);
     let node = Arc::new(Node {
         started: Instant::now(),
         name,
-        hardware: config.hardware.clone().unwrap_or_else(hardware::detect),
+        hardware,
         config,
         dirs,
         host: host.key_id(),
@@ -166,7 +169,7 @@ pub async fn run(
         control,
         data,
         fetcher,
-        leases: loader::Leases::default(),
+        leases,
         audit,
         http,
         stop: doors_stop.clone(),
@@ -176,6 +179,8 @@ pub async fn run(
     spawn(&mut tasks, "announcements", announce(node.clone(), data_addr));
     spawn(&mut tasks, "statements", spread(node.clone()));
     spawn(&mut tasks, "proofs", proof::run(node.clone()));
+    spawn(&mut tasks, "channels", crate::follow::run(node.clone()));
+    spawn(&mut tasks, "cosignatures", crate::witness::run(node.clone()));
     spawn(&mut tasks, "resumption", resume(node.clone()));
     spawn(&mut tasks, "audit", node.audit.clone().run(doors_stop.clone()));
     spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));

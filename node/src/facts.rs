@@ -1,12 +1,18 @@
 //! The one owner of the statement set: checks, commits, then applies, then tells the change feed.
 //!
-//! **Architecture invariant:** a statement is in the store before it is in the ledger, and in the ledger before it
-//! is announced. Readers see the ledger through a lock that no disk access happens under.
+//! **Architecture invariant:** a statement is in the store before anybody sees it in the ledger, and in the ledger
+//! before it is announced. Readers see the ledger through a lock that no disk access happens under, but for the commit
+//! of what moves a head: that stands in one transaction with the head that it moves.
 
+mod heads;
+mod open;
 mod resolve;
 
+pub(crate) use open::EvaluatorAsks;
+pub use open::{Admitted, Basis, Purpose};
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::{broadcast, watch};
 use tracing::{info, warn};
@@ -25,6 +31,9 @@ use crate::error::{Error, Result};
 /// Changes that a slow listener may fall behind before it loses the oldest; it reconciles then.
 const CHANGES_MAX: usize = 1024;
 
+/// Statements with their bytes.
+type Rows = Vec<(StatementId, Vec<u8>)>;
+
 /// A committed statement, as the change feed tells it.
 #[derive(Debug, Clone)]
 pub struct Committed {
@@ -36,6 +45,8 @@ pub struct Committed {
     pub manifest: Option<ManifestDigest>,
     /// Whether this host said it or heard it from a local command, so that it is for this host to spread.
     pub ours: bool,
+    /// Whether it may have moved a head.
+    pub moves: bool,
 }
 
 /// What became of a batch.
@@ -57,10 +68,16 @@ struct Inner {
     store: Store,
     host: Keypair,
     ledger: RwLock<Ledger>,
+    /// As they are on disk.
+    heads: Mutex<heads::Heads>,
+    /// This host's hardware key.
+    hardware: OnceLock<String>,
     /// Held from check to announcement, so that commits and applications happen in one order.
     writer: Mutex<()>,
     members: watch::Sender<Arc<BTreeSet<KeyId>>>,
     changes: broadcast::Sender<Committed>,
+    /// Counts what this host was told to follow.
+    nudges: watch::Sender<u64>,
 }
 
 impl Facts {
@@ -70,25 +87,22 @@ impl Facts {
     /// The store cannot be read. A stored statement that does not parse is reported and left out.
     pub fn open(store: Store, host: Keypair, cluster: ClusterId) -> Result<Self> {
         let mut ledger = Ledger::new(LedgerConfig::new(cluster));
-        let mut checked = Vec::new();
-        for (id, bytes) in store.statements().map_err(Error::from)? {
-            let stored = Envelope::parse(&bytes).map_err(|e| e.to_string());
-            match stored.and_then(|envelope| ledger.check_stored(&envelope).map_err(|e| e.to_string())) {
-                Ok(one) => checked.push(one),
-                Err(e) => warn!(statement = %id.short(), error = e, "left out a stored statement"),
-            }
-        }
-        ledger.apply_all(checked);
+        fill(&store, &mut ledger)?;
+        ledger.take_moved();
         let facts = Self {
             inner: Arc::new(Inner {
                 store,
                 host,
                 ledger: RwLock::new(ledger),
+                heads: Mutex::default(),
+                hardware: OnceLock::new(),
                 writer: Mutex::new(()),
                 members: watch::Sender::new(Arc::default()),
                 changes: broadcast::Sender::new(CHANGES_MAX),
+                nudges: watch::Sender::new(0),
             }),
         };
+        facts.load_heads()?;
         facts.refresh_members();
         Ok(facts)
     }
@@ -153,8 +167,7 @@ impl Facts {
             }
             fresh.insert(id, checked);
         }
-        let accepted =
-            self.commit_and_apply(writer, fresh, rows, ours, |store, rows| store.append_statements(rows))?;
+        let accepted = self.commit_and_apply(writer, fresh, rows, ours, None)?;
         Ok(Ingested { accepted, refused })
     }
 
@@ -212,7 +225,7 @@ impl Facts {
         let id = checked.id();
         let rows = vec![(id, envelope.to_json())];
         let fresh = BTreeMap::from([(id, checked)]);
-        self.commit_and_apply(&writer, fresh, rows, true, |store, rows| store.commit(whole(staged, rows)))?;
+        self.commit_and_apply(&writer, fresh, rows, true, Some(staged))?;
         Ok((id, true))
     }
 
@@ -363,29 +376,29 @@ impl Facts {
         bytes.map(|bytes| Envelope::parse(&bytes).map_err(Error::internal)).transpose()
     }
 
-    fn commit_and_apply<E>(
+    fn commit_and_apply(
         &self,
         _writer: &MutexGuard<'_, ()>,
         fresh: BTreeMap<StatementId, Checked>,
-        rows: Vec<(StatementId, Vec<u8>)>,
+        mut rows: Rows,
         ours: bool,
-        commit: impl FnOnce(&Store, &[(StatementId, Vec<u8>)]) -> std::result::Result<(), E>,
-    ) -> Result<Vec<(StatementId, Applied)>>
-    where
-        Error: From<E>,
-    {
+        staged: Option<Staged>,
+    ) -> Result<Vec<(StatementId, Applied)>> {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        commit(&self.inner.store, &rows)?;
         let manifests: BTreeMap<StatementId, ManifestDigest> = fresh
             .iter()
             .filter_map(|(id, checked)| Some((*id, brings(&checked.statement().kind)?)))
             .collect();
+        let may_move = fresh.values().any(|checked| heads::moves(&checked.statement().kind));
         let (ids, checked): (Vec<_>, Vec<_>) = fresh.into_iter().unzip();
-        let applied = {
-            let mut ledger = self.inner.ledger.write().unwrap_or_else(PoisonError::into_inner);
-            ledger.apply_all(checked)
+        let applied = if may_move {
+            self.move_heads(&ids, checked, &mut rows, staged)?
+        } else {
+            let commit = Commit { staged, statements: rows.clone(), ..Commit::default() };
+            self.inner.store.commit(commit).map_err(Error::from)?;
+            self.inner.ledger.write().unwrap_or_else(PoisonError::into_inner).apply_all(checked)
         };
         let mut accepted = Vec::new();
         let mut over_limit = Vec::new();
@@ -405,7 +418,13 @@ impl Facts {
             if accepted.iter().any(|(accepted, _)| *accepted == id) {
                 let manifest = manifests.get(&id).copied();
                 // Nobody listening is no error: a command may run without a daemon.
-                let _ = self.inner.changes.send(Committed { id, bytes: bytes.into(), manifest, ours });
+                let _ = self.inner.changes.send(Committed {
+                    id,
+                    bytes: bytes.into(),
+                    manifest,
+                    ours,
+                    moves: may_move,
+                });
             }
         }
         Ok(accepted)
@@ -426,7 +445,21 @@ pub fn brings(kind: &Kind) -> Option<ManifestDigest> {
 }
 
 fn whole(staged: Staged, statements: &[(StatementId, Vec<u8>)]) -> Commit {
-    Commit { staged: Some(staged), manifests: Vec::new(), statements: statements.to_vec() }
+    Commit { staged: Some(staged), statements: statements.to_vec(), ..Commit::default() }
+}
+
+/// Puts all statements of a store into a ledger.
+fn fill(store: &Store, ledger: &mut Ledger) -> Result<()> {
+    let mut checked = Vec::new();
+    for (id, bytes) in store.statements().map_err(Error::from)? {
+        let stored = Envelope::parse(&bytes).map_err(|e| e.to_string());
+        match stored.and_then(|envelope| ledger.check_stored(&envelope).map_err(|e| e.to_string())) {
+            Ok(one) => checked.push(one),
+            Err(e) => warn!(statement = %id.short(), error = e, "left out a stored statement"),
+        }
+    }
+    ledger.apply_all(checked);
+    Ok(())
 }
 
 /// Manifests that are published, with the artifact's size as the publisher states it.

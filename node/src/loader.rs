@@ -1,6 +1,7 @@
 //! The loader door: resolves, fetches what is missing, hands out read-only descriptors, keeps leases.
 
 mod wait;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fs::File as StdFile;
@@ -14,9 +15,10 @@ use weighlock_protocol::audit::Door;
 use weighlock_protocol::manifest::{Contract, Layer, Manifest};
 use weighlock_protocol::{LayerId, ManifestDigest, Reference};
 
-use crate::audit::{Asked, Recorder, Why};
+use crate::audit::{Asked, Recorder, Why, grounds};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
+use crate::facts::Purpose;
 use crate::fetch::{Step, blocking};
 use crate::local::frame::{self, FRAME_FDS_MAX};
 use crate::local::message::{Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened};
@@ -116,6 +118,7 @@ struct Wanted {
     asked: Asked,
     fds: FdsWanted,
     partial: bool,
+    purpose: Purpose,
 }
 
 impl Session {
@@ -127,10 +130,11 @@ impl Session {
                 let version = env!("CARGO_PKG_VERSION").to_owned();
                 return frame::write(stream, &Event::Hello { protocol: LOADER_PROTOCOL, version }).await;
             }
-            LoaderRequest::Open { reference, fds, partial, client, copy } => {
+            LoaderRequest::Open { reference, fds, partial, client, copy, ungated } => {
                 self.record.introduce(client.as_deref());
                 let door = if copy { Door::Pull } else { Door::Loader };
-                let wanted = Wanted { asked: Asked { text: reference, door }, fds, partial };
+                let purpose = if ungated { Purpose::Ungated } else { Purpose::Use };
+                let wanted = Wanted { asked: Asked { text: reference, door }, fds, partial, purpose };
                 let done = self.open(stream, &wanted).await;
                 if let Err(Failed::Request(error)) = &done {
                     self.record.refused(&self.node, &wanted.asked, error).await;
@@ -140,6 +144,7 @@ impl Session {
             LoaderRequest::Fds { digest, paths } => self.fds(stream, &digest, paths).await,
             LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
             LoaderRequest::Follow { digest, paths } => self.follow(stream, &digest, &paths).await,
+            LoaderRequest::Watch { reference } => self.watch(stream, &reference).await,
             LoaderRequest::Close { digest } => {
                 if self.open.remove(&digest).is_some() {
                     self.node.leases.give_back(&digest);
@@ -165,10 +170,11 @@ impl Session {
     }
 
     async fn open(&mut self, stream: &mut UnixStream, wanted: &Wanted) -> std::result::Result<(), Failed> {
-        let Wanted { asked, fds, partial } = wanted;
+        let Wanted { asked, fds, partial, purpose } = wanted;
         let partial = *partial;
         let reference: Reference = asked.text.parse().map_err(Error::from)?;
-        let digest = self.node.facts.resolve(&reference)?;
+        let admitted = self.node.facts.admit(&reference, *purpose)?;
+        let digest = admitted.digest;
         if self.open.len() >= OPEN_MAX && !self.open.contains_key(&digest) {
             return Err(Error::refused(format!("this socket has {OPEN_MAX} artifacts open"))
                 .hint("close some, or open another socket")
@@ -216,7 +222,7 @@ impl Session {
             incomplete,
         };
         // Written before it is answered.
-        self.record.granted(&self.node, asked, &reference, digest).await?;
+        self.record.granted(asked, digest, grounds(&self.node, &admitted)).await?;
         info!(%digest, reference = %reference, uid = self.uid, complete = answer.complete, "opened");
         if self.open.insert(digest, opening).is_none() {
             lease.keep();

@@ -97,7 +97,7 @@ impl Store {
                         fs::chmod(&path, super::seal::SEALED_MODE)?;
                         file.sync_all().map_err(at(&path, "sync"))?;
                         super::seal::sync_places(self.layout(), [&id])?;
-                        self.meta().commit(&[(id, LayerInfo::new(stamp, None))], &[], &[])?;
+                        self.meta().commit(&[(id, LayerInfo::new(stamp, None))], &[], &[], &[])?;
                         report.registered.push(id);
                     }
                     Err(reason) => {

@@ -78,7 +78,7 @@ impl Store {
             return Ok(());
         }
         sync_places(self.layout(), rows.iter().map(|(id, _)| id))?;
-        self.meta().commit(&rows, &[], &[])?;
+        self.meta().commit(&rows, &[], &[], &[])?;
         for (layer, fate) in &mut fates {
             fs::remove_file(&layer.paths().have)?;
             **fate = Fate::Sealed;

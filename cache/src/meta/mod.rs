@@ -14,7 +14,7 @@ use weighlock_protocol::{LayerId, ManifestDigest, Sha256, StatementId};
 use crate::error::{StoreError, at, is_full};
 use crate::fs::{self, Stamp};
 use tables::{
-    FORMAT, FORMAT_KEY, HELD, LAYERS, LayerRow, MANIFESTS, META, SETTINGS, STATEMENT_INDEX, STATEMENTS,
+    FORMAT, FORMAT_KEY, HEADS, HELD, LAYERS, LayerRow, MANIFESTS, META, SETTINGS, STATEMENT_INDEX, STATEMENTS,
 };
 
 /// Free space below which nothing is added to the database: a write that meets the end of the disk would make it
@@ -52,6 +52,9 @@ impl LayerInfo {
     }
 }
 
+/// The head of a channel as the node writes it down, or that it has none.
+pub type HeadChange = (String, Option<Vec<u8>>);
+
 /// Opens the database file.
 type Opener = Box<dyn Fn(&Path) -> Result<Database, redb::DatabaseError> + Send + Sync>;
 
@@ -86,6 +89,7 @@ impl Meta {
             txn.open_table(STATEMENTS)?;
             txn.open_table(STATEMENT_INDEX)?;
             txn.open_table(SETTINGS)?;
+            txn.open_table(HEADS)?;
             let mut table = txn.open_table(META)?;
             let found = table.get(FORMAT_KEY)?.map(|format| format.value());
             if found.is_none() {
@@ -153,6 +157,7 @@ impl Meta {
         layers: &[(LayerId, LayerInfo)],
         manifests: &[(ManifestDigest, &[u8], bool)],
         statements: &[(StatementId, Vec<u8>)],
+        heads: &[HeadChange],
     ) -> Result<(), StoreError> {
         self.add("commit", |txn| {
             let mut table = txn.open_table(LAYERS)?;
@@ -179,7 +184,25 @@ impl Meta {
                 table.insert(next, (id.0, bytes.as_slice()))?;
                 next += 1;
             }
+            let mut table = txn.open_table(HEADS)?;
+            for (channel, head) in heads {
+                match head {
+                    Some(head) => table.insert(channel.as_str(), head.as_slice())?,
+                    None => table.remove(channel.as_str())?,
+                };
+            }
             Ok(())
+        })
+    }
+
+    pub(crate) fn heads(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.read("list heads", |txn| {
+            let table = txn.open_table(HEADS)?;
+            let row = |row: Result<(redb::AccessGuard<'_, &str>, redb::AccessGuard<'_, &[u8]>), _>| {
+                let (channel, head) = row?;
+                Ok((channel.value().to_owned(), head.value().to_vec()))
+            };
+            table.iter()?.map(row).collect()
         })
     }
 

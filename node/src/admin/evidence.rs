@@ -14,8 +14,7 @@ use crate::error::{Error, Result};
 use crate::local::message::{KeptEvidence, SaidRow, Weighed};
 use crate::weigh::report::{LOG_FILE, REPORT_FILE, SAMPLES_FILE, SOURCE_FILE};
 
-/// Most bytes of one report with its samples and log.
-const EVIDENCE_BYTES_MAX: u64 = 4 << 30;
+const RAISE: &str = "raise limits.evidence_bytes_max in its configuration";
 
 /// Blocking: imports a report's directory. Nothing speaks of it until the evaluator signs.
 pub(super) fn add(node: &Node, reference: &str, path: &Path, by: &KeyId) -> Result<KeptEvidence> {
@@ -29,9 +28,9 @@ pub(super) fn add(node: &Node, reference: &str, path: &Path, by: &KeyId) -> Resu
     let include = [REPORT_FILE, SAMPLES_FILE, SOURCE_FILE, LOG_FILE].map(str::to_owned).to_vec();
     let plan = inspect::plan(path, &inspect::Options { include, ..inspect::Options::default() })
         .map_err(Error::from)?;
-    if plan.total_bytes() > EVIDENCE_BYTES_MAX {
-        let bytes = plan.total_bytes();
-        return Err(Error::invalid(format!("{bytes} bytes of evidence are more than {EVIDENCE_BYTES_MAX}")));
+    let (bytes, most) = (plan.total_bytes(), node.config.limits.evidence_bytes_max);
+    if bytes > most {
+        return Err(Error::invalid(format!("{bytes} bytes of evidence are more than {most}")).hint(RAISE));
     }
     let never = AtomicBool::new(false);
     let staged = node.store.import(&plan, &ImportOptions::default(), &|_| {}, &never).map_err(Error::from)?;
@@ -74,18 +73,60 @@ pub(super) fn weighed(node: &Node, reference: &str) -> Result<Weighed> {
     })
 }
 
-/// Whether a manifest holds the report of an evaluation that counts.
+/// Before any of its files is fetched: whether a manifest is evidence, and as large as was signed.
 ///
 /// # Errors
-/// It does not.
-pub(super) fn check(node: &Node, digest: &ManifestDigest) -> Result<()> {
-    if node.facts.ledger().is_evidence(digest) {
-        return Ok(());
+/// No evaluation that counts has its report there, nobody has the manifest, or its size is another one or too much.
+pub(super) async fn check(node: &Node, digest: ManifestDigest) -> Result<()> {
+    let said = node.facts.ledger().evidence_sizes(&digest);
+    if said.is_empty() {
+        return Err(Error::not_found(format!("{digest} holds no report of an evaluation that counts"))
+            .hint("`weighlock evidence REF` lists those of an artifact"));
     }
-    Err(Error::not_found(format!("{digest} holds no report of an evaluation that counts"))
-        .hint("`weighlock evidence REF` lists those of an artifact"))
+    let manifest = node.fetcher.manifest(digest).await?;
+    check_size(&digest, manifest.total_bytes(), &said, node.config.limits.evidence_bytes_max)
+}
+
+fn check_size(digest: &ManifestDigest, bytes: u64, said: &BTreeSet<u64>, most: u64) -> Result<()> {
+    if !said.contains(&bytes) {
+        let said: Vec<String> = said.iter().map(u64::to_string).collect();
+        return Err(Error::integrity(format!(
+            "the evidence {digest} has {bytes} bytes, but what was signed says {}",
+            said.join(" or ")
+        ))
+        .hint("an admin can revoke that evaluation; evaluate again"));
+    }
+    if bytes > most {
+        return Err(Error::refused(format!(
+            "the evidence {digest} has {bytes} bytes, and this host takes at most {most}"
+        ))
+        .hint(RAISE));
+    }
+    Ok(())
 }
 
 fn row<B, T>(said: Said<B>, part: impl FnOnce(B) -> T) -> SaidRow<T> {
     SaidRow { id: said.id, by: said.by, time: said.time.0, said: part(said.body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn evidence_is_as_large_as_was_signed_and_no_larger_than_is_taken() {
+        let digest = ManifestDigest([7; 32]);
+        let check = |bytes, said: &[u64], most| {
+            check_size(&digest, bytes, &said.iter().copied().collect(), most).map_err(|e| (e.kind, e.message))
+        };
+        assert_eq!(check(10, &[10], 10), Ok(()));
+        assert_eq!(check(10, &[9, 10], 10), Ok(()), "one of them was right");
+        let (kind, message) = check(11, &[9, 10], 100).expect_err("another size");
+        assert_eq!(kind, Kind::Integrity);
+        assert!(message.contains("has 11 bytes, but what was signed says 9 or 10"), "{message}");
+        let (kind, message) = check(11, &[11], 10).expect_err("too large");
+        assert_eq!(kind, Kind::Refused);
+        assert!(message.contains("has 11 bytes, and this host takes at most 10"), "{message}");
+    }
 }

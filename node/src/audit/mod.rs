@@ -22,12 +22,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use weighlock_protocol::audit::{Entry, Event, Grounds};
+use weighlock_protocol::statement::Grounds as Open;
 use weighlock_protocol::statement::Keypair;
-use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, Reference};
+use weighlock_protocol::{ClusterId, KeyId, ManifestDigest};
 
 use crate::config;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
+use crate::facts::{Admitted, Basis};
 use crate::fetch::blocking;
 use log::{Bounds, Log};
 pub(crate) use log::{Numbers, Why};
@@ -55,8 +57,21 @@ pub fn dir(data_dir: &Path) -> PathBuf {
 }
 
 /// Why this host hands out what it was asked for.
-pub(crate) fn grounds(_node: &Node, _reference: &Reference, _digest: &ManifestDigest) -> Grounds {
-    Grounds::Ungated
+pub(crate) fn grounds(node: &Node, admitted: &Admitted) -> Grounds {
+    match admitted.grounds {
+        Basis::Gate(Open::Ungated) => Grounds::Ungated,
+        Basis::Gate(Open::Promoted { statement, stage }) => {
+            let ledger = node.facts.ledger();
+            let channel = ledger.statement(&statement).and_then(|s| s.kind.channel());
+            Grounds::Promoted {
+                statement,
+                stage: stage.to_string(),
+                hardware: channel.map(|channel| channel.hardware.clone()).unwrap_or_default(),
+            }
+        }
+        Basis::Evaluator(key) => Grounds::Evaluator { key },
+        Basis::Exempt(statement) => Grounds::Exempt { statement },
+    }
 }
 
 impl Audit {

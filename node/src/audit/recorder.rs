@@ -1,14 +1,12 @@
 //! What a door holds to write into the audit log: who is on the other side, and the number of the connection.
 
-use std::sync::Arc;
-
 use tokio::net::UnixStream;
+use weighlock_protocol::ManifestDigest;
 use weighlock_protocol::audit::{
     Caller, Door, Entry, Event, Grounds, REASON_CHARS_MAX, TEXT_CHARS_MAX, bounded,
 };
-use weighlock_protocol::{ManifestDigest, Reference};
 
-use super::{Audit, Why, caller, grounds};
+use super::{Audit, Why, caller};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
@@ -43,12 +41,11 @@ impl Recorder {
     /// Notes that an artifact is handed out, before it is. Async, because it waits for the disk.
     pub(crate) async fn granted(
         &mut self,
-        node: &Arc<Node>,
         asked: &Asked,
-        reference: &Reference,
         digest: ManifestDigest,
+        grounds: Grounds,
     ) -> Result<()> {
-        let entry = self.entry(asked, Some(digest), Some(grounds(node, reference, &digest)), None);
+        let entry = self.entry(asked, Some(digest), Some(grounds), None);
         self.write(entry, if asked.door == Door::Loader { Event::Open } else { Event::Taken }).await
     }
 

@@ -14,15 +14,16 @@ use weighlock_cache::diff::{Diff as Difference, DiffConfig, DiffError, DiffProgr
 use weighlock_cache::inspect;
 use weighlock_protocol::audit::Door;
 use weighlock_protocol::gate::Report;
+use weighlock_protocol::manifest::LayerKind;
 use weighlock_protocol::names::Selector;
 use weighlock_protocol::{LayerId, Reference};
 
 use self::scores::Scores;
-use super::Context;
 use super::output::fail;
+use super::{Context, sign};
 use crate::error::{Error, Result};
-use crate::local::message::{AdminRequest, Inspected, Progress, Viewed};
-use crate::weigh::report::Loaded;
+use crate::local::message::{AdminRequest, Inspected, OpenFor, Progress, Viewed};
+use crate::weigh::report::{self, Loaded};
 
 /// Exit code for two sides that differ, as `diff` has it.
 const DIFFERENT: u8 = 1;
@@ -32,8 +33,9 @@ const TROUBLE: u8 = 2;
 const AFTER_HELP: &str = "\
 A and B are directories, .safetensors or .gguf files, or references, which are fetched where they are not here. \
 Tensors are matched by name and compared element by element, quantized ones after dequantization, other dtypes by \
-value. OF RMS(A) is the root mean square of the difference over that of A. Two .json files are read as reports of \
-evaluations, and their scores set side by side.
+value. OF RMS(A) is the root mean square of the difference over that of A. Two .json files, or directories that hold a \
+report (report.json, or results*.json of lm-evaluation-harness) and no weights, are read as reports of evaluations, and \
+their scores set side by side.
 
 What a fetch moves is counted for equal tensors of the same name, or of the same hash where both are references.
 
@@ -43,7 +45,7 @@ Exit codes: 0 the same, 1 different, 2 trouble.";
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Diff {
-    /// Path, ns/name:tag, ns/name@sha256:..., or a report
+    /// Path, ns/name:tag, ns/name@sha256:..., or a report or its directory
     a: String,
     /// The same, to compare with it
     b: String,
@@ -119,8 +121,13 @@ fn side(context: &Context, text: &str) -> Result<Side> {
         Error::not_found(format!("{text} is neither a path that exists nor a reference: {e}"))
             .hint("name a directory, a .safetensors or .gguf file, or an artifact as ns/name:tag")
     })?;
+    // A candidate that is not promoted may be looked at by an evaluator.
+    let purpose = match sign::key(context, None) {
+        Ok(key) => sign::to_evaluate(context, &reference, &key)?,
+        Err(_) => OpenFor::Use,
+    };
     let viewed: Viewed =
-        context.ask(&AdminRequest::View { reference: reference.to_string(), door: Door::Path })?;
+        context.ask(&AdminRequest::View { reference: reference.to_string(), purpose, door: Door::Path })?;
     // By digest: a channel may have moved on meanwhile.
     let exact = Reference { selector: Selector::Digest(viewed.digest), ..reference.clone() };
     let inspected: Inspected = context.ask(&AdminRequest::Inspect { reference: exact.to_string() })?;
@@ -150,12 +157,49 @@ fn trouble(error: DiffError) -> Error {
     }
 }
 
+/// A .json file, or a directory of a report such as `evidence add` takes, which is no checkpoint.
 fn is_report(text: &str) -> bool {
     let path = Path::new(text);
+    if path.is_dir() {
+        return report::lies_in(path) && !holds_weights(path);
+    }
     path.extension().is_some_and(|extension| extension == "json") && path.is_file()
+}
+
+fn holds_weights(dir: &Path) -> bool {
+    let Ok(plan) = inspect::plan(dir, &inspect::Options::default()) else {
+        // What is wrong with it is told where checkpoints are opened.
+        return true;
+    };
+    plan.files.iter().any(|file| matches!(file.kind, LayerKind::Weights | LayerKind::Adapter))
 }
 
 /// Reads a report of any harness that is known.
 fn read_report(text: &str) -> Result<Report> {
     Ok(Loaded::read(Path::new(text), &[])?.report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_with_a_report_and_no_weights_is_a_report() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            std::fs::write(path, text).expect("written");
+        };
+        let is_report = |name: &str| is_report(dir.path().join(name).to_str().expect("plain"));
+        write("ours/report.json", "{}");
+        write("ours/samples.jsonl", "");
+        write("harness/some__model/results_2026-01-01.json", "{}");
+        write("checkpoint/config.json", "{}");
+        write("both/report.json", "{}");
+        write("both/pytorch_model.bin", "weights");
+        write("alone.json", "{}");
+        let all = ["ours", "harness", "checkpoint", "both", "alone.json", "none"].map(is_report);
+        assert_eq!(all, [true, true, false, false, true, false]);
+    }
 }

@@ -9,8 +9,8 @@ use weighlock_protocol::Reference;
 use weighlock_protocol::audit::Door;
 use weighlock_protocol::gate::report::HostProfile;
 
-use super::Context;
 use super::evidence::{self, About, Signed};
+use super::{Context, sign};
 use crate::error::{Error, Result};
 use crate::hardware;
 use crate::local::message::{AdminRequest, Viewed, Weighed};
@@ -82,8 +82,12 @@ impl Eval {
         let weighed: Weighed = context.ask(&AdminRequest::Weighed { reference: reference.to_string() })?;
         // Asked first: nobody wants to hear it after hours of evaluation.
         let key = key::evaluator(self.key.as_deref(), &context.dirs, Some(&weighed.cluster))?;
-        let viewed: Viewed =
-            context.ask(&AdminRequest::View { reference: reference.to_string(), door: Door::Eval })?;
+        let purpose = sign::to_evaluate(context, &reference, &key)?;
+        let viewed: Viewed = context.ask(&AdminRequest::View {
+            reference: reference.to_string(),
+            purpose,
+            door: Door::Eval,
+        })?;
         let mut ran = self.limits.run(context, &self.run, &viewed.path, self.key.as_deref())?;
         self.about.fill(&mut ran.loaded, context)?;
         let run = Some((ran.log.as_path(), ran.sandbox.as_str()));

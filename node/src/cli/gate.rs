@@ -9,17 +9,17 @@ use weighlock_protocol::audit::Door;
 use weighlock_protocol::gate::{Input, Verdict, judge, junit};
 use weighlock_protocol::lock::Lock;
 use weighlock_protocol::statement::Keypair;
-use weighlock_protocol::{Artifact, ClusterId};
+use weighlock_protocol::{Artifact, ClusterId, Reference};
 
 use super::eval::RunLimits;
 use super::evidence::About;
-use super::{Context, absolute, sides};
+use super::{Context, absolute, sides, sign};
 use crate::error::{Error, Result};
 use crate::local::message::{AdminRequest, Viewed};
 use crate::weigh::key;
 use crate::weigh::lock::{self, LOCK_FILE, read_if_there};
 use crate::weigh::policy::{POLICY_FILE, read};
-use crate::weigh::report::Loaded;
+use crate::weigh::report::{Loaded, SAMPLES_FILE};
 use crate::weigh::side::Side;
 use crate::weigh::verdict::{About as Subject, sign, test_result};
 
@@ -27,6 +27,10 @@ const AFTER_HELP: &str = "\
 CANDIDATE is a directory or file, which needs no daemon, or a reference with evidence in the cluster.
 The baseline is what --against or --baseline-report name, else what weighlock.lock pins for the same
 artifact. Without a baseline only the absolute bounds of the policy count.
+
+A verdict that --out signs names the SHA-256 of the whole verdict, and of the reports that it rests on.
+To see that a file is that verdict, compare `sha256sum FILE` of what --verdict-out wrote with what
+`weighlock statement show` says of the signed one.
 
 Exit codes: 0 pass, 1 fail, 2 wrong usage, 3 no evidence; 4 to 7 as for all commands.";
 
@@ -49,8 +53,9 @@ pub(super) struct Gate {
     /// Run this evaluator on the candidate, shut in as `eval` does, instead of reading a report
     #[arg(long, value_name = "CMD", conflicts_with_all = ["report", "candidate_manifest"])]
     run: Option<String>,
-    #[command(flatten)]
-    limits: RunLimits,
+    /// Keep the evaluator's report here, its samples beside it in samples.jsonl
+    #[arg(long, value_name = "FILE", requires = "run")]
+    report_out: Option<PathBuf>,
     #[command(flatten)]
     about: About,
     /// What it is weighed against: path or reference
@@ -80,6 +85,9 @@ pub(super) struct Gate {
     /// Write the verdict here, signed for the cluster; `weighlock statement import` brings it in
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write it here whole, as JSON: the bytes whose SHA-256 a signed verdict names
+    #[arg(long, value_name = "FILE")]
+    verdict_out: Option<PathBuf>,
     /// Write it here as JUnit XML
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
@@ -92,6 +100,9 @@ pub(super) struct Gate {
     /// The cluster that --out signs for [default: that of the daemon, else of the lock file]
     #[arg(long, value_name = "ID")]
     cluster: Option<ClusterId>,
+    // Last, as its heading holds for all that follows.
+    #[command(flatten)]
+    limits: RunLimits,
 }
 
 impl Gate {
@@ -104,6 +115,7 @@ impl Gate {
             None => read_if_there(Path::new(LOCK_FILE))?,
         };
         self.check_name(lock.as_ref())?;
+        self.check_places()?;
         let signer = self.signer(context, lock.as_ref())?;
         let mut candidate = self.candidate(context, lock.as_ref())?;
         self.add_reports(&mut candidate, &self.report, &self.samples, Some(context))?;
@@ -112,9 +124,14 @@ impl Gate {
                 self.limits.run(context, command, &self.place(context, path)?, self.key.as_deref())?;
             self.about.fill(&mut ran.loaded, context)?;
             candidate.add_report(ran.loaded, None)?;
+            // Before anything can go wrong: it may have taken hours.
+            if let (Some(path), Some(loaded)) = (&self.report_out, candidate.reports().last()) {
+                keep_report(path, loaded)?;
+            }
             if !context.output.is_quiet() {
                 eprintln!("{}", ran.sandbox);
             }
+            candidate.sandbox = ran.sandbox;
         }
         self.check_hardware(&candidate)?;
         let baseline = match self.other(context, self.against.as_deref(), &self.baseline_report)? {
@@ -144,8 +161,15 @@ impl Gate {
         if Path::new(text).exists() {
             return absolute(PathBuf::from(text));
         }
-        let viewed: Viewed =
-            context.ask(&AdminRequest::View { reference: text.to_owned(), door: Door::Path })?;
+        // A candidate is not promoted yet: its evaluator may look at it.
+        let reference: Reference = text.parse()?;
+        let key = sign::key(context, self.key.as_deref())?;
+        let purpose = sign::to_evaluate(context, &reference, &key)?;
+        let viewed: Viewed = context.ask(&AdminRequest::View {
+            reference: reference.to_string(),
+            purpose,
+            door: Door::Eval,
+        })?;
         Ok(viewed.path)
     }
 
@@ -185,6 +209,23 @@ impl Gate {
         if signs && !referenced && self.name.is_none() && lock.and_then(only_name).is_none() {
             return Err(Error::invalid("what the candidate is called is not known")
                 .hint("name it with --name ns/name"));
+        }
+        Ok(())
+    }
+
+    /// Asked first, too.
+    fn check_places(&self) -> Result<()> {
+        let files = [&self.report_out, &self.out, &self.verdict_out, &self.junit, &self.test_result];
+        for file in files.into_iter().flatten() {
+            let dir = parent(file);
+            if !dir.is_dir() {
+                return Err(Error::invalid(format!(
+                    "cannot write {}: there is no directory {}",
+                    file.display(),
+                    dir.display()
+                ))
+                .hint("make it first"));
+            }
         }
         Ok(())
     }
@@ -281,6 +322,9 @@ impl Gate {
         pinned: Option<&Side>,
         signer: Option<&(Keypair, Option<ClusterId>)>,
     ) -> Result<()> {
+        if let Some(path) = &self.verdict_out {
+            write(path, verdict.to_json().as_bytes())?;
+        }
         if let Some(path) = &self.junit {
             write(path, junit::junit(verdict).as_bytes())?;
         }
@@ -308,15 +352,51 @@ fn only_name(lock: &Lock) -> Option<&Artifact> {
     lock.packages().iter().all(|package| package.name == *first).then_some(first)
 }
 
+/// The report that the verdict names by its digest, and its samples where `--report` looks for them.
+fn keep_report(path: &Path, loaded: &Loaded) -> Result<()> {
+    write(path, &loaded.bytes()?)?;
+    if !loaded.samples.is_empty() {
+        loaded.write_samples(&path.with_file_name(SAMPLES_FILE))?;
+    }
+    Ok(())
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Whole or not at all.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let fail = |e: std::io::Error| Error::invalid(format!("cannot write {}: {e}", path.display()));
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(fail)?;
+    let mut file = tempfile::NamedTempFile::new_in(parent(path)).map_err(fail)?;
     std::io::Write::write_all(&mut file, bytes).map_err(fail)?;
     // As any other new file has it, not as a secret.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     file.as_file().set_permissions(mode).map_err(fail)?;
     file.persist(path).map_err(|e| fail(e.error))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_that_is_kept_reads_as_the_one_that_was_weighed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let given = dir.path().join("given.json");
+        let report = r#"{"metrics": {"eval_loss": {"value": 1.5,
+            "samples": [{"id": "a", "value": 1.0}, {"id": "b", "value": 2.0, "cluster": "x"}]}}}"#;
+        std::fs::write(&given, report).expect("written");
+        let weighed = Loaded::read(&given, &[]).expect("read");
+        let kept = dir.path().join("kept.json");
+        keep_report(&kept, &weighed).expect("kept");
+        let again = Loaded::read(&kept, &[]).expect("read again");
+        assert_eq!(again.digest().expect("digest"), weighed.digest().expect("digest"));
+        assert_eq!(
+            weighlock_protocol::Sha256::of(&std::fs::read(&kept).expect("bytes")),
+            weighed.digest().expect("digest")
+        );
+        assert_eq!(again.samples, weighed.samples);
+    }
 }

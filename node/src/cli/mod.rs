@@ -8,12 +8,15 @@ mod demo;
 mod diff;
 mod eval;
 mod evidence;
+mod follow;
 mod gate;
 mod init;
 mod inspect;
 mod invite;
 mod join;
+mod keys;
 mod lock;
+mod log;
 mod ls;
 mod member;
 mod output;
@@ -21,14 +24,20 @@ mod path;
 mod peers;
 mod policy;
 mod progress;
+mod promote;
 mod pull;
 mod rate;
+mod revoke;
 mod rm;
+mod rollback;
+mod rollout;
 mod sides;
+mod sign;
 mod statement;
 mod status;
 mod top;
 mod up;
+mod watch;
 mod when;
 mod whereis;
 
@@ -77,7 +86,7 @@ pub struct Global {
     /// Configuration file [default: /etc/weighlock/config.toml for root, else under $XDG_CONFIG_HOME]
     #[arg(long, global = true, value_name = "FILE", env = "WEIGHLOCK_CONFIG")]
     config: Option<PathBuf>,
-    /// Print JSON: one object, or one a line where there is progress
+    /// Print JSON: one object, or one a line where a fetch or an import tells progress
     #[arg(long, global = true)]
     json: bool,
     /// No progress bars
@@ -122,6 +131,25 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Weigh a candidate against what runs now, under a policy
     Gate(gate::Gate),
+    /// Make a candidate the head of a stage, with its evidence
+    Promote(promote::Promote),
+    /// Agree to a promotion that the policy wants approved
+    Approve(promote::Approve),
+    /// Back from a bad head to the last good one, now
+    Rollback(rollback::Rollback),
+    /// Channels, and how far hosts are with them
+    #[command(subcommand)]
+    Rollout(rollout::Rollout),
+    /// Say when the head of a channel moves, and run a reload hook
+    Watch(watch::Watch),
+    /// Keep here, or on hosts with some labels, what a channel runs and what is next
+    Follow(follow::Follow),
+    /// Who did what to an artifact, when, and on which evidence
+    Log(log::Log),
+    /// Who may do what in the cluster, and changing that
+    Keys(keys::Keys),
+    /// Take back a statement, or what a key said
+    Revoke(revoke::Revoke),
     /// Pin artifacts in weighlock.lock with how they scored, or check files against it
     Lock(lock::Lock),
     /// Signed statements as files
@@ -148,14 +176,32 @@ enum Command {
     Completions(completions::Completions),
 }
 
+impl Command {
+    /// Whether standard output is one document under `--json`, for tools that read it whole.
+    fn answers_in_one_document(&self) -> bool {
+        matches!(
+            self,
+            Self::Gate(_)
+                | Self::Diff(_)
+                | Self::Inspect(_)
+                | Self::Lock(_)
+                | Self::Evidence(_)
+                | Self::Eval(_)
+        )
+    }
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.global.json;
-    let context = match Context::new(cli.global) {
+    let mut context = match Context::new(cli.global) {
         Ok(context) => context,
         Err(error) => return output::fail(&error, json),
     };
+    if cli.command.answers_in_one_document() {
+        context.output = context.output.one_document();
+    }
     let done = match cli.command {
         Command::Init(command) => command.run(&context),
         Command::Up(command) => command.run(&context),
@@ -175,6 +221,15 @@ pub fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Command::Promote(command) => command.run(&context),
+        Command::Approve(command) => command.run(&context),
+        Command::Rollback(command) => command.run(&context),
+        Command::Rollout(command) => command.run(&context),
+        Command::Watch(command) => command.run(&context),
+        Command::Follow(command) => command.run(&context),
+        Command::Log(command) => command.run(&context),
+        Command::Keys(command) => command.run(&context),
+        Command::Revoke(command) => command.run(&context),
         Command::Lock(command) => match command.run(&context) {
             Ok(code) => return code,
             Err(error) => Err(error),
@@ -297,5 +352,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_verdict_in_json_has_no_progress_before_it() {
+        let parsed = |arguments: &[&str]| Cli::try_parse_from(arguments).expect("a command line");
+        let lines = |cli: &Cli| {
+            let output = Output::new(true, false);
+            let one = cli.command.answers_in_one_document();
+            if one { output.one_document() } else { output }.has_lines()
+        };
+        assert!(!lines(&parsed(&["weighlock", "--json", "gate", "./candidate"])));
+        assert!(!lines(&parsed(&["weighlock", "--json", "inspect", "./candidate", "--hash"])));
+        assert!(lines(&parsed(&["weighlock", "--json", "pull", "acme/bot:1.0.0", "--to", "here"])));
     }
 }

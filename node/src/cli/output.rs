@@ -16,11 +16,18 @@ pub(crate) struct Output {
     json: bool,
     quiet: bool,
     bars: bool,
+    /// Whether progress goes to standard output, in lines of JSON before the answer.
+    lines: bool,
 }
 
 impl Output {
     pub(crate) fn new(json: bool, quiet: bool) -> Self {
-        Self { json, quiet, bars: !json && !quiet && std::io::stderr().is_terminal() }
+        Self { json, quiet, bars: !json && !quiet && std::io::stderr().is_terminal(), lines: json }
+    }
+
+    /// For a command whose standard output is one document: progress is drawn on a terminal, or not told.
+    pub(super) fn one_document(self) -> Self {
+        Self { bars: !self.quiet && std::io::stderr().is_terminal(), lines: false, ..self }
     }
 
     pub(crate) fn is_json(&self) -> bool {
@@ -53,6 +60,11 @@ impl Output {
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
             Err(e) => Err(Error::internal(format!("cannot print: {e}"))),
         }
+    }
+
+    /// Whether progress is told in lines of JSON.
+    pub(super) fn has_lines(&self) -> bool {
+        self.lines
     }
 
     /// Whether progress is drawn.

@@ -67,7 +67,7 @@ impl Bar {
             self.rate = Rate::default();
         }
         self.rate.note(u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX), step.done_bytes);
-        if self.output.is_json() {
+        if self.output.has_lines() {
             self.line(step);
         } else if self.output.has_bars() {
             self.draw(step, entered);

@@ -23,6 +23,9 @@ pub(super) struct Pull {
     /// The directory to make; fetches only, when absent
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
+    /// Also without evidence, where the policy allows that; it is logged
+    #[arg(long)]
+    ungated: bool,
 }
 
 #[derive(Serialize)]
@@ -49,7 +52,7 @@ impl Pull {
                 .hint("name a new directory with --to"));
         }
         let mut client = connect(&context.dirs.loader_socket())?;
-        let (opened, reused_bytes) = open(context, &mut client, &reference)?;
+        let (opened, reused_bytes) = open(context, &mut client, &reference, self.ungated)?;
         let mut reflinked = false;
         if let Some(target) = &target {
             reflinked = write(&mut client, &opened, target)?;
@@ -82,11 +85,17 @@ impl Pull {
 
 /// Opens a reference over the loader socket, showing progress. Answers also the bytes that need not be fetched because
 /// other artifacts of this host had them.
-fn open(context: &Context, client: &mut Client, reference: &Reference) -> Result<(Opened, u64)> {
+fn open(
+    context: &Context,
+    client: &mut Client,
+    reference: &Reference,
+    ungated: bool,
+) -> Result<(Opened, u64)> {
     let request = LoaderRequest::Open {
         reference: reference.to_string(),
         fds: FdsWanted::None,
         partial: false,
+        ungated,
         client: Some(concat!("weighlock ", env!("CARGO_PKG_VERSION")).into()),
         copy: true,
     };

@@ -11,7 +11,7 @@ use weighlock_protocol::{ManifestDigest, Reference, Sha256};
 
 use super::Context;
 use crate::error::{Error, Result};
-use crate::local::message::{AdminRequest, Inspected, Progress, SaidRow, Viewed, Weighed};
+use crate::local::message::{AdminRequest, Inspected, OpenFor, Progress, SaidRow, Viewed, Weighed};
 use crate::weigh::report::Loaded;
 use crate::weigh::side::Side;
 
@@ -73,7 +73,9 @@ pub(super) fn without_reports(context: &Context, reference: &Reference, weighed:
     let exact = Reference { selector: Selector::Digest(weighed.digest), ..reference.clone() }.to_string();
     let mut inspected: Inspected = context.ask(&AdminRequest::Inspect { reference: exact.clone() })?;
     if inspected.contract.is_none() {
-        let _: Viewed = context.ask(&AdminRequest::View { reference: exact.clone(), door: Door::Path })?;
+        let purpose = OpenFor::Metadata;
+        let _: Viewed =
+            context.ask(&AdminRequest::View { reference: exact.clone(), purpose, door: Door::Path })?;
         inspected = context.ask(&AdminRequest::Inspect { reference: exact })?;
     }
     Ok(Side {

@@ -6,8 +6,8 @@ use clap::Subcommand;
 use serde::Serialize;
 use serde_json::Value;
 use weighlock_protocol::statement::envelope::ENVELOPE_BYTES_MAX;
-use weighlock_protocol::statement::{Envelope, Signed};
-use weighlock_protocol::{KeyId, StatementId};
+use weighlock_protocol::statement::{Envelope, Kind, Signed};
+use weighlock_protocol::{KeyId, Sha256, StatementId};
 
 use super::Context;
 use crate::error::{Error, Result};
@@ -23,8 +23,12 @@ pub(super) enum StatementCommand {
         files: Vec<PathBuf>,
     },
     /// What a statement says and who signed it; the signatures are proven, nothing else
+    ///
+    /// Of a verdict it names the SHA-256 of the whole one: `sha256sum FILE` must be the same for the file that
+    /// `weighlock gate --verdict-out FILE` wrote.
     Show {
-        /// A DSSE envelope
+        /// A DSSE envelope, or the id of a statement of the cluster
+        #[arg(value_name = "FILE|ID")]
         file: PathBuf,
     },
 }
@@ -38,6 +42,9 @@ struct Imported {
 struct Shown {
     id: StatementId,
     signed_by: Vec<KeyId>,
+    /// Of a verdict: SHA-256 of the file that `gate --verdict-out` writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<Sha256>,
     statement: Value,
 }
 
@@ -59,7 +66,7 @@ fn import(context: &Context, files: &[PathBuf]) -> Result<()> {
         let submitted: Submitted = context.ask(&AdminRequest::Submit { envelope: json })?;
         if let Some(why) = &submitted.pending {
             return Err(Error::refused(format!("{} has no effect in this cluster: {why}", file.display()))
-                .hint("it must be signed by a key that holds the role for it, see `weighlock member list`"));
+                .hint("it must be signed by a key that holds the role for it, see `weighlock keys`"));
         }
         items.push(submitted);
     }
@@ -71,19 +78,31 @@ fn import(context: &Context, files: &[PathBuf]) -> Result<()> {
 }
 
 fn show(context: &Context, file: &Path) -> Result<()> {
-    let envelope = read(file)?;
+    let envelope = match file.to_str().filter(|_| !file.exists()) {
+        Some(id) if id.trim_start_matches("sha256:").bytes().all(|b| b.is_ascii_hexdigit()) => {
+            let text: String = context.ask(&AdminRequest::Envelope { id: id.to_owned() })?;
+            Envelope::parse(text.as_bytes()).map_err(|e| Error::integrity(e.to_string()))?
+        }
+        _ => read(file)?,
+    };
     let bad = |e: &dyn std::fmt::Display| Error::integrity(format!("{}: {e}", file.display()));
     let signed = Signed::parse(envelope).map_err(|e| bad(&e))?;
     let verified = signed.verify().map_err(|e| bad(&e))?;
     let shown = Shown {
         id: verified.id(),
         signed_by: verified.envelope().signatures().iter().map(|signature| signature.key).collect(),
+        verdict: match &verified.body().kind {
+            Kind::Verdict(said) => Some(said.ruling.verdict),
+            _ => None,
+        },
         statement: serde_json::from_slice(verified.envelope().payload()).map_err(Error::internal)?,
     };
     context.output.print(&shown, |shown| {
         let by: Vec<String> = shown.signed_by.iter().map(ToString::to_string).collect();
         let body = serde_json::to_string_pretty(&shown.statement).unwrap_or_default();
-        format!("{}\nsigned by {}\n\n{body}\n", shown.id, by.join(", "))
+        let of = |digest: Sha256| format!("whole verdict (gate --verdict-out): sha256 {}\n", digest.hex());
+        let verdict = shown.verdict.map(of).unwrap_or_default();
+        format!("{}\nsigned by {}\n{verdict}\n{body}\n", shown.id, by.join(", "))
     })
 }
 

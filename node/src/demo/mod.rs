@@ -342,6 +342,7 @@ fn open_and_digest(host: &Host) -> Result<OpenResult> {
         reference: REFERENCE.into(),
         fds: FdsWanted::All,
         partial: false,
+        ungated: false,
         client: Some("weighlock demo".into()),
         copy: false,
     };

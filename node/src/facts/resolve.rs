@@ -12,7 +12,7 @@ impl Facts {
     /// What a reference means to this host.
     ///
     /// # Errors
-    /// Unknown, in conflict, or a stage, for which there are no heads yet.
+    /// Unknown, in conflict, or a stage without a head.
     pub fn resolve(&self, reference: &Reference) -> Result<ManifestDigest> {
         let ledger = self.ledger();
         match &reference.selector {
@@ -39,8 +39,14 @@ impl Facts {
                 }
             }
             Selector::Stage(stage) => {
-                Err(Error::not_found(format!("{reference}: nothing was promoted to {stage}"))
-                    .hint("promotion is not built yet in this release; name a tag, see `weighlock ls`"))
+                let head = ledger.head(&reference.artifact, *stage, self.hardware());
+                head.map(|head| head.manifest).ok_or_else(|| {
+                    Error::not_found(format!(
+                        "{reference}: nothing was promoted to {stage} for {} or any hardware",
+                        self.hardware()
+                    ))
+                    .hint(format!("`weighlock promote {}:TAG --to {stage}` does", reference.artifact))
+                })
             }
         }
     }

@@ -33,6 +33,9 @@ pub enum LoaderRequest {
         /// read as zeros where nothing is ready: [`Wait`](Self::Wait) or [`Follow`](Self::Follow) tell what is.
         #[serde(default)]
         partial: bool,
+        /// Also without evidence, where the policy allows that; it is logged.
+        #[serde(default)]
+        ungated: bool,
         /// What the client says of itself, such as `weighlock-python 0.1.0 vllm 0.6.3`; goes into the audit log, cut to
         /// 256 characters.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,6 +71,13 @@ pub enum LoaderRequest {
         /// Paths in its manifest; all files when empty.
         #[serde(default)]
         paths: Vec<String>,
+    },
+    /// Tells what the head of a channel is, now and each time that it moves, rollbacks included: any number of
+    /// [`Event::Head`]. The next request on the socket ends it.
+    Watch {
+        /// `ns/name:stage`.
+        #[serde(rename = "ref")]
+        reference: String,
     },
     /// Gives the lease back before the socket closes. Answered by [`Event::Closed`].
     Close {

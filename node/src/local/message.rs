@@ -11,6 +11,11 @@ use weighlock_protocol::wire::join::Contact;
 use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
 
 use crate::error::Error;
+pub use crate::local::ladder::{
+    Ballot, ChannelHead, DraftItem, DraftOf, Drafted, FollowRule, FollowedRow, Following, HeadInfo,
+    HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, OpenFor, PendingRow, PolicyInfo, RoleRow,
+    RolloutHosts, RootChange, Standing, StandingKind,
+};
 pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened};
 pub use crate::local::observe::{
     Activity, ArtifactActivity, Evidence, Holder, PeerActivity, PeerRow, Shared, Whereabouts,
@@ -64,6 +69,9 @@ pub enum AdminRequest {
     View {
         /// A reference.
         reference: String,
+        /// What for.
+        #[serde(default)]
+        purpose: OpenFor,
         /// What for, as the audit log tells it.
         #[serde(default)]
         door: Door,
@@ -116,6 +124,50 @@ pub enum AdminRequest {
     },
     /// Answers [`Introduction`]: what a ticket must carry beside its key.
     Introduction,
+    /// Answers [`Drafted`]: what `by` would sign to bring something about, and what it lacks.
+    Draft {
+        /// The signer.
+        by: KeyId,
+        /// What.
+        of: DraftOf,
+    },
+    /// Answers [`Standing`]: what became of a statement.
+    Standing {
+        /// The statement.
+        statement: StatementId,
+    },
+    /// Answers [`LadderStatus`]: policy, heads and what waits, of an artifact.
+    Ladder {
+        /// `ns/name`, or any reference of it.
+        name: String,
+    },
+    /// Answers [`RolloutHosts`]: how far each host is with an artifact.
+    Rollout {
+        /// `ns/name`, or any reference of it.
+        name: String,
+    },
+    /// Answers [`Logged`]: who did what to an artifact.
+    Log {
+        /// `ns/name`, or any reference of it.
+        name: String,
+        /// The heads as they were at this time, Unix seconds.
+        #[serde(default)]
+        at: Option<u64>,
+    },
+    /// Answers [`Following`]: which channels this host follows, after it was told of one more or less.
+    Follow {
+        /// `ns/name:stage`, or only the question.
+        reference: Option<String>,
+        /// Whether it no longer follows it.
+        stop: bool,
+    },
+    /// Answers [`KeyRoles`]: who may do what.
+    Keys,
+    /// Answers the envelope of a statement, as text.
+    Envelope {
+        /// The statement's id, or its beginning.
+        id: String,
+    },
     /// Answers a [`Page`](crate::audit::Page) of this host's audit log, or of another member's.
     Audit {
         /// Name or key of another member.
@@ -172,6 +224,8 @@ pub enum Event {
     },
     /// All of what is followed is here.
     Complete,
+    /// What the head of a channel is, first and each time that it moves; answer to [`LoaderRequest::Watch`].
+    Head(ChannelHead),
     /// Answer to [`LoaderRequest::Close`].
     Closed,
 }

@@ -107,8 +107,13 @@ impl Loaded {
         if self.samples.is_empty() {
             return Ok(());
         }
-        let file = File::create(dir.join(SAMPLES_FILE)).map_err(fail)?;
-        let mut out = std::io::BufWriter::new(file);
+        self.write_samples(&dir.join(SAMPLES_FILE))
+    }
+
+    /// Writes the samples as [`SAMPLES_FILE`] holds them.
+    pub(crate) fn write_samples(&self, path: &Path) -> Result<()> {
+        let fail = |e: std::io::Error| Error::invalid(format!("cannot write {}: {e}", path.display()));
+        let mut out = std::io::BufWriter::new(File::create(path).map_err(fail)?);
         for (metric, samples) in &self.samples {
             for sample in samples.iter() {
                 let mut line = serde_json::to_value(sample).map_err(Error::internal)?;
@@ -137,11 +142,16 @@ fn bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The report below a directory: ours by its name, else the harness's results.
-fn only_report(dir: &Path) -> Result<PathBuf> {
+/// Whether a report lies in a directory, or several.
+pub(crate) fn lies_in(dir: &Path) -> bool {
+    reports_in(dir).is_ok_and(|found| !found.is_empty())
+}
+
+/// The reports below a directory: ours by its name, else the harness's results.
+fn reports_in(dir: &Path) -> Result<Vec<PathBuf>> {
     let ours = dir.join(REPORT_FILE);
     if ours.is_file() {
-        return Ok(ours);
+        return Ok(vec![ours]);
     }
     let is_results = |name: &str| {
         let stem = name.strip_suffix(".json").and_then(|name| name.strip_prefix("results"));
@@ -155,6 +165,11 @@ fn only_report(dir: &Path) -> Result<PathBuf> {
         }
     }
     found.sort();
+    Ok(found)
+}
+
+fn only_report(dir: &Path) -> Result<PathBuf> {
+    let found = reports_in(dir)?;
     match found.as_slice() {
         [one] => Ok(one.clone()),
         [] => Err(Error::invalid(format!("no report in {}", dir.display()))

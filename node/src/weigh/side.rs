@@ -28,6 +28,8 @@ pub(crate) struct Side {
     pub(crate) manifest: Option<Manifest>,
     pub(crate) files: Option<Vec<String>>,
     pub(crate) reports: Vec<(Sha256, Loaded)>,
+    /// How its evaluator was shut in, in one line, where it was run here.
+    pub(crate) sandbox: String,
 }
 
 impl Side {

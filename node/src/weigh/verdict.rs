@@ -37,6 +37,7 @@ pub(crate) fn sign(verdict: &Verdict, about: &About<'_>, cluster: ClusterId, key
         reports: about.candidate.report_digests().collect(),
         baseline_reports: about.baseline.into_iter().flat_map(Side::report_digests).collect(),
         verdict: Sha256::of(verdict.to_json().as_bytes()),
+        sandbox: short(&about.candidate.sandbox),
         reasons: reasons.map(|finding| short(&finding.message)).collect(),
     };
     let said = weighed::Verdict { artifact: about.artifact.clone(), manifest: about.manifest, ruling };
@@ -62,7 +63,8 @@ pub(crate) fn test_result(verdict: &Verdict, about: &About<'_>, key: Option<&Key
         .map(|finding| finding.message.as_str())
         .collect();
     let named = |outcome: Outcome| -> Vec<&str> {
-        verdict.metrics.iter().filter(|row| row.outcome == outcome).map(|row| row.metric.as_str()).collect()
+        let judged = verdict.metrics.iter().filter(|row| !row.is_skipped());
+        judged.filter(|row| row.outcome == outcome).map(|row| row.metric.as_str()).collect()
     };
     // What is not decided is not passed; the predicate knows no third word.
     let mut failed = named(Outcome::Fail);
@@ -107,4 +109,68 @@ fn short(text: &str) -> String {
     let end =
         plain.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= NOTE_LEN_MAX).last();
     plain[..end.unwrap_or(0)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use weighlock_protocol::gate::{Input, Policy, judge, ours};
+
+    use super::*;
+    use crate::weigh::report::Loaded;
+
+    /// The verdict on a candidate with one figure of two that a policy names.
+    fn judged(candidate: &Side) -> Verdict {
+        let policy = "[metric.eval_loss]\ndirection = \"lower\"\nmax = 3.0\n\n\
+                      [metric.acc]\ndirection = \"higher\"\nmin = 0.5\nrequired = false\n";
+        let policy = Policy::parse(policy).expect("a policy");
+        let input = Input {
+            policy: &policy,
+            candidate: candidate.evidence(),
+            baseline: None,
+            pinned: None,
+            files: None,
+        };
+        judge(&input)
+    }
+
+    fn candidate() -> Side {
+        let report = br#"{"metrics": {"eval_loss": {"value": 2.0, "stderr": 0.1, "n": 100}}}"#;
+        let (report, samples) = ours::read(report).expect("a report");
+        let mut side = Side { digest: Some(ManifestDigest([1; 32])), ..Side::default() };
+        side.add_report(Loaded { report, samples, source: None }, None).expect("added");
+        side
+    }
+
+    fn about<'a>(artifact: &'a Artifact, candidate: &'a Side) -> About<'a> {
+        About { artifact, manifest: ManifestDigest([1; 32]), candidate, baseline: None, pinned: None }
+    }
+
+    #[test]
+    fn a_signed_verdict_names_the_whole_one_and_how_the_evaluator_was_shut_in() {
+        let mut candidate = candidate();
+        candidate.sandbox = "sandbox: no network; missing: landlock".into();
+        let verdict = judged(&candidate);
+        let artifact = "acme/bot".parse().expect("a name");
+        let about = about(&artifact, &candidate);
+        let key = Keypair::from_seed([7; 32]);
+        let signed = sign(&verdict, &about, ClusterId([3; 32]), &key);
+        let Kind::Verdict(said) = Statement::parse(signed.payload()).expect("reads").kind else {
+            panic!("a verdict");
+        };
+        assert_eq!(said.ruling.sandbox, candidate.sandbox);
+        assert_eq!(said.ruling.verdict, Sha256::of(verdict.to_json().as_bytes()));
+    }
+
+    #[test]
+    fn a_test_result_does_not_name_as_passed_what_was_not_judged() {
+        let candidate = candidate();
+        let verdict = judged(&candidate);
+        assert_eq!(verdict.outcome, Outcome::Pass, "{verdict}");
+        let artifact = "acme/bot".parse().expect("a name");
+        let about = about(&artifact, &candidate);
+        let result: Value =
+            serde_json::from_str(&test_result(&verdict, &about, None).expect("made")).expect("JSON");
+        assert_eq!(result["predicate"]["passedTests"], json!(["eval_loss"]), "{result}");
+        assert_eq!(result["predicate"]["failedTests"], json!([]));
+    }
 }

@@ -8,15 +8,16 @@ use super::verdict::{Finding, MetricRow, Outcome, Verdict};
 /// The name of the case for all that belongs to no metric.
 const ARTIFACT: &str = "artifact";
 
-/// JUnit XML (the dialect that Jenkins and GitLab read): *fail* is a `failure`, *no evidence* an `error`, and warnings
-/// go to `system-out`.
+/// JUnit XML (the dialect that Jenkins and GitLab read): *fail* is a `failure`, *no evidence* an `error`, a metric that
+/// nothing was held against is `skipped`, and warnings go to `system-out`.
 pub fn junit(verdict: &Verdict) -> String {
     let mut cases = vec![Case::new(ARTIFACT, verdict, None)];
     cases.extend(verdict.metrics.iter().map(|row| Case::new(&row.metric, verdict, Some(row))));
     let count = |wanted: Outcome| cases.iter().filter(|case| case.outcome == wanted).count();
     let (failures, errors) = (count(Outcome::Fail), count(Outcome::NoEvidence));
+    let skipped = cases.iter().filter(|case| case.skipped).count();
     let head = format!(
-        "name=\"weighlock gate\" tests=\"{}\" failures=\"{failures}\" errors=\"{errors}\"",
+        "name=\"weighlock gate\" tests=\"{}\" failures=\"{failures}\" errors=\"{errors}\" skipped=\"{skipped}\"",
         cases.len()
     );
     let mut out =
@@ -31,6 +32,7 @@ pub fn junit(verdict: &Verdict) -> String {
 struct Case<'a> {
     name: &'a str,
     outcome: Outcome,
+    skipped: bool,
     findings: Vec<&'a Finding>,
 }
 
@@ -49,12 +51,15 @@ impl<'a> Case<'a> {
             Some(Severity::NoEvidence) => Outcome::NoEvidence,
             Some(Severity::Warning) | None => Outcome::Pass,
         };
-        Self { name, outcome: of_findings, findings }
+        Self { name, outcome: of_findings, skipped: row.is_some_and(MetricRow::is_skipped), findings }
     }
 
     fn write(&self, out: &mut String) {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "    <testcase classname=\"weighlock.gate\" name=\"{}\">", escaped(self.name));
+        if self.skipped {
+            out.push_str("      <skipped message=\"not judged\"/>\n");
+        }
         for finding in &self.findings {
             let (message, code) = (escaped(&finding.message), finding.reason.code());
             let element = match finding.severity {

@@ -14,7 +14,7 @@ pub mod stats;
 pub mod verdict;
 
 pub use contract::{ContractChange, ContractField};
-pub use policy::{Policy, PolicyError};
+pub use policy::{OnExpiry, Policy, PolicyError};
 pub use reasons::{Reason, Severity};
 pub use report::{Harness, HostProfile, Metric, Report, ReportError, Runtime, Scale};
 pub use samples::{Sample, Samples};

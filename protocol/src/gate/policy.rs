@@ -54,9 +54,40 @@ pub struct Policy {
     /// By stage: what it takes to enter it.
     #[serde(rename = "stage", skip_serializing_if = "BTreeMap::is_empty")]
     pub stages: BTreeMap<Stage, StageRule>,
+    /// The stages that a candidate goes through, lowest first; the last is production.
+    #[serde(skip_serializing_if = "is_whole_ladder")]
+    pub ladder: Vec<Stage>,
+    /// What becomes of a head whose promotion has expired.
+    #[serde(skip_serializing_if = "OnExpiry::is_serve")]
+    pub on_expiry: OnExpiry,
+    /// Whether a host may open what has no evidence if it is asked to (`--ungated`); it is logged.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_ungated: bool,
     /// Guards that watch the candidate while it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub live: Option<LiveRule>,
+}
+
+/// What becomes of a head whose promotion has expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnExpiry {
+    /// It is served on, with an alarm.
+    #[default]
+    Serve,
+    /// It no longer opens.
+    Stop,
+}
+
+impl OnExpiry {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+    fn is_serve(&self) -> bool {
+        *self == Self::Serve
+    }
+}
+
+fn is_whole_ladder(ladder: &[Stage]) -> bool {
+    ladder == Stage::ALL
 }
 
 /// Who may publish.
@@ -155,6 +186,9 @@ pub struct StageRule {
     /// Hardware keys that must have evidence of their own.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub hardware: BTreeSet<String>,
+    /// How long a promotion to this stage holds before it must be renewed, in seconds.
+    #[serde(rename = "valid_for_s", skip_serializing_if = "Option::is_none")]
+    pub valid_for: Option<u64>,
 }
 
 /// Guards that watch while a candidate answers.
@@ -202,6 +236,11 @@ impl Policy {
         let mut out = String::new();
         write_sorted(&value, &mut out);
         out
+    }
+
+    /// The stage that a candidate must have been in before `stage`.
+    pub fn stage_before(&self, stage: Stage) -> Option<Stage> {
+        self.ladder.iter().copied().take_while(|rung| *rung < stage).last()
     }
 
     /// How far `metric` may drift from the pinned baseline.

@@ -38,7 +38,8 @@ fn table(f: &mut fmt::Formatter<'_>, rows: &[MetricRow]) -> fmt::Result {
     let head = ["metric", "baseline", "candidate", "worse by", "interval", "margin", "method", "verdict"];
     let mut lines = vec![head.map(str::to_owned)];
     for row in rows {
-        lines.push(line(row, row.comparison.as_ref(), row.metric.clone(), row.outcome.as_str().to_owned()));
+        let outcome = if row.is_skipped() { "not judged" } else { row.outcome.as_str() };
+        lines.push(line(row, row.comparison.as_ref(), row.metric.clone(), outcome.to_owned()));
         if let Some(drift) = &row.drift {
             let name = format!("{} (drift)", row.metric);
             lines.push(line(row, Some(drift), name, call(drift.call).to_owned()));

@@ -125,6 +125,9 @@ pub struct MetricRow {
     pub metric: String,
     /// How it came out by itself.
     pub outcome: Outcome,
+    /// Whether a bound was held against it or a comparison made. Where neither was, a pass says nothing of it: it is
+    /// optional and missing, or there was nothing to compare it with.
+    pub judged: bool,
     /// Which way is better.
     pub direction: Direction,
     /// The candidate's value, as reported.
@@ -225,6 +228,13 @@ impl Outcome {
             Self::Fail => "fail",
             Self::NoEvidence => "no evidence",
         }
+    }
+}
+
+impl MetricRow {
+    /// Whether it passed because nothing was held against it.
+    pub fn is_skipped(&self) -> bool {
+        self.outcome == Outcome::Pass && !self.judged
     }
 }
 
@@ -368,6 +378,7 @@ fn judge_metric(
     let mut row = MetricRow {
         metric: name.to_owned(),
         outcome: Outcome::Pass,
+        judged: false,
         direction: rule.direction,
         candidate: None,
         baseline: None,
@@ -396,6 +407,7 @@ fn judge_metric(
         judged += usize::from(row.comparison.is_some()) + usize::from(row.drift.is_some());
     }
     row.outcome = outcome_of(own.0.iter());
+    row.judged = judged > 0;
     own.0.into_iter().for_each(|reason| reasons.add(reason));
     (row, judged)
 }

@@ -14,15 +14,19 @@
 //! forks, and rotating the key away is the way out.
 
 mod hosts;
+mod policies;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use hosts::{Admission, InviteAt, KeyRevoked};
+pub(super) use policies::{Policies, PolicyAt};
 
 use super::body::{Chain, Kind, Role, Root, Statement, Target};
 use super::chain::Chains;
 use super::envelope::Envelope;
 use super::why::{Status, Why};
+use crate::gate::Policy;
 use crate::id::{KeyId, StatementId};
 use crate::time::UnixTime;
 
@@ -34,6 +38,8 @@ pub(super) struct Held {
     pub(super) signers: Vec<KeyId>,
     /// Kept for what grants authority, so that tickets and proofs can be made from it.
     pub(super) envelope: Option<Envelope>,
+    /// What a policy statement's text says, if this release can read it.
+    pub(super) policy: Option<Arc<Policy>>,
 }
 
 pub(super) type Set = BTreeMap<StatementId, Box<Held>>;
@@ -51,6 +57,7 @@ pub(super) struct Authority {
     invites: BTreeMap<StatementId, InviteAt>,
     hosts: BTreeMap<KeyId, Vec<Admission>>,
     statuses: BTreeMap<StatementId, Status>,
+    pub(super) policies: Policies,
 }
 
 #[derive(Debug, Clone)]
@@ -77,6 +84,7 @@ impl Authority {
         let undone = authority.fold_revocations(&held, chains);
         authority.fold_invites(&held, chains, &undone);
         authority.fold_admissions(&held, set, chains, &undone);
+        authority.fold_policies(&held, chains);
         authority
     }
 
@@ -201,21 +209,51 @@ impl Authority {
         })
     }
 
-    /// Whether a publish, an evaluation or a verdict counts.
+    /// Whether what is said of an artifact counts: whether its author may say it, not what follows from it.
     pub(super) fn said_status(&self, id: &StatementId, h: &Held) -> Status {
-        match &h.statement.kind {
-            Kind::Publish(publish) => self.publish_status(id, h, publish.artifact.namespace()),
-            kind if self.void.contains_key(id)
-                || self.key_revoked_at(&h.statement.by, h.statement.time)
-                || kind.namespace().is_none() =>
-            {
-                Status::Ignored(Why::Revoked)
+        let s = &h.statement;
+        let Some(namespace) = s.kind.namespace() else {
+            return Status::Ignored(Why::NotAllowed);
+        };
+        let may = match &s.kind {
+            Kind::Publish(_) => return self.publish_status(id, h, namespace),
+            _ if self.void.contains_key(id) || self.key_revoked_at(&s.by, s.time) => {
+                return Status::Ignored(Why::Revoked);
             }
-            kind if self.permits(Role::Evaluator, kind.namespace(), &h.statement, &h.signers) => {
-                Status::Effective
+            Kind::Evaluate(_) | Kind::Verdict(_) => {
+                self.permits(Role::Evaluator, Some(namespace), s, &h.signers)
             }
-            _ => Status::Ignored(Why::NotAllowed),
-        }
+            // One person each; which root's promoters count is for the promotion to say.
+            Kind::Approve(_) | Kind::Follow(_) => {
+                (1..).map_while(|n| self.root_at(n)).any(|root| root.holds(Role::Promoter, namespace, &s.by))
+            }
+            Kind::Promote(said) => self.root_at(said.said.root).is_some_and(|root| {
+                root.holds(Role::Promoter, namespace, &s.by)
+                    && root.roles.get(&Role::Promoter).is_some_and(|role| role.met_by(&h.signers))
+            }),
+            Kind::Cosign(said) => {
+                self.root_at(said.said.root).is_some_and(|root| root.holds(Role::Witness, namespace, &s.by))
+            }
+            // Any one promoter, whatever the threshold: it must work when one person is awake. A retired key may undo
+            // what it could see, until its revocation says since when it is not believed.
+            Kind::Rollback(said) => self.root_at(said.said.root).is_some_and(|root| {
+                root.holds(Role::Promoter, namespace, &s.by)
+                    && self.next_root_time(said.said.root).is_none_or(|next| s.time <= next)
+            }),
+            _ => false,
+        };
+        if may { Status::Effective } else { Status::Ignored(Why::NotAllowed) }
+    }
+
+    /// The root of a version, if it is in force or was.
+    pub(super) fn root_at(&self, version: u32) -> Option<&Root> {
+        let at = usize::try_from(version).ok()?.checked_sub(1)?;
+        self.roots.get(at).map(|at| &at.root)
+    }
+
+    /// When the root after `version` was made.
+    fn next_root_time(&self, version: u32) -> Option<UnixTime> {
+        self.roots.get(usize::try_from(version).ok()?).map(|next| next.time)
     }
 
     /// Whether `statement`, a publish in `namespace`, counts.
@@ -326,6 +364,11 @@ impl Authority {
 type Undone = BTreeMap<StatementId, Vec<(UnixTime, BTreeSet<StatementId>)>>;
 
 impl Root {
+    /// Whether `key` alone is in `role` over `namespace`, whatever the threshold.
+    pub(super) fn holds(&self, role: Role, namespace: &str, key: &KeyId) -> bool {
+        self.roles.get(&role).is_some_and(|spec| spec.keys.contains(key) && spec.covers(namespace))
+    }
+
     fn admits(&self, signers: &[KeyId]) -> bool {
         self.roles.get(&Role::Admin).is_some_and(|admin| admin.met_by(signers))
     }

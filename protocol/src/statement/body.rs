@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::envelope::StatementError;
+use super::glob::NamespaceGlob;
+use super::promotion::{Approval, Channel, Cosignature, Follow, OnChannel, Promotion, Rollback, SetPolicy};
 use super::weighed::{Evaluate, Verdict};
 use crate::id::{ClusterId, KeyId, ManifestDigest, StatementId};
-use crate::names::{Artifact, NAME_LEN_MAX, Tag};
+use crate::names::{Artifact, Tag};
 use crate::time::UnixTime;
 
 /// What every predicate type of ours starts with; `<kind>/v<version>` follows.
@@ -71,6 +73,18 @@ pub enum Kind {
     Evaluate(Evaluate),
     /// The gate weighed an artifact.
     Verdict(Verdict),
+    /// What a namespace or an artifact asks of candidates.
+    Policy(SetPolicy),
+    /// Somebody agrees to a promotion.
+    Approve(OnChannel<Approval>),
+    /// A manifest is to become a channel's head.
+    Promote(OnChannel<Promotion>),
+    /// A witness has checked a promotion.
+    Cosign(OnChannel<Cosignature>),
+    /// A channel's head is bad.
+    Rollback(OnChannel<Rollback>),
+    /// Hosts keep what a stage runs.
+    Follow(Follow),
     /// A kind, or a version of a kind, that this release does not know: kept and passed on, without effect.
     Unknown {
         /// The full predicate type.
@@ -94,6 +108,38 @@ pub enum Role {
     Witness,
 }
 
+impl Role {
+    /// All roles.
+    pub const ALL: [Role; 5] = [Role::Admin, Role::Publisher, Role::Evaluator, Role::Promoter, Role::Witness];
+
+    /// The lower-case name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Admin => "admin",
+            Role::Publisher => "publisher",
+            Role::Evaluator => "evaluator",
+            Role::Promoter => "promoter",
+            Role::Witness => "witness",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Role {
+    type Err = StatementError;
+
+    fn from_str(s: &str) -> Result<Self, StatementError> {
+        Self::ALL.into_iter().find(|role| role.as_str() == s).ok_or_else(|| StatementError::Body {
+            reason: format!("`{s}` is no role; there are admin, publisher, evaluator, promoter, witness"),
+        })
+    }
+}
+
 /// Who holds a role, and over which namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoleSpec {
@@ -107,10 +153,6 @@ pub struct RoleSpec {
     #[serde(default)]
     pub members: bool,
 }
-
-/// `*`, an exact namespace, or a prefix followed by `*`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct NamespaceGlob(String);
 
 /// Who may do what, in the manner of TUF. Version n+1 needs the admin thresholds of n and of n+1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,7 +240,7 @@ pub enum Target {
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         keep: BTreeSet<StatementId>,
     },
-    /// One admission, invite, publish, evaluation or verdict. Roots and revocations cannot be revoked.
+    /// One statement of any other kind. Roots and revocations cannot be revoked.
     Statement {
         /// The statement.
         id: StatementId,
@@ -257,20 +299,44 @@ impl Statement {
             }
             Kind::Evaluate(said) => said.findings.check_form(),
             Kind::Verdict(said) => said.ruling.check_form(),
+            Kind::Policy(policy) => policy.check_form(),
+            Kind::Approve(said) => said.check_form(),
+            Kind::Promote(said) => said.check_form(),
+            Kind::Cosign(said) => said.check_form(),
+            Kind::Rollback(said) => said.check_form(),
+            Kind::Follow(follow) => labels(&follow.on),
             Kind::Publish(_) | Kind::Unknown { .. } => Ok(()),
         }
     }
 }
 
 impl Kind {
-    /// The namespace that a publish, an evaluation or a verdict speaks of.
-    pub fn namespace(&self) -> Option<&str> {
+    /// The artifact that it speaks of: of what is published, measured, judged, approved, promoted, cosigned, rolled
+    /// back or followed. These stand in no chain.
+    pub fn artifact(&self) -> Option<&Artifact> {
         match self {
-            Kind::Publish(said) => Some(said.artifact.namespace()),
-            Kind::Evaluate(said) => Some(said.artifact.namespace()),
-            Kind::Verdict(said) => Some(said.artifact.namespace()),
+            Kind::Publish(said) => Some(&said.artifact),
+            Kind::Evaluate(said) => Some(&said.artifact),
+            Kind::Verdict(said) => Some(&said.artifact),
+            Kind::Follow(said) => Some(&said.artifact),
+            kind => kind.channel().map(|channel| &channel.artifact),
+        }
+    }
+
+    /// The channel that it speaks of.
+    pub fn channel(&self) -> Option<&Channel> {
+        match self {
+            Kind::Approve(said) => Some(&said.channel),
+            Kind::Promote(said) => Some(&said.channel),
+            Kind::Cosign(said) => Some(&said.channel),
+            Kind::Rollback(said) => Some(&said.channel),
             _ => None,
         }
+    }
+
+    /// The namespace of [`artifact`](Self::artifact).
+    pub fn namespace(&self) -> Option<&str> {
+        self.artifact().map(Artifact::namespace)
     }
 
     /// `https://weighlock.dev/<kind>/v1`.
@@ -283,6 +349,12 @@ impl Kind {
             Kind::Publish(_) => "publish",
             Kind::Evaluate(_) => "evaluate",
             Kind::Verdict(_) => "verdict",
+            Kind::Policy(_) => "policy",
+            Kind::Approve(_) => "approve",
+            Kind::Promote(_) => "promote",
+            Kind::Cosign(_) => "cosign",
+            Kind::Rollback(_) => "rollback",
+            Kind::Follow(_) => "follow",
             Kind::Unknown { predicate_type } => return predicate_type.clone(),
         };
         format!("{PREDICATE_PREFIX}{name}/v1")
@@ -291,9 +363,19 @@ impl Kind {
     /// Whether it takes a place in its author's chain. For unknown kinds the statement itself tells.
     pub fn is_chained(&self) -> bool {
         match self {
-            Kind::Root(_) | Kind::Invite(_) | Kind::Revoke(_) => true,
+            Kind::Root(_) | Kind::Invite(_) | Kind::Revoke(_) | Kind::Policy(_) => true,
             Kind::Admit(admit) => admit.invite.is_none(),
-            Kind::Publish(_) | Kind::Evaluate(_) | Kind::Verdict(_) | Kind::Unknown { .. } => false,
+            // Parallel jobs share a key, and whoever rolls back at night does so on the side of a partition where
+            // the host is: a place in a chain would make theft of both. What moves heads names what it replaces.
+            Kind::Publish(_)
+            | Kind::Evaluate(_)
+            | Kind::Verdict(_)
+            | Kind::Approve(_)
+            | Kind::Promote(_)
+            | Kind::Cosign(_)
+            | Kind::Rollback(_)
+            | Kind::Follow(_)
+            | Kind::Unknown { .. } => false,
         }
     }
 }
@@ -341,49 +423,6 @@ impl RoleSpec {
     }
 }
 
-impl NamespaceGlob {
-    /// Whether it covers `namespace`.
-    pub fn matches(&self, namespace: &str) -> bool {
-        match self.0.strip_suffix('*') {
-            Some(prefix) => namespace.starts_with(prefix),
-            None => namespace == self.0,
-        }
-    }
-}
-
-impl std::str::FromStr for NamespaceGlob {
-    type Err = StatementError;
-
-    fn from_str(s: &str) -> Result<Self, StatementError> {
-        let stem = s.strip_suffix('*').unwrap_or(s);
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
-        if s.is_empty() || s.len() > NAME_LEN_MAX || !stem.bytes().all(plain) {
-            return Err(StatementError::Body {
-                reason: "a namespace glob is `*`, `name` or `prefix*` in lower case".to_owned(),
-            });
-        }
-        Ok(Self(s.to_owned()))
-    }
-}
-
-impl fmt::Display for NamespaceGlob {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Serialize for NamespaceGlob {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for NamespaceGlob {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
 /// Names and notes reach terminals, so control characters stay out.
 pub(super) fn text(s: &str, len_max: usize, error: &'static str) -> Result<(), &'static str> {
     if s.len() > len_max || s.chars().any(char::is_control) {
@@ -402,18 +441,4 @@ fn labels(labels: &Labels) -> Result<(), &'static str> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn globs_cover_what_they_say() {
-        let glob = |s: &str| s.parse::<NamespaceGlob>();
-        assert!(glob("*").is_ok_and(|g| g.matches("acme")));
-        assert!(glob("acme").is_ok_and(|g| g.matches("acme") && !g.matches("acme-x")));
-        assert!(glob("acme-*").is_ok_and(|g| g.matches("acme-x") && !g.matches("acme")));
-        assert!(glob("").is_err() && glob("a*b").is_err() && glob("**").is_err() && glob("A").is_err());
-    }
 }

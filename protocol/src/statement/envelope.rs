@@ -121,6 +121,16 @@ impl Envelope {
         &self.signatures
     }
 
+    /// Whether `key` has signed the payload, proven.
+    pub fn is_signed_by(&self, key: &KeyId) -> bool {
+        let message = pae(&self.payload);
+        self.signatures.iter().filter(|signature| signature.key == *key).any(|signature| {
+            VerifyingKey::from_bytes(&key.0).is_ok_and(|key| {
+                key.verify_strict(&message, &ed25519_dalek::Signature::from_bytes(&signature.bytes)).is_ok()
+            })
+        })
+    }
+
     /// Adds a signature by `key`, for instance a second admin's. Nothing happens if it already signed.
     pub fn endorse(&mut self, key: &Keypair) {
         if self.signatures.iter().all(|s| s.key != key.key_id()) {

@@ -1,16 +1,20 @@
 //! The set of statements that a host holds, and what follows from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::authority::{Authority, Held, Set};
 use super::body::{Kind, Role, Root, Statement};
 use super::chain::Chains;
 use super::envelope::{Envelope, SIGNATURES_MAX, Signed, StatementError, Unverified, Verified};
+use super::ladder::Ladder;
 use super::summary::Summary;
 use super::tags::Tags;
 use super::weighed::Weighed;
 use super::why::{Status, Why};
+use crate::gate::Policy;
 use crate::id::{ClusterId, KeyId, StatementId};
+use crate::names::Artifact;
 
 /// One in so many places of a ledger is kept free of publishes and unknown kinds.
 pub const SAID_SHARE: usize = 16;
@@ -24,6 +28,8 @@ pub struct LedgerConfig {
     pub chosen_roots: BTreeSet<StatementId>,
     /// How far clocks may be apart, in seconds: things expire this much later than they say.
     pub clock_tolerance_secs: u64,
+    /// How old a promotion may be when a witness first sees it, in seconds.
+    pub promotion_secs_max: u64,
     /// How long before its expiry a root raises an alarm, in seconds.
     pub root_warning_secs: u64,
     /// Most statements held. A part of the room, one in [`SAID_SHARE`], is only for what changes authority.
@@ -41,6 +47,7 @@ impl LedgerConfig {
             cluster,
             chosen_roots: BTreeSet::new(),
             clock_tolerance_secs: 300,
+            promotion_secs_max: 7 * 86_400,
             root_warning_secs: 30 * 86_400,
             statements_max: 1_000_000,
             idle_max: 100_000,
@@ -128,7 +135,7 @@ pub struct Ledger {
     pub(super) config: LedgerConfig,
     pub(super) set: Set,
     pub(super) authority_ids: BTreeSet<StatementId>,
-    /// Publishes, evaluations and verdicts by author, and whether each counts.
+    /// What is said of artifacts, by author, and whether each counts.
     said: BTreeMap<KeyId, BTreeMap<StatementId, bool>>,
     pub(super) chains: Chains,
     pub(super) authority: Authority,
@@ -139,6 +146,7 @@ pub struct Ledger {
     said_idle: Idle,
     pub(super) tags: Tags,
     pub(super) weighed: Weighed,
+    pub(super) ladder: Ladder,
     pub(super) summary: Summary,
 }
 
@@ -157,6 +165,7 @@ impl Ledger {
             said_idle: Idle::default(),
             tags: Tags::default(),
             weighed: Weighed::default(),
+            ladder: Ladder::default(),
             summary: Summary::default(),
         }
     }
@@ -210,6 +219,7 @@ impl Ledger {
         if stale {
             self.refold();
         }
+        self.ladder.fold(&self.set, &self.authority);
         applied.sort_by_key(|(n, _)| *n);
         applied
             .into_iter()
@@ -222,6 +232,11 @@ impl Ledger {
                 Err(applied) => applied,
             })
             .collect()
+    }
+
+    /// The artifacts whose heads may have moved since this was last asked.
+    pub fn take_moved(&mut self) -> BTreeSet<Artifact> {
+        self.ladder.take_refolded()
     }
 
     fn of_this_cluster(&self, envelope: &Envelope) -> Result<Signed<Statement, Unverified>, Refusal> {
@@ -248,7 +263,11 @@ impl Ledger {
         signers.sort_unstable();
         let keep =
             matches!(statement.kind, Kind::Root(_) | Kind::Invite(_) | Kind::Admit(_) | Kind::Revoke(_));
-        let held = Held { signers, envelope: keep.then_some(envelope), statement };
+        let policy = match &statement.kind {
+            Kind::Policy(policy) => Policy::parse(&policy.text).ok().map(Arc::new),
+            _ => None,
+        };
+        let held = Held { signers, envelope: keep.then_some(envelope), policy, statement };
         let effective = held.statement.kind.namespace().is_some()
             && self.authority.said_status(&id, &held) == Status::Effective;
         if !effective {
@@ -257,7 +276,8 @@ impl Ledger {
         let max = self.config.statements_max;
         let said =
             held.statement.kind.namespace().is_some() || matches!(held.statement.kind, Kind::Unknown { .. });
-        // Whoever publishes without end must leave room for its own revocation.
+        // Whoever publishes without end must leave room for its own revocation, and for a rollback.
+        let said = said && !(effective && held.statement.kind.channel().is_some());
         let max = if said { max - max / SAID_SHARE } else { max };
         self.full("statements_max", self.set.len(), max).map_err(Applied::Refused)?;
 
@@ -272,6 +292,7 @@ impl Ledger {
             kind if kind.namespace().is_some() => {
                 self.said.entry(by).or_default().insert(id, effective);
                 if effective {
+                    self.ladder.insert(id, kind);
                     count(&mut self.tags, &mut self.weighed, id, by, kind);
                 } else {
                     self.said_idle.add(by);
@@ -397,9 +418,14 @@ impl Ledger {
         for id in ids {
             self.recount(&id);
         }
+        let roots_differ = !self.authority.root_ids().eq(before.root_ids());
+        let scopes = self.authority.policies.changed_from(&before.policies);
+        if roots_differ || !scopes.is_empty() {
+            self.ladder.touch(roots_differ, &scopes);
+        }
     }
 
-    /// Judges one publish, evaluation or verdict anew.
+    /// Judges one thing that is said of an artifact anew.
     fn recount(&mut self, id: &StatementId) {
         let Some(held) = self.set.get(id) else { return };
         let kind = &held.statement.kind;
@@ -414,6 +440,7 @@ impl Ledger {
         *counted = counts;
         if counts {
             self.said_idle.remove(&by);
+            self.ladder.insert(*id, kind);
             count(&mut self.tags, &mut self.weighed, *id, by, kind);
         } else {
             self.said_idle.add(by);
@@ -421,6 +448,7 @@ impl Ledger {
                 self.tags.remove(*id, by, publish);
             }
             self.weighed.remove(*id, kind);
+            self.ladder.remove(*id, kind);
         }
     }
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::body::{Admit, Chain, Invite, Kind, PREDICATE_PREFIX, Publish, Revoke, Root, Statement, Target};
 use super::envelope::{Envelope, Keypair, StatementError};
+use super::promotion::{Approval, Channel, Cosignature, Follow, OnChannel, Promotion, Rollback, SetPolicy};
 use super::weighed::{Evaluate, Findings, Ruling, Verdict};
 use crate::id::{ClusterId, KeyId, ManifestDigest, Sha256, StatementId};
 use crate::names::{Artifact, Tag};
@@ -32,6 +33,12 @@ impl Statement {
             Kind::Verdict(k) => {
                 KindFields::Verdict(OfArtifact { artifact: k.artifact.clone(), said: &k.ruling })
             }
+            Kind::Policy(k) => KindFields::Policy(k),
+            Kind::Approve(k) => KindFields::Approve(of_channel(k)),
+            Kind::Promote(k) => KindFields::Promote(of_channel(k)),
+            Kind::Cosign(k) => KindFields::Cosign(of_channel(k)),
+            Kind::Rollback(k) => KindFields::Rollback(of_channel(k)),
+            Kind::Follow(k) => KindFields::Follow(k),
             Kind::Unknown { .. } => KindFields::Unknown {},
         };
         let wire = WireStatement {
@@ -90,6 +97,12 @@ impl Statement {
                 let manifest = subject_manifest(&head.subject)?;
                 Kind::Verdict(Verdict { artifact, manifest, ruling: said })
             }
+            "policy/v1" => Kind::Policy(predicate(payload)?),
+            "approve/v1" => Kind::Approve(on_channel(payload, &head.subject)?),
+            "promote/v1" => Kind::Promote(on_channel(payload, &head.subject)?),
+            "cosign/v1" => Kind::Cosign(on_channel(payload, &head.subject)?),
+            "follow/v1" => Kind::Follow(predicate(payload)?),
+            "rollback/v1" => Kind::Rollback(on_channel(payload, &head.subject)?),
             _ => Kind::Unknown { predicate_type: head.predicate_type },
         };
         let statement = Self {
@@ -124,6 +137,18 @@ impl Kind {
             Kind::Evaluate(Evaluate { artifact, manifest, .. })
             | Kind::Verdict(Verdict { artifact, manifest, .. }) => {
                 Subject::new(artifact.to_string(), Sha256(manifest.0))
+            }
+            Kind::Follow(follow) => {
+                let name = format!("{}:{}", follow.artifact, follow.stage);
+                let digest = Sha256::of(name.as_bytes());
+                Subject::new(name, digest)
+            }
+            Kind::Policy(policy) => Subject::new(policy.scope.to_string(), policy.policy),
+            Kind::Approve(OnChannel { channel, manifest, .. })
+            | Kind::Promote(OnChannel { channel, manifest, .. })
+            | Kind::Cosign(OnChannel { channel, manifest, .. })
+            | Kind::Rollback(OnChannel { channel, manifest, .. }) => {
+                Subject::new(channel.artifact.to_string(), Sha256(manifest.0))
             }
             Kind::Unknown { predicate_type } => {
                 Subject::new(predicate_type.clone(), Sha256::of(predicate_type.as_bytes()))
@@ -170,6 +195,12 @@ enum KindFields<'a> {
     Publish(PublishFields),
     Evaluate(OfArtifact<&'a Findings>),
     Verdict(OfArtifact<&'a Ruling>),
+    Policy(&'a SetPolicy),
+    Approve(OfChannel<&'a Approval>),
+    Promote(OfChannel<&'a Promotion>),
+    Cosign(OfChannel<&'a Cosignature>),
+    Rollback(OfChannel<&'a Rollback>),
+    Follow(&'a Follow),
     Unknown {},
 }
 
@@ -195,6 +226,14 @@ struct PublishFields {
 #[derive(Serialize, Deserialize)]
 struct OfArtifact<T> {
     artifact: Artifact,
+    #[serde(flatten)]
+    said: T,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OfChannel<T> {
+    #[serde(flatten)]
+    channel: Channel,
     #[serde(flatten)]
     said: T,
 }
@@ -231,6 +270,18 @@ fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, StatementError> {
 
 fn predicate<K: DeserializeOwned>(payload: &[u8]) -> Result<K, StatementError> {
     Ok(read::<WireKind<K>>(payload)?.predicate)
+}
+
+fn of_channel<T>(of: &OnChannel<T>) -> OfChannel<&T> {
+    OfChannel { channel: of.channel.clone(), said: &of.said }
+}
+
+fn on_channel<T: DeserializeOwned>(
+    payload: &[u8],
+    subject: &[Subject],
+) -> Result<OnChannel<T>, StatementError> {
+    let OfChannel { channel, said } = predicate(payload)?;
+    Ok(OnChannel { channel, manifest: subject_manifest(subject)?, said })
 }
 
 fn subject_manifest(subject: &[Subject]) -> Result<ManifestDigest, StatementError> {

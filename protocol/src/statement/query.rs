@@ -1,7 +1,6 @@
 //! What a ledger answers: members, tags, permissions, alarms, and the place of each statement.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use super::body::{Chain, Invite, Kind, Labels, Revoke, Role, Root, Statement};
 use super::chain::Place;
@@ -107,65 +106,6 @@ pub enum Denied {
         /// This host's time.
         now: UnixTime,
     },
-}
-
-/// What a person should look at.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Alarm {
-    /// An author said two things at one place of its chain. The envelopes of the statements are the proof.
-    Equivocation {
-        /// The author.
-        key: KeyId,
-        /// The place.
-        seq: u64,
-        /// What it said there.
-        statements: BTreeSet<StatementId>,
-    },
-    /// Rotation is frozen until a person chooses.
-    RootFork {
-        /// The version that two or more roots claim.
-        version: u32,
-        /// They.
-        statements: BTreeSet<StatementId>,
-    },
-    /// The root expires soon, or has.
-    RootExpiring {
-        /// Its version.
-        version: u32,
-        /// When.
-        expires: UnixTime,
-    },
-    /// Publishers disagree about a tag.
-    TagConflict {
-        /// `ns/name`.
-        artifact: Artifact,
-        /// The tag.
-        tag: Tag,
-        /// Each digest and who published it.
-        digests: BTreeMap<ManifestDigest, BTreeSet<KeyId>>,
-    },
-}
-
-impl fmt::Display for Alarm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Alarm::Equivocation { key, seq, .. } => write!(
-                f,
-                "{key} signed two statements at place {seq} of its chain: it is copied or stolen; rotate it out of the root"
-            ),
-            Alarm::RootFork { version, .. } => {
-                write!(f, "two roots claim version {version}: rotation is frozen until a person chooses one")
-            }
-            Alarm::RootExpiring { version, expires } => {
-                write!(f, "root {version} expires at {expires}: an admin must sign a new one")
-            }
-            Alarm::TagConflict { artifact, tag, digests } => write!(
-                f,
-                "{artifact}:{tag} was published with {} different contents and means nothing until one is left",
-                digests.len()
-            ),
-        }
-    }
 }
 
 /// The root in force.
@@ -377,33 +317,17 @@ impl Ledger {
             .collect()
     }
 
-    /// What a person should look at, worst first.
-    pub fn alarms(&self, now: UnixTime) -> Vec<Alarm> {
-        let mut alarms: Vec<Alarm> = self
-            .chains
-            .forks()
-            .map(|(key, seq, statements)| Alarm::Equivocation { key, seq, statements: statements.clone() })
-            .collect();
-        if let Some((version, statements)) = self.authority.root_fork() {
-            alarms.push(Alarm::RootFork { version: *version, statements: statements.clone() });
-        }
-        let soon = now.plus(self.config.root_warning_secs);
-        if let Some((_, root)) = self.authority.root().filter(|(_, root)| soon > root.expires) {
-            alarms.push(Alarm::RootExpiring { version: root.version, expires: root.expires });
-        }
-        for (artifact, tag) in self.tags.conflicts() {
-            if let Resolution::Conflict { digests } = self.tags.resolve(artifact, tag) {
-                alarms.push(Alarm::TagConflict { artifact: artifact.clone(), tag: tag.clone(), digests });
-            }
-        }
-        alarms
-    }
-
     /// What a statement of the set does now; `None` if it is not here.
     pub fn status(&self, id: &StatementId) -> Option<Status> {
         let held = self.set.get(id)?;
         match &held.statement.kind {
-            kind if kind.namespace().is_some() => Some(self.authority.said_status(id, held)),
+            kind if kind.namespace().is_some() => Some(match self.authority.said_status(id, held) {
+                Status::Effective => kind
+                    .artifact()
+                    .and_then(|artifact| self.ladder.status(artifact, id))
+                    .unwrap_or(Status::Effective),
+                other => other,
+            }),
             Kind::Unknown { .. } => Some(Status::Ignored(Why::UnknownKind)),
             _ => match self.authority.status(id)? {
                 Status::Pending(Why::Predecessor { .. }) => match self.chains.place(id)? {

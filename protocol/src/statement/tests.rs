@@ -1,6 +1,7 @@
 //! The ledger as its users see it: who is in, what counts, and that only the set matters.
 
 mod golden;
+mod ladder;
 mod membership;
 mod properties;
 mod publishing;
@@ -162,9 +163,14 @@ fn picture(ledger: &Ledger) -> String {
             (ledger.evaluations_of(&bot, &digest), ledger.verdicts_on(&bot, &digest))
         })
         .collect();
+    let ladder: Vec<_> = ledger
+        .promoted_artifacts()
+        .map(|a| (ledger.heads_of(a).collect::<Vec<_>>(), ledger.kept(a, 2), ledger.pending_of(a)))
+        .collect();
+    let policies: Vec<_> = ledger.policies().collect();
     let chains: Vec<_> = (0..60).map(|n| (ledger.next_chain(&id(n)), ledger.is_revoked(&id(n)))).collect();
     format!(
-        "{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{statuses:?}\n{tags:?}\n{of:?}\n{weighed:?}\n{chains:?}\n{:?}",
+        "{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{statuses:?}\n{tags:?}\n{of:?}\n{weighed:?}\n{ladder:?}\n{policies:?}\n{chains:?}\n{:?}",
         ledger.root(NOW),
         ledger.members(NOW).collect::<Vec<_>>(),
         ledger.invites(NOW).collect::<Vec<_>>(),

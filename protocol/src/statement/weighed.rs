@@ -15,6 +15,7 @@ use crate::time::UnixTime;
 pub const LINES_MAX: usize = 64;
 /// Most reports that a verdict names on one side.
 pub const REPORTS_MAX: usize = 256;
+const SANDBOX_FORM: &str = "what it says of its sandbox is too long or holds control characters";
 
 /// Somebody ran a suite on an artifact. The report itself is in the evidence, an artifact of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,8 +87,11 @@ pub struct Ruling {
     /// SHA-256 of the baseline's reports.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub baseline_reports: BTreeSet<Sha256>,
-    /// SHA-256 of the whole verdict in its JSON form.
+    /// SHA-256 of the whole verdict in its JSON form, as `weighlock gate --verdict-out` writes it.
     pub verdict: Sha256,
+    /// How the evaluator was shut in, in one line, where the gate itself ran it; empty if it read reports.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sandbox: String,
     /// Why, the worst first: the first [`LINES_MAX`] lines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
@@ -169,6 +173,17 @@ impl Ledger {
         self.weighed.by_evidence.contains_key(manifest)
     }
 
+    /// What the evaluations that count say of the size of a manifest that holds their report, in bytes. More than one
+    /// figure means that somebody was wrong.
+    pub fn evidence_sizes(&self, manifest: &ManifestDigest) -> BTreeSet<u64> {
+        let ids = self.weighed.by_evidence.get(manifest).into_iter().flatten();
+        let said = ids.filter_map(|id| match &self.statement(id)?.kind {
+            Kind::Evaluate(said) => Some(said.findings.evidence_bytes),
+            _ => None,
+        });
+        said.collect()
+    }
+
     /// The manifests that hold the reports of evaluations that count.
     pub fn evidence(&self) -> impl Iterator<Item = &ManifestDigest> {
         self.weighed.by_evidence.keys()
@@ -197,11 +212,7 @@ impl Findings {
         for field in named.into_iter().chain(figures) {
             text(field, LABEL_LEN_MAX, "a name or figure is too long or holds control characters")?;
         }
-        text(
-            &self.sandbox,
-            NOTE_LEN_MAX,
-            "what it says of its sandbox is too long or holds control characters",
-        )
+        text(&self.sandbox, NOTE_LEN_MAX, SANDBOX_FORM)
     }
 }
 
@@ -217,6 +228,7 @@ impl Ruling {
         let mut reasons = self.reasons.iter();
         reasons.try_for_each(|reason| {
             text(reason, NOTE_LEN_MAX, "a reason is too long or holds control characters")
-        })
+        })?;
+        text(&self.sandbox, NOTE_LEN_MAX, SANDBOX_FORM)
     }
 }

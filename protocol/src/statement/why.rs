@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::ladder::Hold;
 use crate::id::StatementId;
 
 /// What a statement of the set does now. Later statements may change it.
@@ -47,6 +48,18 @@ pub enum Why {
     Revoked,
     /// This release does not know its kind.
     UnknownKind,
+    /// A promotion or rollback that lacks something.
+    Held(Hold),
+    /// A promotion or rollback of a head that another one replaced meanwhile.
+    Overtaken,
+    /// A promotion that a rollback undid before it was built upon.
+    RolledBack,
+    /// A rollback of a head upon which two later promotions stand.
+    TooLate,
+    /// Two promotions replace the same head and both have cosignatures enough.
+    HeadConflict,
+    /// A policy that another one of the same version disputes.
+    PolicyConflict,
 }
 
 impl fmt::Display for Why {
@@ -66,6 +79,18 @@ impl fmt::Display for Why {
             Why::InviteExpired => f.write_str("the invite had expired; ask an admin for a new one"),
             Why::InviteUsed => f.write_str("the invite is used up; ask an admin for a new one"),
             Why::Revoked => f.write_str("it was revoked"),
+            Why::Held(hold) => hold.fmt(f),
+            Why::Overtaken => f.write_str("the channel has another head by now; promote again to replace that one"),
+            Why::RolledBack => f.write_str("a rollback undid it"),
+            Why::TooLate => {
+                f.write_str("two later promotions already stand on the head that it undoes; roll back the present head")
+            }
+            Why::HeadConflict => f.write_str(
+                "another promotion replaces the same head with cosignatures enough; a witness signed twice; promote anew",
+            ),
+            Why::PolicyConflict => {
+                f.write_str("another policy has the same version, so neither is in force; revoke one of them")
+            }
             Why::UnknownKind => f.write_str("this release does not know its kind; it is kept and passed on"),
         }
     }

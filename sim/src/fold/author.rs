@@ -301,6 +301,7 @@ fn weighed(published: &Publish) -> [Kind; 2] {
         reports: BTreeSet::from([report]),
         baseline_reports: BTreeSet::new(),
         verdict: report,
+        sandbox: String::new(),
         reasons: Vec::new(),
     };
     [

@@ -176,10 +176,11 @@ impl Truth {
     /// Publishes and the like, for attacks and revocations to aim at.
     pub(super) fn targets(&self) -> Vec<StatementId> {
         let aim = |s: &Statement| match &s.kind {
-            Kind::Publish(_) | Kind::Evaluate(_) | Kind::Verdict(_) | Kind::Unknown { .. } => true,
+            kind if kind.artifact().is_some() => true,
+            Kind::Policy(_) | Kind::Unknown { .. } => true,
             Kind::Admit(admit) => admit.invite.is_some(),
             Kind::Revoke(revoke) => matches!(revoke.target, Target::Statement { .. }),
-            Kind::Root(_) | Kind::Invite(_) => false,
+            _ => false,
         };
         self.signed.iter().filter(|(_, s)| aim(s)).map(|(id, _)| *id).collect()
     }

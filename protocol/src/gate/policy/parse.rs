@@ -6,7 +6,7 @@ use toml::de::DeTable;
 
 use super::read::{Item, Reader, line};
 use super::{
-    ALPHA_DEFAULT, CONFIDENCE_DEFAULT, ContractRule, Guard, LiveRule, MetricRule, OtherHardware,
+    ALPHA_DEFAULT, CONFIDENCE_DEFAULT, ContractRule, Guard, LiveRule, MetricRule, OnExpiry, OtherHardware,
     POLICY_BYTES_MAX, POLICY_VERSION, Pairing, Policy, PolicyError, Publish, StageRule,
 };
 use crate::gate::contract::ContractField;
@@ -30,6 +30,9 @@ pub(super) fn policy(text: &str) -> Result<Policy, PolicyError> {
     let other_hardware = top
         .take("other_hardware")
         .map(|item| item.choice(&[("refuse", OtherHardware::Refuse), ("warn", OtherHardware::Warn)]));
+    let on_expiry = top
+        .take("on_expiry")
+        .map(|item| item.choice(&[("serve", OnExpiry::Serve), ("stop", OnExpiry::Stop)]));
     let max_drift = top.take("drift").map(|item| drift(&item)).transpose()?;
     let policy = Policy {
         version: POLICY_VERSION,
@@ -44,6 +47,9 @@ pub(super) fn policy(text: &str) -> Result<Policy, PolicyError> {
         contract: top.take("contract").map(|item| contract(&item)).transpose()?.unwrap_or_default(),
         max_drift,
         stages: top.take("stage").map(|item| stages(&item)).transpose()?.unwrap_or_default(),
+        ladder: top.take("ladder").map(|item| ladder(&item)).transpose()?.unwrap_or(Stage::ALL.into()),
+        on_expiry: on_expiry.transpose()?.unwrap_or_default(),
+        allow_ungated: top.take("allow_ungated").map(|item| item.bool()).transpose()?.unwrap_or_default(),
         live: top.take("live").map(|item| live(&item)).transpose()?,
     };
     top.finish()?;
@@ -56,6 +62,17 @@ pub(super) fn policy(text: &str) -> Result<Policy, PolicyError> {
         return Err(PolicyError(format!("the policy asks for nothing; {hint}")));
     }
     Ok(policy)
+}
+
+fn ladder(item: &Item<'_>) -> Result<Vec<Stage>, PolicyError> {
+    let all: Vec<(&str, Stage)> = Stage::ALL.iter().map(|stage| (stage.as_str(), *stage)).collect();
+    let rungs: Vec<Stage> = item.items()?.iter().map(|item| item.choice(&all)).collect::<Result<_, _>>()?;
+    let climbs = rungs.windows(2).all(|pair| pair[0] < pair[1]);
+    if !climbs || rungs.last() != Some(&Stage::Production) {
+        let hint = "such as [\"sandbox\", \"production\"]";
+        return Err(item.error("does not name stages once each, lowest first, up to production", hint));
+    }
+    Ok(rungs)
 }
 
 fn suites(item: &Item<'_>) -> Result<BTreeSet<Sha256>, PolicyError> {
@@ -162,10 +179,11 @@ fn stage(item: &Item<'_>) -> Result<StageRule, PolicyError> {
         min_duration: reader.take("min_duration").map(|item| item.duration()).transpose()?,
         approvals: reader.take("approvals").map(|item| item.count()).transpose()?,
         hardware: reader.take("hardware").map(|item| hardware(&item)).transpose()?.unwrap_or_default(),
+        valid_for: reader.take("valid_for").map(|item| item.duration()).transpose()?,
     };
     reader.finish()?;
     if rule == StageRule::default() {
-        let hint = "add min_requests, min_duration, approvals or hardware, or remove the section";
+        let hint = "add min_requests, min_duration, approvals, hardware or valid_for, or remove the section";
         return Err(item.error("asks for nothing", hint));
     }
     Ok(rule)

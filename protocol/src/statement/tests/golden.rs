@@ -22,6 +22,12 @@ fn made() -> (ClusterId, Vec<(&'static str, Envelope)>) {
         ("evaluate", Voice::new(50, cluster).say(at(3), weighing::evaluate(1, 9))),
         ("verdict", Voice::new(50, cluster).say(at(3), weighing::verdict(1, crate::gate::Outcome::Fail))),
         ("revoke", admin.say(at(4), revoke_key(50))),
+        ("policy", admin.say(at(5), ladder::set_policy())),
+        ("approve", Voice::new(50, cluster).say(at(6), ladder::approve())),
+        ("promote", Voice::new(50, cluster).say(at(6), ladder::promote())),
+        ("cosign", Voice::new(50, cluster).say(at(7), ladder::cosign())),
+        ("rollback", Voice::new(50, cluster).say(at(8), ladder::rollback())),
+        ("follow", Voice::new(50, cluster).say(at(8), ladder::follow("r1", false))),
     ];
     (cluster, all)
 }
@@ -44,7 +50,11 @@ fn what_was_signed_then_is_read_and_counts_now() {
     ledger.apply_all(read);
     let counts: Vec<bool> =
         made.iter().map(|(_, e)| ledger.status(&e.id()) == Some(Status::Effective)).collect();
-    assert_eq!(counts, [true, false, true, true, false, false, true], "no evaluator is named");
+    assert_eq!(
+        counts,
+        [true, false, true, true, false, false, true, true, false, false, false, false, false],
+        "no evaluator, promoter or witness is named"
+    );
     assert_eq!(resolve(&ledger, "1.0.0"), Resolution::Resolved(ManifestDigest([1; 32])));
 }
 

@@ -73,8 +73,8 @@ fn a_retired_hosts_publishes_stay_and_a_stolen_ones_go() {
 #[test]
 fn kinds_of_later_releases_are_kept_and_hold_their_place() {
     let (mut admin, mut ledger) = cluster();
-    let mut statement = admin
-        .statement(at(1), Kind::Unknown { predicate_type: "https://weighlock.dev/promote/v1".to_owned() });
+    let mut statement =
+        admin.statement(at(1), Kind::Unknown { predicate_type: "https://weighlock.dev/later/v1".to_owned() });
     statement.chain = Some(admin.next);
     let later = statement.sign(&[&admin.key]);
     admin.next = Chain { seq: 2, prev: Some(later.id()) };

@@ -39,6 +39,7 @@ pub(super) fn verdict(manifest: u8, outcome: Outcome) -> Kind {
             reports: [Sha256([3; 32])].into(),
             baseline_reports: [].into(),
             verdict: Sha256([5; 32]),
+            sandbox: String::new(),
             reasons: vec!["eval_loss 2.31 is above max 2".to_owned()],
         },
     })
@@ -79,6 +80,8 @@ fn only_evaluators_are_believed_and_only_in_their_namespaces() {
     assert_eq!(of.iter().map(|said| said.id).collect::<Vec<_>>(), [said.id()]);
     let on = ledger.verdicts_on(&bot(), &ManifestDigest([1; 32]));
     assert_eq!(on.iter().map(|said| said.body.ruling.outcome).collect::<Vec<_>>(), [Outcome::Fail]);
+    assert_eq!(ledger.evidence_sizes(&ManifestDigest([9; 32])), [10].into());
+    assert_eq!(ledger.evidence_sizes(&ManifestDigest([8; 32])), [].into());
     assert!(ledger.is_evidence(&ManifestDigest([9; 32])) && !ledger.is_evidence(&ManifestDigest([8; 32])));
     let may = |n, namespace| ledger.may_evaluate(&id(n), namespace, NOW);
     assert!(may(EVALUATOR, "acme-x").is_ok() && may(EVALUATOR, "other").is_err() && may(1, "acme").is_err());
@@ -111,4 +114,14 @@ fn too_much_in_one_statement_is_refused() {
     assert!(ledger.check(&evaluator.say(at(1), Kind::Verdict(long.clone()))).is_err());
     long.ruling.reasons = vec!["\u{1b}[2J".to_owned()];
     assert!(ledger.check(&evaluator.say(at(1), Kind::Verdict(long))).is_err());
+    let Kind::Verdict(mut shut_in) = verdict(1, Outcome::Pass) else { panic!("a verdict") };
+    shut_in.ruling.sandbox = "sandbox: no network; missing: landlock".to_owned();
+    let said = evaluator.say(at(1), Kind::Verdict(shut_in.clone()));
+    assert!(ledger.check(&said).is_ok());
+    let read = Statement::parse(said.payload()).expect("reads");
+    assert_eq!(read.kind, Kind::Verdict(shut_in.clone()));
+    for bad in ["a\nb".to_owned(), "x".repeat(crate::statement::body::NOTE_LEN_MAX + 1)] {
+        shut_in.ruling.sandbox = bad;
+        assert!(ledger.check(&evaluator.say(at(1), Kind::Verdict(shut_in.clone()))).is_err());
+    }
 }

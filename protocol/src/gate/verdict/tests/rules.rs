@@ -218,3 +218,25 @@ fn a_verdict_reads_as_a_table_as_json_and_as_junit() {
     assert!(xml.contains("name=\"a&lt;b\"") && xml.contains("&lt;Llama &amp; &quot;Co&quot;&gt;"), "{xml}");
     assert!(xml.contains("<failure type=\"worse\""), "{xml}");
 }
+
+#[test]
+fn what_nothing_was_held_against_is_skipped_and_not_passed() {
+    let optional = "\n[metric.perplexity]\ndirection = \"lower\"\nmax = 9.0\nrequired = false\n";
+    let verdict = weigh(&policy(&format!("max = 3.0\n{optional}")), &Run::new(2, &losses(0.0)), None);
+    assert_eq!(verdict.outcome, Outcome::Pass, "{verdict}");
+    let rows = |verdict: &Verdict| -> Vec<(bool, bool)> {
+        verdict.metrics.iter().map(|row| (row.judged, row.is_skipped())).collect()
+    };
+    assert_eq!(rows(&verdict), [(true, false), (false, true)]);
+    assert!(verdict.to_string().contains("not judged"), "{verdict}");
+    let xml = crate::gate::junit::junit(&verdict);
+    assert!(xml.contains("tests=\"3\" failures=\"0\" errors=\"0\" skipped=\"1\""), "{xml}");
+    let case = xml.split("name=\"perplexity\">\n").nth(1).expect("its case");
+    assert!(case.trim_start().starts_with("<skipped message=\"not judged\"/>"), "{xml}");
+    let nothing_to_compare = weigh(&policy("max_regression = 0.02"), &Run::new(2, &losses(0.0)), None);
+    assert_eq!(rows(&nothing_to_compare), [(false, true)]);
+    // What must be there and is not, is no evidence and nothing milder.
+    let mut missing = Run::new(2, &losses(0.0));
+    missing.report.metrics.clear();
+    assert_eq!(rows(&weigh(&policy("max = 3.0"), &missing, None)), [(false, false)]);
+}

@@ -1,0 +1,80 @@
+//! Directories for the command line: asks the gate, fetches what is missing, and writes down who got what.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::net::UnixStream;
+use weighlock_protocol::{ManifestDigest, Reference};
+
+use super::{looking, tell};
+use crate::audit::{Asked, Recorder, grounds};
+use crate::daemon::Node;
+use crate::error::{Error, Result};
+use crate::facts::Purpose;
+use crate::fetch::{Step, blocking};
+use crate::loader;
+use crate::local::message::{OpenFor, Viewed};
+
+/// A read-only directory of what a reference means, if the gate lets it.
+///
+/// # Errors
+/// It means nothing, the gate is shut, or nobody has it. Each is written into the audit log.
+pub(super) async fn view(
+    node: &Arc<Node>,
+    stream: &mut UnixStream,
+    asked: &Asked,
+    purpose: OpenFor,
+) -> Result<Viewed> {
+    if matches!(purpose, OpenFor::Metadata) {
+        // What it says of itself is no secret; its files stay shut.
+        let digest = node.facts.resolve(&asked.text.parse()?)?;
+        let viewed = view_digest(node, stream, digest).await?;
+        return Ok(Viewed { path: PathBuf::new(), ..viewed });
+    }
+    let mut record = Recorder::new(node, stream);
+    let viewed = async {
+        let reference: Reference = asked.text.parse()?;
+        let purpose = match purpose {
+            OpenFor::Use | OpenFor::Metadata => Purpose::Use,
+            OpenFor::Ungated => Purpose::Ungated,
+            OpenFor::Evaluation { proof } => {
+                let digest = node.facts.resolve(&reference)?;
+                Purpose::Evaluate(node.facts.evaluator(proof.as_bytes(), &digest)?)
+            }
+        };
+        let admitted = node.facts.admit(&reference, purpose)?;
+        let viewed = view_digest(node, stream, admitted.digest).await?;
+        // Written before it is answered.
+        record.granted(asked, admitted.digest, grounds(node, &admitted)).await?;
+        Ok(viewed)
+    }
+    .await;
+    if let Err(error) = &viewed {
+        record.refused(node, asked, error).await;
+    }
+    viewed
+}
+
+/// A read-only directory of a manifest.
+///
+/// # Errors
+/// Nobody has it, or the store failed.
+pub(super) async fn view_digest(
+    node: &Arc<Node>,
+    stream: &mut UnixStream,
+    digest: ManifestDigest,
+) -> Result<Viewed> {
+    let mut arrival = looking(stream, node.fetcher.begin(digest)).await?;
+    let manifest = loop {
+        match arrival.next().await? {
+            Step::Here(manifest) => break manifest,
+            Step::Progress(step) => tell(stream, step).await?,
+        }
+    };
+    let node = node.clone();
+    let path = blocking(move || {
+        loader::check_quarantine(&node, &manifest)?;
+        node.store.view(&manifest).map_err(Error::from)
+    });
+    Ok(Viewed { digest, path: path.await? })
+}

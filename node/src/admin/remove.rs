@@ -1,0 +1,73 @@
+//! Dropping this host's copy of an artifact, and what speaks against it.
+
+use std::collections::BTreeSet;
+
+use tracing::info;
+use weighlock_protocol::statement::Channel;
+use weighlock_protocol::{ManifestDigest, Reference};
+
+use super::copies_elsewhere;
+use crate::cli::counted;
+use crate::daemon::Node;
+use crate::error::{Error, Result};
+use crate::local::message::Removed;
+use crate::{facts, follow};
+
+/// Drops it. Blocks on the disk.
+///
+/// # Errors
+/// Nothing of it is here; or a channel, a loader, a fetch or the rest of the cluster needs it and nobody insists.
+pub(super) fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
+    let reference: Reference = text.parse()?;
+    let digest = node.facts.resolve(&reference)?;
+    let Some(manifest) = facts::manifest(&node.store, &digest)? else {
+        return Err(Error::not_found(format!("nothing of {reference} is on this host")));
+    };
+    if node.store.held_bytes(&manifest).map_err(Error::from)? == 0 {
+        return Err(Error::not_found(format!("nothing of {reference} is on this host")));
+    }
+    if !force {
+        if let Some(channel) = keeps(node, &digest) {
+            return Err(Error::refused(format!(
+                "{reference} is what {channel} runs, or may be rolled back to"
+            ))
+            .hint("say --force to drop this host's copy all the same"));
+        }
+        if let Some(loaders) = node.leases.open().get(&digest) {
+            let loaders = counted(*loaders, "loader");
+            return Err(Error::refused(format!("{reference} is open by {loaders}"))
+                .hint("close them, or say --force: they keep what they have mapped"));
+        }
+        if node.fetcher.running().iter().any(|(running, _)| *running == digest) {
+            return Err(
+                Error::refused(format!("{reference} is being fetched")).hint("wait for it, or say --force")
+            );
+        }
+        let complete = node.store.manifest_complete(&manifest).map_err(Error::from)?;
+        if complete && copies_elsewhere(node, &node.control.host_records(), &digest) == 0 {
+            return Err(Error::refused(format!("this is the last known copy of {reference}"))
+                .hint("open it on another host first, or say --force to lose it for good"));
+        }
+    }
+    let freed_bytes = node.store.remove_artifact(&digest).map_err(Error::from)?;
+    node.fetcher.note_change();
+    info!(%reference, %digest, freed_bytes, "dropped");
+    let mut also: BTreeSet<String> = {
+        let ledger = node.facts.ledger();
+        ledger.publishes_of(&digest).map(|p| format!("{}:{}", p.publish.artifact, p.publish.tag)).collect()
+    };
+    also.remove(&reference.to_string());
+    Ok(Removed { digest, freed_bytes, also: also.into_iter().collect() })
+}
+
+/// A channel whose head, or one of the two before, is this manifest.
+fn keeps(node: &Node, digest: &ManifestDigest) -> Option<String> {
+    let ledger = node.facts.ledger();
+    let artifacts: BTreeSet<_> = ledger.publishes_of(digest).map(|p| p.publish.artifact).collect();
+    let channels = artifacts.iter().flat_map(|artifact| ledger.heads_of(artifact)).map(|head| head.channel);
+    let keeps = |channel: &Channel| {
+        let Channel { artifact, stage, hardware } = channel;
+        ledger.kept_in(artifact, *stage, hardware, follow::PREVIOUS_HEADS).contains(digest)
+    };
+    channels.filter(keeps).last().map(|channel| channel.to_string())
+}

@@ -1,0 +1,185 @@
+//! Heads on disk: each is committed with the statement that moves it, and no door sees it before.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tracing::{error, info};
+use weighlock_cache::{Commit, HeadChange, Staged};
+use weighlock_protocol::statement::{
+    Applied, Channel, Checked, Envelope, Head, Keypair, Kind, Ledger, LedgerConfig, Statement, Vote,
+};
+use weighlock_protocol::{Artifact, ManifestDigest, StatementId};
+
+use super::{Facts, Rows};
+use crate::cluster::now;
+use crate::error::{Error, Result};
+
+/// A head as it stands in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HeadRow {
+    channel: Channel,
+    statement: StatementId,
+    manifest: ManifestDigest,
+    epoch: u64,
+}
+
+/// Heads by their channel's text.
+pub(super) type Heads = BTreeMap<String, HeadRow>;
+
+/// Whether a statement may move a head.
+pub(super) fn moves(kind: &Kind) -> bool {
+    match kind {
+        Kind::Verdict(_) | Kind::Policy(_) | Kind::Root(_) | Kind::Revoke(_) => true,
+        kind => kind.channel().is_some(),
+    }
+}
+
+impl Facts {
+    /// Folds statements that may move heads and commits them with the heads that they moved. The ledger is locked
+    /// until that is done, so nobody acts on a head that is not on disk.
+    pub(super) fn move_heads(
+        &self,
+        ids: &[StatementId],
+        checked: Vec<Checked>,
+        rows: &mut Rows,
+        staged: Option<Staged>,
+    ) -> Result<Vec<Applied>> {
+        let mut ledger = self.inner.ledger.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let applied = ledger.apply_all(checked);
+        let refused = |id: &StatementId| {
+            ids.iter()
+                .zip(&applied)
+                .any(|(other, applied)| other == id && matches!(applied, Applied::Refused(_)))
+        };
+        rows.retain(|(id, _)| !refused(id));
+        let mut known = self.inner.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let changed = changed_heads(&mut ledger, &known);
+        let heads = changed.iter().map(stored).collect::<Result<Vec<HeadChange>>>();
+        let commit = |heads| Commit { staged, manifests: Vec::new(), statements: rows.clone(), heads };
+        if let Err(e) = heads.and_then(|heads| self.inner.store.commit(commit(heads)).map_err(Error::from)) {
+            // What is not on disk must not be in the ledger either.
+            match load(&self.inner.store, &ledger) {
+                Ok(fresh) => *ledger = fresh,
+                Err(again) => {
+                    error!(error = %again, "the statements cannot be read again; restart the daemon")
+                }
+            }
+            return Err(e);
+        }
+        for (channel, head) in changed {
+            match head {
+                Some(head) => {
+                    info!(channel, digest = %head.manifest, statement = %head.statement.short(), "new head");
+                    known.insert(channel, head);
+                }
+                None => {
+                    info!(channel, "no head any more");
+                    known.remove(&channel);
+                }
+            }
+        }
+        Ok(applied)
+    }
+
+    /// Reads the heads that were committed, and writes those that an older release did not.
+    pub(super) fn load_heads(&self) -> Result<()> {
+        let mut known = Heads::new();
+        for (channel, bytes) in self.inner.store.heads().map_err(Error::from)? {
+            match serde_json::from_slice(&bytes) {
+                Ok(row) => drop(known.insert(channel, row)),
+                Err(e) => error!(channel, error = %e, "left out a stored head"),
+            }
+        }
+        *self.inner.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = known;
+        Ok(())
+    }
+
+    /// Channels whose head was made by a statement that this host no longer has: its store was damaged or is an older
+    /// copy. They stay shut until other hosts have sent it again.
+    pub fn behind(&self, artifact: &Artifact) -> Option<Channel> {
+        let known = self.inner.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let ledger = self.ledger();
+        let lost = |row: &&HeadRow| row.channel.artifact == *artifact && !ledger.contains(&row.statement);
+        // By their text the channels of an artifact stand together.
+        let first = known.range(format!("{artifact}:")..).map(|(_, row)| row);
+        first.take_while(|row| row.channel.artifact == *artifact).find(lost).map(|row| row.channel.clone())
+    }
+
+    /// Cosigns what waits for this host as a witness, each durably before it is told to anybody. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn cosign_pending(&self) -> Result<usize> {
+        let writer = self.writer();
+        let mut cosigned = 0;
+        let pending = self.ledger().pending_promotions();
+        for promotion in pending {
+            let vote = self.ledger().vote(&self.host(), &promotion, now());
+            let said = match vote {
+                Vote::Cosign(said) => said,
+                Vote::Withheld(holds) if !holds.is_empty() => {
+                    let why: Vec<String> = holds.iter().map(ToString::to_string).collect();
+                    tracing::debug!(promotion = %promotion.short(), why = why.join("; "), "does not cosign");
+                    continue;
+                }
+                _ => continue,
+            };
+            let channel = said.channel.to_string();
+            let envelope = self.own(Kind::Cosign(said));
+            self.ingest_locked(&writer, vec![envelope.to_json()], true)?;
+            info!(promotion = %promotion.short(), channel, "cosigned");
+            cosigned += 1;
+        }
+        Ok(cosigned)
+    }
+
+    /// Something that this host says with its own key, in no chain.
+    fn own(&self, kind: Kind) -> Envelope {
+        let host: &Keypair = &self.inner.host;
+        let cluster = Some(self.ledger().cluster());
+        Statement { cluster, by: host.key_id(), time: now(), chain: None, kind }.sign(&[host])
+    }
+}
+
+/// All statements of the store, folded.
+pub(super) fn load(store: &weighlock_cache::Store, like: &Ledger) -> Result<Ledger> {
+    let mut ledger = Ledger::new(LedgerConfig::new(like.cluster()));
+    super::fill(store, &mut ledger)?;
+    ledger.take_moved();
+    Ok(ledger)
+}
+
+/// What is other than known of the artifacts that were folded anew.
+fn changed_heads(ledger: &mut Ledger, known: &Heads) -> Vec<(String, Option<HeadRow>)> {
+    let mut changed = Vec::new();
+    for artifact in ledger.take_moved() {
+        let row = |head: Head| {
+            let Head { channel, statement, manifest, epoch, .. } = head;
+            (channel.to_string(), HeadRow { channel, statement, manifest, epoch })
+        };
+        let now: Heads = ledger.heads_of(&artifact).map(row).collect();
+        let before = known.range(format!("{artifact}:")..);
+        let before: Vec<(&String, &HeadRow)> =
+            before.take_while(|(_, row)| row.channel.artifact == artifact).collect();
+        for (channel, row) in &before {
+            // A statement that is lost takes no head back: it will be sent again.
+            if !now.contains_key(*channel) && ledger.contains(&row.statement) {
+                changed.push(((*channel).clone(), None));
+            }
+        }
+        for (channel, row) in now {
+            let before = known.get(&channel);
+            let lost =
+                before.is_some_and(|before| before.epoch > row.epoch && !ledger.contains(&before.statement));
+            if before != Some(&row) && !lost {
+                changed.push((channel, Some(row)));
+            }
+        }
+    }
+    changed
+}
+
+fn stored((channel, head): &(String, Option<HeadRow>)) -> Result<HeadChange> {
+    let head = head.as_ref().map(serde_json::to_vec).transpose().map_err(Error::internal)?;
+    Ok((channel.clone(), head))
+}
