@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tracing::info;
 use weighlock_cache::inspect;
 use weighlock_cache::{ImportOptions, ImportProgress};
+use weighlock_protocol::manifest::contract::MlflowOrigin;
 use weighlock_protocol::statement::{Applied, Envelope, Ledger, Resolution, Revocation, Target};
 use weighlock_protocol::{KeyId, ManifestDigest, Reference};
 
@@ -77,8 +78,8 @@ async fn answer(
     let in_background = node.clone();
     match request {
         AdminRequest::Status => json(status(node).await?),
-        AdminRequest::Add { path, reference, include, exclude, datasets } => {
-            let taken = Taken { path, include, exclude, datasets };
+        AdminRequest::Add { path, reference, include, exclude, datasets, origin } => {
+            let taken = Taken { path, include, exclude, datasets, origin };
             json(add(node, stream, taken, &reference).await?)
         }
         AdminRequest::List => {
@@ -219,6 +220,7 @@ struct Taken {
     include: Vec<String>,
     exclude: Vec<String>,
     datasets: Vec<PathBuf>,
+    origin: Option<Box<MlflowOrigin>>,
 }
 
 async fn add(node: &Arc<Node>, stream: &mut UnixStream, taken: Taken, reference: &str) -> Result<Added> {
@@ -267,7 +269,7 @@ fn import(
     step: &(dyn Fn(ImportProgress) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Added> {
-    let Taken { path, include, mut exclude, datasets } = taken;
+    let Taken { path, include, mut exclude, datasets, origin } = taken;
     // What a project pins is about the artifact, not in it.
     exclude.push(LOCK_FILE.to_owned());
     let options = inspect::Options { include, exclude, ..inspect::Options::default() };
@@ -277,6 +279,11 @@ fn import(
     }
     plan.contract.datasets.sort_by(|a, b| a.name.cmp(&b.name));
     plan.contract.datasets.dedup();
+    if let Some(origin) = origin {
+        origin.check().map_err(Error::invalid)?;
+        plan.contract.lineage = Some(origin.lineage());
+        plan.contract.mlflow = Some(*origin);
+    }
     let known: BTreeSet<_> =
         node.store.layers().map_err(Error::from)?.into_iter().map(|(id, _)| id).collect();
     let staged = node.store.import(&plan, &ImportOptions::default(), step, cancel).map_err(Error::from)?;

@@ -21,6 +21,7 @@ pub mod keys;
 mod loader;
 pub mod local;
 mod membership;
+mod mlflow;
 pub mod net;
 pub mod preflight;
 mod proof;

@@ -57,6 +57,7 @@ fn fields(c: &Contract) -> Vec<(&'static str, Option<String>)> {
         ("adapter", c.adapter.as_ref().map(adapter)),
         ("datasets", (!c.datasets.is_empty()).then(|| datasets(c))),
         ("MLflow run", lineage.and_then(|l| l.mlflow_run.clone())),
+        ("MLflow model", c.mlflow.as_ref().map(|m| format!("models:/{}/{}", m.model, m.version))),
         ("git commit", lineage.and_then(|l| l.git_commit.clone())),
     ]
 }

@@ -1,25 +1,35 @@
 //! `weighlock add PATH ns/name:tag`.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use tempfile::TempDir;
 use weighlock_protocol::Reference;
+use weighlock_protocol::manifest::contract::MlflowOrigin;
 
+use super::mlflow::Tracking;
 use super::output::{bytes, counted};
 use super::{Context, absolute};
-use crate::error::Result;
-use crate::local::message::{Added, AdminRequest};
+use crate::error::{Error, Result};
+use crate::local::message::{Added, AdminRequest, Progress};
+use crate::mlflow::{Found, ModelUri, download, find};
 
 /// Import a checkpoint and publish it under an immutable tag.
 ///
 /// PATH is a Hugging Face style directory, a `.safetensors` or `.gguf` file, or any directory or file. Its contents
-/// are copied (or reflinked) into the store; the same bytes are stored once.
+/// are copied (or reflinked) into the store; the same bytes are stored once. With --from-mlflow PATH may be left out:
+/// the files of the model version are then downloaded to a temporary directory (TMPDIR) through MLflow's server first.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "weighlock add [OPTIONS] PATH ns/name:tag\n       weighlock add --from-mlflow models:/NAME/VERSION [PATH] ns/name:tag"
+)]
 pub(super) struct Add {
-    /// Directory or file
-    path: PathBuf,
-    /// ns/name:tag, for example acme/support-bot:1.4.0
-    reference: String,
+    /// Directory or file; then ns/name:tag, for example acme/support-bot:1.4.0
+    #[arg(value_name = "PATH ns/name:tag", num_args = 1..=2, required = true)]
+    names: Vec<OsString>,
     /// Take only files that match this glob (may be repeated)
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
@@ -29,18 +39,41 @@ pub(super) struct Add {
     /// Note the data that it was made from: a .dvc file or dvc.lock (may be repeated)
     #[arg(long, value_name = "FILE")]
     dataset: Vec<PathBuf>,
+    /// Note the run, parameters, metrics and tags of a model version: models:/NAME/VERSION or models:/NAME@ALIAS
+    #[arg(long, value_name = "URI")]
+    from_mlflow: Option<ModelUri>,
+    #[command(flatten)]
+    tracking: Tracking,
 }
 
 impl Add {
     pub(super) fn run(self, context: &Context) -> Result<()> {
-        let reference: Reference = self.reference.parse()?;
+        let (path, reference) = match &self.names[..] {
+            [path, reference] => (Some(PathBuf::from(path)), reference),
+            [reference] if self.from_mlflow.is_some() => (None, reference),
+            _ => {
+                return Err(Error::invalid("add takes two names: PATH, and ns/name:tag for what it becomes")
+                    .hint("for example `weighlock add ./model acme/support-bot:1.4.0`"));
+            }
+        };
+        let reference: Reference = reference.to_string_lossy().parse()?;
         reference.require_tag()?;
+        let (mut origin, mut fetched): (Option<Box<MlflowOrigin>>, _) = (None, None);
+        if let Some(uri) = &self.from_mlflow {
+            let found = self.found(uri)?;
+            if path.is_none() {
+                fetched = Some(fetch(context, &self.tracking, &found)?);
+            }
+            origin = Some(Box::new(found.origin));
+        }
+        let path = path.or_else(|| fetched.as_ref().map(|(_, path)| path.clone())).unwrap_or_default();
         let request = AdminRequest::Add {
-            path: absolute(self.path)?,
+            path: absolute(path)?,
             reference: reference.to_string(),
             include: self.include,
             exclude: self.exclude,
             datasets: self.dataset.into_iter().map(absolute).collect::<Result<_>>()?,
+            origin,
         };
         let added: Added = context.ask(&request)?;
         for warning in &added.warnings {
@@ -65,4 +98,40 @@ impl Add {
             )
         })
     }
+
+    fn found(&self, uri: &ModelUri) -> Result<Found> {
+        let found = find(&self.tracking.client(None)?, uri)?;
+        for warning in &found.warnings {
+            eprintln!("warning: {warning}");
+        }
+        Ok(found)
+    }
+}
+
+/// Downloads the files of a model version. The directory lives as long as the first of what is answered; the second
+/// says where in it, or elsewhere, the files are.
+fn fetch(context: &Context, tracking: &Tracking, found: &Found) -> Result<(TempDir, PathBuf)> {
+    let fail = |e: std::io::Error| {
+        Error::unavailable(format!("cannot make a temporary directory: {e}"))
+            .hint("TMPDIR names another place")
+    };
+    let dir = tempfile::Builder::new().prefix("weighlock-mlflow-").tempdir().map_err(fail)?;
+    readable_for_daemon(context, dir.path()).map_err(fail)?;
+    let mut bar = context.progress();
+    let mut progress = |done_bytes, total_bytes| {
+        bar.show(&Progress { phase: "download".into(), done_bytes, total_bytes, ..Progress::default() });
+    };
+    let path = download(&tracking.client(None)?, found, dir.path(), &mut progress);
+    bar.clear();
+    Ok((dir, path?))
+}
+
+/// Root's command line may speak to a daemon of another user, who must be able to enter.
+fn readable_for_daemon(context: &Context, dir: &Path) -> std::io::Result<()> {
+    if rustix::process::geteuid().is_root()
+        && let Ok(socket) = fs::metadata(context.dirs.admin_socket())
+    {
+        chown(dir, Some(socket.uid()), Some(socket.gid()))?;
+    }
+    Ok(())
 }

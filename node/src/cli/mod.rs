@@ -19,6 +19,7 @@ mod lock;
 mod log;
 mod ls;
 mod member;
+mod mlflow;
 mod output;
 mod path;
 mod peers;
@@ -114,6 +115,9 @@ enum Command {
     Config(config::ConfigCommand),
     /// Import a checkpoint and publish it under an immutable tag
     Add(add::Add),
+    /// A model registry: verdicts and stages written back to it
+    #[command(subcommand)]
+    Mlflow(mlflow::MlflowCommand),
     /// Artifacts of the cluster and what of them is here
     #[command(visible_alias = "list")]
     Ls(ls::Ls),
@@ -240,6 +244,7 @@ pub fn main() -> ExitCode {
         Command::Path(command) => command.run(&context),
         Command::Peers(command) => command.run(&context),
         Command::Where(command) => command.run(&context),
+        Command::Mlflow(command) => command.run(&context),
         Command::Audit(command) => command.run(&context),
         Command::Top(command) => command.run(&context),
         Command::Demo(command) => command.run(&context),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use weighlock_protocol::audit::Door;
+use weighlock_protocol::manifest::contract::MlflowOrigin;
 use weighlock_protocol::manifest::{Contract, Layer};
 use weighlock_protocol::wire::join::Contact;
 use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
@@ -45,6 +46,9 @@ pub enum AdminRequest {
         /// Absolute paths of `.dvc` files and `dvc.lock`s that name the data it was made from.
         #[serde(default)]
         datasets: Vec<PathBuf>,
+        /// The model version of MLflow that it is.
+        #[serde(default)]
+        origin: Option<Box<MlflowOrigin>>,
     },
     /// Answers a list of [`ArtifactRow`].
     List,

@@ -212,6 +212,7 @@ fn without_tensors(contract: &Contract) -> Contract {
         adapter: contract.adapter.clone(),
         datasets: contract.datasets.clone(),
         lineage: contract.lineage.clone(),
+        mlflow: None,
         tensor_root: contract.tensor_root,
         tensors: Vec::new(),
     }

@@ -189,6 +189,7 @@ fn package(form: PackageForm) -> Result<Package, LockError> {
             adapter: form.adapter.map(Into::into),
             datasets: form.datasets.into_iter().map(Into::into).collect(),
             lineage: form.lineage.map(Into::into),
+            mlflow: None,
             tensor_root: form.tensor_root,
             tensors: Vec::new(),
         },

@@ -57,6 +57,8 @@ pub(super) fn contract_fields(contract: &Contract) -> Vec<(&'static str, Option<
         adapter,
         datasets,
         lineage,
+        // Long, and no part of what is pinned.
+        mlflow: _,
         tensor_root,
         tensors: _,
     } = contract;

@@ -1,5 +1,7 @@
 //! The contract: what the files themselves say about a model, pinned by the manifest digest.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{LayerId, Sha256};
@@ -8,6 +10,14 @@ use crate::id::{LayerId, Sha256};
 pub const CONTRACT_VERSION: u32 = 1;
 /// Most tensors in one artifact.
 pub const TENSORS_MAX: usize = 2_000_000;
+/// Most parameters, metrics, tags and aliases, of each, that a contract takes over from MLflow.
+pub const MLFLOW_ENTRIES_MAX: usize = 256;
+/// Longest key or name among them, in characters.
+pub const MLFLOW_KEY_CHARS_MAX: usize = 250;
+/// Longest value, in characters.
+pub const MLFLOW_VALUE_CHARS_MAX: usize = 1000;
+/// The tag in which MLflow keeps the commit of the training code.
+pub const MLFLOW_COMMIT_TAG: &str = "mlflow.source.git.commit";
 
 /// A small JSON layer of our own media type. Every field is read from the files; `None` means that they do not say.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -56,6 +66,9 @@ pub struct Contract {
     /// Where it came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lineage: Option<Lineage>,
+    /// What MLflow said of it when it was added.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlflow: Option<MlflowOrigin>,
     /// BLAKE3 over the sorted (name, dtype, shape, data hash) of all tensors: equal over re-sharding.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tensor_root: Option<LayerId>,
@@ -146,6 +159,72 @@ pub struct Lineage {
     pub git_commit: Option<String>,
 }
 
+/// A version of a registered model, as MLflow knew it when it was added. Tags and aliases may have moved since.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MlflowOrigin {
+    /// Address of the tracking server, without credentials.
+    pub server: String,
+    /// Name of the registered model.
+    pub model: String,
+    /// Its version.
+    pub version: String,
+    /// Where MLflow keeps its files.
+    pub source: String,
+    /// The run that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// Aliases of the version, sorted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// Parameters of the run.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub params: BTreeMap<String, String>,
+    /// The last value of each metric, as its decimal text.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, String>,
+    /// Tags of the version and the run.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+}
+
+impl MlflowOrigin {
+    /// Run and commit, where every tool looks for them.
+    pub fn lineage(&self) -> Lineage {
+        let git_commit = self.tags.get(MLFLOW_COMMIT_TAG).filter(|commit| !commit.is_empty()).cloned();
+        Lineage { mlflow_run: self.run.clone(), git_commit }
+    }
+
+    /// Holds it against its limits.
+    ///
+    /// # Errors
+    /// What is too long or too much.
+    pub fn check(&self) -> Result<(), String> {
+        let Self { server, model, version, source, run, aliases, params, metrics, tags } = self;
+        let names = [server, model, version, source].into_iter().chain(run).chain(aliases);
+        let over = |text: &str, max: usize| text.chars().count() > max;
+        if let Some(name) = names.into_iter().find(|name| over(name, MLFLOW_VALUE_CHARS_MAX)) {
+            let start: String = name.chars().take(40).collect();
+            return Err(format!("{start:?}... of MLflow is longer than {MLFLOW_VALUE_CHARS_MAX} characters"));
+        }
+        if aliases.len() > MLFLOW_ENTRIES_MAX {
+            return Err(format!("MLflow gives it more than {MLFLOW_ENTRIES_MAX} aliases"));
+        }
+        for (what, map) in [("parameters", params), ("metrics", metrics), ("tags", tags)] {
+            if map.len() > MLFLOW_ENTRIES_MAX {
+                return Err(format!("{} {what} of MLflow are more than {MLFLOW_ENTRIES_MAX}", map.len()));
+            }
+            let long = |(key, value): &(&String, &String)| {
+                over(key, MLFLOW_KEY_CHARS_MAX) || over(value, MLFLOW_VALUE_CHARS_MAX)
+            };
+            if map.iter().any(|entry| long(&entry)) {
+                return Err(format!("one of the {what} of MLflow is too long for a contract"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The tensors of one weights layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerTensors {
@@ -200,6 +279,23 @@ impl Contract {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_mlflow_said_is_bounded_and_absent_where_it_said_nothing() {
+        let tags = BTreeMap::from([(MLFLOW_COMMIT_TAG.to_owned(), "abc".to_owned())]);
+        let origin = MlflowOrigin { run: Some("r1".into()), tags, ..MlflowOrigin::default() };
+        assert_eq!(origin.check(), Ok(()));
+        let lineage = Lineage { mlflow_run: Some("r1".into()), git_commit: Some("abc".into()) };
+        assert_eq!(origin.lineage(), lineage);
+        let json = serde_json::to_string(&Contract::default()).expect("serializes");
+        assert!(!json.contains("mlflow"), "contracts of before keep their bytes: {json}");
+        let params: BTreeMap<_, _> =
+            (0..=MLFLOW_ENTRIES_MAX).map(|n| (n.to_string(), String::new())).collect();
+        assert!(MlflowOrigin { params, ..origin.clone() }.check().is_err());
+        let metrics = BTreeMap::from([("m".to_owned(), "1".repeat(MLFLOW_VALUE_CHARS_MAX + 1))]);
+        assert!(MlflowOrigin { metrics, ..origin.clone() }.check().is_err());
+        assert!(MlflowOrigin { source: "x".repeat(2000), ..origin }.check().is_err());
+    }
 
     fn tensor(name: &str, offset: u64) -> Tensor {
         Tensor {

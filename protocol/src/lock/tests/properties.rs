@@ -137,6 +137,7 @@ prop_compose! {
                 .map(|(name, dvc_md5, sha256)| DatasetRef { name, dvc_md5, sha256 })
                 .collect(),
             lineage: lineage.map(|(mlflow_run, git_commit)| Lineage { mlflow_run, git_commit }),
+            mlflow: None,
             tensors: Vec::new(),
         }
     }
