@@ -259,6 +259,9 @@ impl Facts {
         ledger
             .may_publish(&self.host(), &reference.artifact, now())
             .map_err(|e| Error::refused(e.to_string()))?;
+        if let Some(digest) = digest {
+            open::has_verdict(&ledger, &reference.artifact, &digest)?;
+        }
         match (ledger.resolve_tag(&reference.artifact, tag), digest) {
             (Resolution::Unknown, _) | (Resolution::Resolved(_), None) => Ok(None),
             (Resolution::Resolved(there), Some(digest)) if there == digest => {

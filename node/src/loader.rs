@@ -13,15 +13,16 @@ use tracing::{debug, info};
 use weighlock_cache::{Store, StoreError};
 use weighlock_protocol::audit::Door;
 use weighlock_protocol::manifest::{Contract, Layer, Manifest};
+use weighlock_protocol::statement::Grounds;
 use weighlock_protocol::{LayerId, ManifestDigest, Reference};
 
 use crate::audit::{Asked, Recorder, Why, grounds};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
-use crate::facts::Purpose;
+use crate::facts::{Basis, Purpose};
 use crate::fetch::{Step, blocking};
 use crate::local::frame::{self, FRAME_FDS_MAX};
-use crate::local::message::{Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened};
+use crate::local::message::{Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved};
 use crate::proof;
 
 /// Contracts larger than this leave out their tensor index in an answer; a loader reads it from the files.
@@ -144,6 +145,7 @@ impl Session {
             LoaderRequest::Fds { digest, paths } => self.fds(stream, &digest, paths).await,
             LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
             LoaderRequest::Follow { digest, paths } => self.follow(stream, &digest, &paths).await,
+            LoaderRequest::Resolve { reference } => self.resolve(stream, &reference).await,
             LoaderRequest::Watch { reference } => self.watch(stream, &reference).await,
             LoaderRequest::Close { digest } => {
                 if self.open.remove(&digest).is_some() {
@@ -167,6 +169,17 @@ impl Session {
                 frame::write(stream, &Event::Error(error)).await
             }
         }
+    }
+
+    async fn resolve(&self, stream: &mut UnixStream, text: &str) -> std::result::Result<(), Failed> {
+        let reference: Reference = text.parse().map_err(Error::from)?;
+        let admitted = self.node.facts.admit(&reference, Purpose::Use)?;
+        let statement = match admitted.grounds {
+            Basis::Gate(Grounds::Promoted { statement, .. }) => Some(statement),
+            _ => None,
+        };
+        let resolved = Resolved { reference: reference.to_string(), digest: admitted.digest, statement };
+        frame::write(stream, &Event::Resolved(resolved)).await.map_err(Failed::Socket)
     }
 
     async fn open(&mut self, stream: &mut UnixStream, wanted: &Wanted) -> std::result::Result<(), Failed> {

@@ -133,7 +133,9 @@ fn copies_and_directories_are_noted_and_members_may_ask() {
     // Who is not there cannot be asked, and is named.
     let mut alpha = alpha;
     alpha.kill9();
-    until("beta sees that alpha is gone", || beta.peer(&alpha).is_none_or(|row| row["connected"] == false));
+    until("beta sees that alpha is gone", || {
+        beta.peer(&alpha).is_none_or(|row| row["connected"] == false).then_some(())
+    });
     let gone = beta.run(&["audit", "--host", "alpha"]);
     assert!(gone.complaints(6).is_empty(), "{:?}", gone.complaints(6));
     assert!(gone.stderr.contains(&alpha.key()), "{}", gone.stderr);

@@ -16,7 +16,7 @@ pub use crate::local::ladder::{
     HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, OpenFor, PendingRow, PolicyInfo, RoleRow,
     RolloutHosts, RootChange, Standing, StandingKind,
 };
-pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened};
+pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved};
 pub use crate::local::observe::{
     Activity, ArtifactActivity, Evidence, Holder, PeerActivity, PeerRow, Shared, Whereabouts,
 };
@@ -200,6 +200,8 @@ pub enum Event {
     },
     /// Answer to [`LoaderRequest::Open`].
     Opened(Box<Opened>),
+    /// Answer to [`LoaderRequest::Resolve`].
+    Resolved(Resolved),
     /// Descriptors ride on this frame, one per path.
     Fds {
         /// In the order of the descriptors.

@@ -38,7 +38,7 @@ pub(super) struct Held {
     pub(super) signers: Vec<KeyId>,
     /// Kept for what grants authority, so that tickets and proofs can be made from it.
     pub(super) envelope: Option<Envelope>,
-    /// What a policy statement's text says, if this release can read it.
+    /// What a policy statement's text says, if this release can read it and it is what its digest says.
     pub(super) policy: Option<Arc<Policy>>,
 }
 

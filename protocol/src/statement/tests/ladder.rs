@@ -1,6 +1,7 @@
 //! The ladder: what moves a head, what does not, and what a partition leaves behind.
 
 mod authority;
+mod bound;
 mod partition;
 mod policy;
 
