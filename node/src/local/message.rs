@@ -20,7 +20,7 @@ pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened
 pub use crate::local::observe::{
     Activity, ArtifactActivity, Evidence, Holder, PeerActivity, PeerRow, Shared, Whereabouts,
 };
-pub use crate::local::weighed::{KeptEvidence, ManifestText, SaidRow, Weighed};
+pub use crate::local::weighed::{KeptEvidence, ManifestText, SaidRow, StageRow, Weighed};
 
 /// `schema_version` of everything that `--json` prints.
 pub const SCHEMA_VERSION: u32 = 1;

@@ -18,8 +18,7 @@ pub(in super::super) fn log(node: &Node, name: &str, at: Option<u64>) -> Result<
     let ledger = node.facts.ledger();
     let at = at.map_or_else(now, UnixTime);
     let events = ledger.history(&artifact).into_iter().filter(|event| event.time <= at);
-    let heads = ledger.heads_of(&artifact).filter_map(|head| {
-        let channel = &head.channel;
+    let heads = ledger.channels_of(&artifact).into_iter().filter_map(|channel| {
         let (statement, digest) = ledger.head_at(&artifact, channel.stage, &channel.hardware, at)?;
         let (verdicts, policy) = grounds(&ledger, &artifact, &digest, &statement);
         Some(LogHead {
