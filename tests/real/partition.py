@@ -94,8 +94,9 @@ def exit_code(host, *arguments):
 
 
 def heads(host):
-    status = host.ask("rollout", "status", "acme/bot")
-    return {head["stage"]: (head["tags"][0], head["statement"]) for head in status["heads"]}
+    # `rollout status` asks the other hosts too, which takes its time while they are cut off.
+    logged = host.ask("log", "acme/bot", "--at", "now")
+    return {head["stage"]: (head["tags"][0], head["statement"]) for head in logged["heads"]}
 
 
 def versions(host):

@@ -23,8 +23,8 @@ pub(super) struct HeadRow {
     epoch: u64,
 }
 
-/// Heads by their channel's text.
-pub(super) type Heads = BTreeMap<String, HeadRow>;
+/// Heads by artifact and their channel's text.
+pub(super) type Heads = BTreeMap<Artifact, BTreeMap<String, HeadRow>>;
 
 /// Whether a statement may move a head.
 pub(super) fn moves(kind: &Kind) -> bool {
@@ -70,11 +70,11 @@ impl Facts {
             match head {
                 Some(head) => {
                     info!(channel, digest = %head.manifest, statement = %head.statement.short(), "new head");
-                    known.insert(channel, head);
+                    known.entry(head.channel.artifact.clone()).or_default().insert(channel, head);
                 }
                 None => {
                     info!(channel, "no head any more");
-                    known.remove(&channel);
+                    known.values_mut().for_each(|of| drop(of.remove(&channel)));
                 }
             }
         }
@@ -86,7 +86,10 @@ impl Facts {
         let mut known = Heads::new();
         for (channel, bytes) in self.inner.store.heads().map_err(Error::from)? {
             match serde_json::from_slice(&bytes) {
-                Ok(row) => drop(known.insert(channel, row)),
+                Ok(row) => {
+                    let row: HeadRow = row;
+                    known.entry(row.channel.artifact.clone()).or_default().insert(channel, row);
+                }
                 Err(e) => error!(channel, error = %e, "left out a stored head"),
             }
         }
@@ -99,10 +102,8 @@ impl Facts {
     pub fn behind(&self, artifact: &Artifact) -> Option<Channel> {
         let known = self.inner.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let ledger = self.ledger();
-        let lost = |row: &&HeadRow| row.channel.artifact == *artifact && !ledger.contains(&row.statement);
-        // By their text the channels of an artifact stand together.
-        let first = known.range(format!("{artifact}:")..).map(|(_, row)| row);
-        first.take_while(|row| row.channel.artifact == *artifact).find(lost).map(|row| row.channel.clone())
+        let mut rows = known.get(artifact)?.values();
+        rows.find(|row| !ledger.contains(&row.statement)).map(|row| row.channel.clone())
     }
 
     /// Cosigns what waits for this host as a witness, each durably before it is told to anybody. Blocks on the disk.
@@ -157,18 +158,17 @@ fn changed_heads(ledger: &mut Ledger, known: &Heads) -> Vec<(String, Option<Head
             let Head { channel, statement, manifest, epoch, .. } = head;
             (channel.to_string(), HeadRow { channel, statement, manifest, epoch })
         };
-        let now: Heads = ledger.heads_of(&artifact).map(row).collect();
-        let before = known.range(format!("{artifact}:")..);
-        let before: Vec<(&String, &HeadRow)> =
-            before.take_while(|(_, row)| row.channel.artifact == artifact).collect();
-        for (channel, row) in &before {
+        let now: BTreeMap<String, HeadRow> = ledger.heads_of(&artifact).map(row).collect();
+        let none = BTreeMap::new();
+        let before = known.get(&artifact).unwrap_or(&none);
+        for (channel, row) in before {
             // A statement that is lost takes no head back: it will be sent again.
-            if !now.contains_key(*channel) && ledger.contains(&row.statement) {
-                changed.push(((*channel).clone(), None));
+            if !now.contains_key(channel) && ledger.contains(&row.statement) {
+                changed.push((channel.clone(), None));
             }
         }
         for (channel, row) in now {
-            let before = known.get(&channel);
+            let before = before.get(&channel);
             let lost =
                 before.is_some_and(|before| before.epoch > row.epoch && !ledger.contains(&before.statement));
             if before != Some(&row) && !lost {

@@ -324,7 +324,7 @@ fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
                         Error::invalid(e.to_string())
                     })?;
             }
-            about.push_str(&format!("{role} for {}", shown(&keys)));
+            about.push_str(&format!("{role} for {}", shown(&ledger, &keys)));
         }
         RootChange::Remove { role, keys } => {
             let keys = key_ids(&ledger, &keys)?;
@@ -341,7 +341,7 @@ fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
                 return Err(Error::refused(format!("{left} keys of {role} are fewer than its threshold"))
                     .hint(format!("lower it first: `weighlock keys threshold {role} {left}`")));
             }
-            about.push_str(&format!("{role} no longer for {}", shown(&keys)));
+            about.push_str(&format!("{role} no longer for {}", shown(&ledger, &keys)));
         }
         RootChange::Threshold { role, threshold } => {
             let spec =
@@ -390,6 +390,7 @@ fn key_ids(ledger: &Ledger, names: &[String]) -> Result<BTreeSet<KeyId>> {
     names.iter().map(one).collect()
 }
 
-fn shown(keys: &BTreeSet<KeyId>) -> String {
-    keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn shown(ledger: &Ledger, keys: &BTreeSet<KeyId>) -> String {
+    let name = |key: &KeyId| ledger.member(key, now()).map_or_else(|| key.to_string(), |member| member.name);
+    keys.iter().map(name).collect::<Vec<_>>().join(", ")
 }
