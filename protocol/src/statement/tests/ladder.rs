@@ -2,8 +2,11 @@
 
 mod authority;
 mod bound;
+mod histories;
+mod model;
 mod partition;
 mod policy;
+mod properties;
 
 use super::weighing;
 use super::*;
