@@ -168,6 +168,7 @@ impl FoldWorld {
             reports: BTreeSet::from([report]),
             baseline_reports: BTreeSet::new(),
             verdict: report,
+            sandbox: String::new(),
             reasons: Vec::new(),
         };
         let said = Verdict { artifact: on.artifact.clone(), manifest, ruling };

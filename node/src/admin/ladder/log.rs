@@ -77,7 +77,8 @@ fn row(ledger: &Ledger, artifact: &Artifact, event: Event) -> LogEvent {
         }
         Kind::Verdict(v) => {
             let against = v.ruling.baseline.as_ref().map_or_else(|| "nothing".to_owned(), &name);
-            let why = v.ruling.reasons.first().map(|why| format!(": {}", first_words(why))).unwrap_or_default();
+            let why =
+                v.ruling.reasons.first().map(|why| format!(": {}", first_words(why))).unwrap_or_default();
             format!(
                 "{} {} against {against} on {}, policy {}{why}",
                 name(&v.manifest),
