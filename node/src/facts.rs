@@ -394,7 +394,7 @@ impl Facts {
             .iter()
             .filter_map(|(id, checked)| Some((*id, brings(&checked.statement().kind)?)))
             .collect();
-        let may_move = fresh.values().any(|checked| heads::moves(&checked.statement().kind));
+        let may_move = fresh.values().any(|checked| heads::moves(checked.statement()));
         let (ids, checked): (Vec<_>, Vec<_>) = fresh.into_iter().unzip();
         let applied = if may_move {
             self.move_heads(&ids, checked, &mut rows, staged)?

@@ -14,7 +14,7 @@ use weighlock_cache::{Store, StoreError};
 use weighlock_protocol::audit::Door;
 use weighlock_protocol::manifest::{Contract, Layer, Manifest};
 use weighlock_protocol::statement::Grounds;
-use weighlock_protocol::{LayerId, ManifestDigest, Reference};
+use weighlock_protocol::{LayerId, ManifestDigest, Reference, Selector};
 
 use crate::audit::{Asked, Recorder, Why, grounds};
 use crate::daemon::Node;
@@ -112,6 +112,9 @@ struct Open {
     manifest: Manifest,
     /// Whether files that are on their way are handed out too.
     partial: bool,
+    /// By its digest, for the gate.
+    reference: Reference,
+    purpose: Purpose,
 }
 
 /// What an open asks for.
@@ -222,7 +225,11 @@ impl Session {
             FdsWanted::None => Vec::new(),
         };
         // All descriptors are opened before the answer promises them.
-        let opening = Open { manifest, partial };
+        // By digest from here on: a channel may move on meanwhile. It is asked about again after the fetch, and before
+        // anything more is handed out: a rollback may have come in between.
+        let selector = Selector::Digest(digest);
+        let by_digest = Reference { artifact: reference.artifact.clone(), selector };
+        let opening = Open { manifest, partial, reference: by_digest, purpose: *purpose };
         let opened = self.descriptors(&opening, &paths).await?;
         let answer = Opened {
             reference: reference.to_string(),
@@ -235,6 +242,7 @@ impl Session {
             incomplete,
         };
         // Written before it is answered.
+        let admitted = self.node.facts.admit(&opening.reference, *purpose)?;
         self.record.granted(asked, digest, grounds(&self.node, &admitted)).await?;
         info!(%digest, reference = %reference, uid = self.uid, complete = answer.complete, "opened");
         if self.open.insert(digest, opening).is_none() {
@@ -259,15 +267,17 @@ impl Session {
     }
 
     fn opened(&self, digest: &ManifestDigest) -> Result<Open> {
-        self.open.get(digest).cloned().ok_or_else(|| {
+        let open = self.open.get(digest).cloned().ok_or_else(|| {
             Error::refused(format!("{digest} is not open on this socket"))
                 .hint("open it first; the lease is per socket")
-        })
+        })?;
+        self.node.facts.admit(&open.reference, open.purpose)?;
+        Ok(open)
     }
 
     /// Opens files, read-only, at most as many as one process can hold.
     async fn descriptors(&self, open: &Open, paths: &[String]) -> Result<Vec<StdFile>> {
-        let Open { manifest, partial } = open;
+        let Open { manifest, partial, .. } = open;
         if paths.len() > FDS_MAX {
             return Err(Error::refused(format!(
                 "{} descriptors at once are too many (limit {FDS_MAX})",

@@ -86,7 +86,15 @@ pub(super) fn weighed(node: &Node, reference: &str) -> Result<Weighed> {
 /// # Errors
 /// No evaluation that counts has its report there, nobody has the manifest, or its size is another one or too much.
 pub(super) async fn check(node: &Node, digest: ManifestDigest) -> Result<()> {
-    let said = node.facts.ledger().evidence_sizes(&digest);
+    let (said, is_artifact) = {
+        let ledger = node.facts.ledger();
+        (ledger.evidence_sizes(&digest), ledger.publishes_of(&digest).next().is_some())
+    };
+    if is_artifact {
+        // Else whoever may evaluate anywhere could open anything as evidence of it.
+        return Err(Error::refused(format!("{digest} is published as an artifact, so it is no evidence"))
+            .hint("open it by its name"));
+    }
     if said.is_empty() {
         return Err(Error::not_found(format!("{digest} holds no report of an evaluation that counts"))
             .hint("`weighlock evidence REF` lists those of an artifact"));

@@ -138,8 +138,13 @@ impl Facts {
 /// # Errors
 /// It has not.
 pub(super) fn has_verdict(ledger: &Ledger, artifact: &Artifact, digest: &ManifestDigest) -> Result<()> {
-    let in_force = ledger.policy_of(artifact).and_then(|status| status.in_force);
-    let Some((_, _, policy, Some(rules))) = in_force else { return Ok(()) };
+    let Some(status) = ledger.policy_of(artifact) else { return Ok(()) };
+    let Some((_, _, policy, Some(rules))) = status.in_force else {
+        return Err(Error::refused(format!(
+            "no policy of {artifact} is in force that this release can read"
+        ))
+        .hint("nothing is published there until one is; see `weighlock policy show NS/NAME`"));
+    };
     let passed = |ruling: &Ruling| ruling.outcome == Outcome::Pass && ruling.policy == policy;
     if rules.publish == Publish::Open
         || ledger.verdicts_on(artifact, digest).iter().any(|verdict| passed(&verdict.body.ruling))

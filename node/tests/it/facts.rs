@@ -257,3 +257,46 @@ fn a_head_is_committed_with_what_moves_it_and_a_store_that_lost_that_opens_nothi
     damaged.ingest(vec![bytes], false).expect("sent again");
     assert_eq!(opens(&damaged), Ok(digest));
 }
+
+#[test]
+fn doors_and_heads_that_move_do_not_wait_for_each_other_for_ever() {
+    let f = found();
+    let digest = ManifestDigest([7; 32]);
+    let publish = |artifact: &str| {
+        let kind = Kind::Publish(Publish {
+            artifact: artifact.parse().expect("a name"),
+            tag: "1.0.0".parse().expect("a tag"),
+            manifest: digest,
+            total_bytes: 1,
+        });
+        Statement { cluster: Some(f.cluster), by: f.host.key_id(), time: cluster::now(), chain: None, kind }
+            .sign(&[&f.host])
+            .to_json()
+    };
+    f.facts.ingest((0..20).map(|n| publish(&format!("acme/m{n}"))).collect(), true).expect("ingest");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let reference: Reference = "acme/m0:1.0.0".parse().expect("a reference");
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    f.facts.admit(&reference, Purpose::Use).expect("opens");
+                }
+            });
+        }
+        for n in 0..20 {
+            let artifact = format!("acme/m{n}").parse().expect("a name");
+            let channel = Channel { artifact, stage: Stage::Production, hardware: "any".into() };
+            let now = cluster::now();
+            let draft =
+                f.facts.ledger().draft_promotion(&f.admin.key_id(), &channel, digest, now, String::new());
+            let kind = Kind::Promote(draft.promotion);
+            let statement =
+                Statement { cluster: Some(f.cluster), by: f.admin.key_id(), time: now, chain: None, kind };
+            f.facts.ingest(vec![statement.sign(&[&f.admin]).to_json()], true).expect("ingest");
+            assert_eq!(f.facts.cosign_pending().expect("cosigns"), 1);
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(f.facts.ledger().heads().count(), 20);
+}

@@ -40,8 +40,8 @@ pub(in super::super) fn draft(node: &Node, by: KeyId, of: DraftOf) -> Result<Dra
                 .map(|channel| approval(node, &ledger, by, channel, manifest, &note))
                 .collect()
         }
-        DraftOf::Rollback { name, hardware, to, reason } => {
-            rollbacks(node, by, &name, hardware, to, &reason)?
+        DraftOf::Rollback { name, hardware, to, bad, again, reason } => {
+            rollbacks(node, by, &name, hardware, &Away { to, bad, again, reason })?
         }
         DraftOf::Follow { reference, on, stop } => vec![follow(node, by, &reference, on, stop)?],
         DraftOf::Root { change } => vec![root(node, by, change)?],
@@ -199,13 +199,20 @@ fn approval(
     }
 }
 
+/// From what, to what, and why.
+struct Away {
+    to: Option<String>,
+    bad: Option<String>,
+    again: bool,
+    reason: String,
+}
+
 fn rollbacks(
     node: &Node,
     by: KeyId,
     name: &str,
     hardware: Option<String>,
-    to: Option<String>,
-    reason: &str,
+    away: &Away,
 ) -> Result<Vec<DraftItem>> {
     let (artifact, stage) = match name.parse::<Reference>() {
         Ok(Reference { artifact, selector: Selector::Stage(stage) }) => (artifact, stage),
@@ -215,7 +222,8 @@ fn rollbacks(
         }
         Err(_) => (artifact(name)?, Stage::Production),
     };
-    let to = to.map(|to| what(node, &to)).transpose()?;
+    let to = away.to.as_deref().map(|to| what(node, to)).transpose()?;
+    let bad = away.bad.as_deref().map(|bad| what(node, bad)).transpose()?.map(|(_, digest)| digest);
     if to.as_ref().is_some_and(|(other, _)| *other != artifact) {
         return Err(Error::invalid(format!("--to names another artifact than {artifact}")));
     }
@@ -237,13 +245,25 @@ fn rollbacks(
         return Err(none());
     }
     let first = chosen[0].manifest;
+    if bad.is_some_and(|bad| bad != first) {
+        // Somebody was faster, or it was never there.
+        return Ok(Vec::new());
+    }
+    if let Some(head) = chosen.iter().find(|head| head.rolled_back).filter(|_| bad.is_none() && !away.again) {
+        let tags = super::tags(&ledger, &artifact, &head.manifest).join(", ");
+        return Err(Error::refused(format!(
+            "{} was rolled back to {tags} at {}; again would call {tags} bad",
+            head.channel, head.since
+        ))
+        .hint("say --again if it is bad too, or name what is bad with --bad"));
+    }
     if chosen.iter().any(|head| head.manifest != first) {
         return Err(Error::invalid(format!("{artifact}:{stage} has other heads on other hardware"))
             .hint("say which with --hardware"));
     }
     let mut items = Vec::new();
     for head in chosen {
-        let draft = ledger.draft_rollback(&head.channel, to, reason.to_owned());
+        let draft = ledger.draft_rollback(&head.channel, to, away.reason.clone());
         let draft =
             draft.map_err(|hold| Error::refused(format!("cannot roll back {}: {hold}", head.channel)))?;
         let target = ledger.target_of(&draft);
@@ -316,6 +336,12 @@ fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
             }
             spec.keys.extend(&keys);
             if !namespaces.is_empty() {
+                let before: Vec<String> = spec.namespaces.iter().map(ToString::to_string).collect();
+                warnings.push(format!(
+                    "the role of {role} counts in {} from now on, for all who hold it; before: {}",
+                    namespaces.join(" "),
+                    before.join(" ")
+                ));
                 spec.namespaces = namespaces
                     .iter()
                     .map(|glob| glob.parse())

@@ -165,9 +165,8 @@ impl Authority {
                 };
                 self.statuses.insert(one.id, status);
             }
-            if !of.known.is_empty() {
-                self.policies.insert(scope, of);
-            }
+            // Also where all of them were revoked: what is gated stays gated, and a new first policy opens the way.
+            self.policies.insert(scope, of);
         }
     }
 }

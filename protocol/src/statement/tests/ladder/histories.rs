@@ -298,7 +298,7 @@ impl Play {
             root: p.said.root,
         };
         let mut cosign = OnChannel { channel: p.channel.clone(), manifest: p.manifest, said };
-        if skew % 8 == 0 {
+        if skew.is_multiple_of(8) {
             cosign.said.epoch = 1 + u64::from(which % 3);
         }
         for witness in HOSTILE.into_iter().take(1 + usize::from(who / 2 % 2)) {
