@@ -259,6 +259,9 @@ impl Facts {
         ledger
             .may_publish(&self.host(), &reference.artifact, now())
             .map_err(|e| Error::refused(e.to_string()))?;
+        if let Some(digest) = digest {
+            open::has_verdict(&ledger, &reference.artifact, &digest)?;
+        }
         match (ledger.resolve_tag(&reference.artifact, tag), digest) {
             (Resolution::Unknown, _) | (Resolution::Resolved(_), None) => Ok(None),
             (Resolution::Resolved(there), Some(digest)) if there == digest => {
@@ -391,7 +394,7 @@ impl Facts {
             .iter()
             .filter_map(|(id, checked)| Some((*id, brings(&checked.statement().kind)?)))
             .collect();
-        let may_move = fresh.values().any(|checked| heads::moves(&checked.statement().kind));
+        let may_move = fresh.values().any(|checked| heads::moves(checked.statement()));
         let (ids, checked): (Vec<_>, Vec<_>) = fresh.into_iter().unzip();
         let applied = if may_move {
             self.move_heads(&ids, checked, &mut rows, staged)?

@@ -38,24 +38,30 @@ pub(crate) async fn run(node: Arc<Node>) {
     let mut changes = node.facts.changes();
     let mut nudged = node.facts.nudged();
     let mut begun: BTreeSet<ManifestDigest> = BTreeSet::new();
+    let mut fetching = tokio::task::JoinSet::new();
     loop {
         match wanted(&node).await {
             Ok(all) => {
-                begun.retain(|digest| all.contains(digest));
+                while let Some(ended) = fetching.try_join_next() {
+                    if let Ok(digest) = ended {
+                        begun.remove(&digest);
+                    }
+                }
                 for digest in all {
                     let copy = node.clone();
                     let here = blocking(move || is_here(&copy, &digest)).await.unwrap_or(false);
-                    if here {
-                        begun.remove(&digest);
+                    if here || !begun.insert(digest) {
                         continue;
                     }
-                    if begun.insert(digest) {
-                        info!(%digest, "fetching ahead for a channel that this host follows");
-                    }
-                    // Runs in the background; whoever opens it meanwhile shares it.
-                    if let Err(e) = node.fetcher.begin(digest).await {
-                        debug!(%digest, error = %e, "cannot be fetched ahead now");
-                    }
+                    info!(%digest, "fetching ahead for a channel that this host follows");
+                    let node = node.clone();
+                    // Beside the loop: one that nobody has must not hold up a rollback's target.
+                    fetching.spawn(async move {
+                        if let Err(e) = node.fetcher.begin(digest).await {
+                            debug!(%digest, error = %e, "cannot be fetched ahead now");
+                        }
+                        digest
+                    });
                 }
             }
             Err(e) => debug!(error = %e, "cannot tell what to fetch ahead"),

@@ -13,15 +13,16 @@ use tracing::{debug, info};
 use weighlock_cache::{Store, StoreError};
 use weighlock_protocol::audit::Door;
 use weighlock_protocol::manifest::{Contract, Layer, Manifest};
-use weighlock_protocol::{LayerId, ManifestDigest, Reference};
+use weighlock_protocol::statement::Grounds;
+use weighlock_protocol::{LayerId, ManifestDigest, Reference, Selector};
 
 use crate::audit::{Asked, Recorder, Why, grounds};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
-use crate::facts::Purpose;
+use crate::facts::{Basis, Purpose};
 use crate::fetch::{Step, blocking};
 use crate::local::frame::{self, FRAME_FDS_MAX};
-use crate::local::message::{Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened};
+use crate::local::message::{Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved};
 use crate::proof;
 
 /// Contracts larger than this leave out their tensor index in an answer; a loader reads it from the files.
@@ -111,6 +112,9 @@ struct Open {
     manifest: Manifest,
     /// Whether files that are on their way are handed out too.
     partial: bool,
+    /// By its digest, for the gate.
+    reference: Reference,
+    purpose: Purpose,
 }
 
 /// What an open asks for.
@@ -144,6 +148,7 @@ impl Session {
             LoaderRequest::Fds { digest, paths } => self.fds(stream, &digest, paths).await,
             LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
             LoaderRequest::Follow { digest, paths } => self.follow(stream, &digest, &paths).await,
+            LoaderRequest::Resolve { reference } => self.resolve(stream, &reference).await,
             LoaderRequest::Watch { reference } => self.watch(stream, &reference).await,
             LoaderRequest::Close { digest } => {
                 if self.open.remove(&digest).is_some() {
@@ -167,6 +172,17 @@ impl Session {
                 frame::write(stream, &Event::Error(error)).await
             }
         }
+    }
+
+    async fn resolve(&self, stream: &mut UnixStream, text: &str) -> std::result::Result<(), Failed> {
+        let reference: Reference = text.parse().map_err(Error::from)?;
+        let admitted = self.node.facts.admit(&reference, Purpose::Use)?;
+        let statement = match admitted.grounds {
+            Basis::Gate(Grounds::Promoted { statement, .. }) => Some(statement),
+            _ => None,
+        };
+        let resolved = Resolved { reference: reference.to_string(), digest: admitted.digest, statement };
+        frame::write(stream, &Event::Resolved(resolved)).await.map_err(Failed::Socket)
     }
 
     async fn open(&mut self, stream: &mut UnixStream, wanted: &Wanted) -> std::result::Result<(), Failed> {
@@ -209,7 +225,11 @@ impl Session {
             FdsWanted::None => Vec::new(),
         };
         // All descriptors are opened before the answer promises them.
-        let opening = Open { manifest, partial };
+        // By digest from here on: a channel may move on meanwhile. It is asked about again after the fetch, and before
+        // anything more is handed out: a rollback may have come in between.
+        let selector = Selector::Digest(digest);
+        let by_digest = Reference { artifact: reference.artifact.clone(), selector };
+        let opening = Open { manifest, partial, reference: by_digest, purpose: *purpose };
         let opened = self.descriptors(&opening, &paths).await?;
         let answer = Opened {
             reference: reference.to_string(),
@@ -222,6 +242,7 @@ impl Session {
             incomplete,
         };
         // Written before it is answered.
+        let admitted = self.node.facts.admit(&opening.reference, *purpose)?;
         self.record.granted(asked, digest, grounds(&self.node, &admitted)).await?;
         info!(%digest, reference = %reference, uid = self.uid, complete = answer.complete, "opened");
         if self.open.insert(digest, opening).is_none() {
@@ -246,15 +267,17 @@ impl Session {
     }
 
     fn opened(&self, digest: &ManifestDigest) -> Result<Open> {
-        self.open.get(digest).cloned().ok_or_else(|| {
+        let open = self.open.get(digest).cloned().ok_or_else(|| {
             Error::refused(format!("{digest} is not open on this socket"))
                 .hint("open it first; the lease is per socket")
-        })
+        })?;
+        self.node.facts.admit(&open.reference, open.purpose)?;
+        Ok(open)
     }
 
     /// Opens files, read-only, at most as many as one process can hold.
     async fn descriptors(&self, open: &Open, paths: &[String]) -> Result<Vec<StdFile>> {
-        let Open { manifest, partial } = open;
+        let Open { manifest, partial, .. } = open;
         if paths.len() > FDS_MAX {
             return Err(Error::refused(format!(
                 "{} descriptors at once are too many (limit {FDS_MAX})",

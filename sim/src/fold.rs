@@ -7,6 +7,7 @@ mod author;
 mod canon;
 mod cast;
 pub mod check;
+mod climb;
 mod host;
 mod hostile;
 mod options;

@@ -7,6 +7,7 @@ mod delta;
 mod diff;
 mod garbage;
 mod http;
+mod ladder;
 mod resume;
 mod share;
 mod stranger;

@@ -76,9 +76,11 @@ fn a_commit_is_all_or_nothing() {
         staged: Some(staged),
         manifests: vec![b"not a manifest".as_slice().into()],
         statements: vec![statement("a")],
+        heads: vec![("acme/bot:production on any".to_owned(), Some(b"one".to_vec()))],
     };
     assert!(matches!(store.commit(commit), Err(StoreError::Manifest(_))));
     assert!(store.statements().expect("list").is_empty());
+    assert!(store.heads().expect("list").is_empty());
     assert!(store.layers().expect("list").is_empty());
     assert!(store.manifest(&manifest.digest()).expect("get").is_none());
     assert!(tree(&store.dir().join("layers")).is_empty());
@@ -94,6 +96,23 @@ fn a_commit_is_all_or_nothing() {
     assert!(store.manifests().expect("list").is_empty());
     assert_eq!(store.unreferenced_layers().expect("list").len(), 3);
     assert!(store.manifest_complete(&manifest).expect("complete"));
+}
+
+#[test]
+fn heads_are_written_with_the_statements_that_move_them() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = open(&dir.path().join("store"));
+    let head = |text: &str| Some(text.as_bytes().to_vec());
+    let moved = |n: &str, heads: &[(&str, Option<Vec<u8>>)]| {
+        let heads = heads.iter().map(|(channel, head)| ((*channel).to_owned(), head.clone())).collect();
+        store.commit(Commit { statements: vec![statement(n)], heads, ..Commit::default() }).expect("commit");
+    };
+    moved("a", &[("one", head("a")), ("two", head("a"))]);
+    moved("b", &[("one", head("b")), ("two", None), ("three", None)]);
+    let heads = store.heads().expect("list");
+    assert_eq!(heads, [("one".to_owned(), b"b".to_vec())]);
+    drop(store);
+    assert_eq!(open(&dir.path().join("store")).heads().expect("list"), heads);
 }
 
 #[test]

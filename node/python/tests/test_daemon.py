@@ -131,6 +131,20 @@ class Daemon(unittest.TestCase):
             self.artifact._session.fetch({"../../etc/passwd": 1})
         self.assertGreaterEqual(len(self.artifact[self.artifact.paths()[0]].read()), 0)
 
+    def test_a_channel_is_watched(self):
+        channel = REF.split("@")[0].rsplit(":", 1)[0] + ":production"
+        with weighlock.watch(channel, SOCKET, timeout=60) as watching:
+            head = next(watching)
+        self.assertEqual(head.ref, channel)
+        self.assertEqual(list(watching), [], "it has ended")
+        if head.digest is None:
+            self.assertEqual(head, (channel, None, None, None, False, None), "nothing was promoted")
+        elif head.closed is None:
+            with weighlock.open(channel, SOCKET) as artifact:
+                self.assertEqual(artifact.digest, head.digest)
+        with self.assertRaisesRegex(weighlock.Invalid, "is no channel"):
+            weighlock.watch(REF, SOCKET)
+
     def test_mapping_outlives_the_artifact(self):
         path = max(self.artifact.paths(), key=lambda each: self.artifact[each].size)
         mapping = self.artifact[path].mmap()

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use weighlock_cache::{ImportOptions, inspect};
-use weighlock_protocol::statement::Said;
+use weighlock_protocol::statement::{Channel, Said};
 use weighlock_protocol::{KeyId, ManifestDigest, Reference};
 
 use crate::cluster::now;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
-use crate::local::message::{KeptEvidence, SaidRow, Weighed};
+use crate::local::message::{KeptEvidence, SaidRow, StageRow, Weighed};
 use crate::weigh::report::{LOG_FILE, REPORT_FILE, SAMPLES_FILE, SOURCE_FILE};
 
 const RAISE: &str = "raise limits.evidence_bytes_max in its configuration";
@@ -62,7 +62,15 @@ pub(super) fn weighed(node: &Node, reference: &str) -> Result<Weighed> {
         .map(|said| row(said, |body| body.findings));
     let verdicts =
         ledger.verdicts_on(&parsed.artifact, &digest).into_iter().map(|said| row(said, |body| body.ruling));
+    let stages = ledger.channels_of(&parsed.artifact).into_iter().filter_map(|channel| {
+        let Channel { artifact, stage, hardware } = &channel;
+        let head = ledger.heads_of(artifact).any(|head| head.channel == channel && head.manifest == digest);
+        let was = ledger.was_head(&channel, &digest);
+        (head || was).then(|| StageRow { stage: *stage, hardware: hardware.clone(), head })
+    });
+    let stages: Vec<StageRow> = stages.collect();
     Ok(Weighed {
+        stages,
         cluster: node.cluster,
         artifact: parsed.artifact.clone(),
         reference: parsed.to_string(),
@@ -78,7 +86,15 @@ pub(super) fn weighed(node: &Node, reference: &str) -> Result<Weighed> {
 /// # Errors
 /// No evaluation that counts has its report there, nobody has the manifest, or its size is another one or too much.
 pub(super) async fn check(node: &Node, digest: ManifestDigest) -> Result<()> {
-    let said = node.facts.ledger().evidence_sizes(&digest);
+    let (said, is_artifact) = {
+        let ledger = node.facts.ledger();
+        (ledger.evidence_sizes(&digest), ledger.publishes_of(&digest).next().is_some())
+    };
+    if is_artifact {
+        // Else whoever may evaluate anywhere could open anything as evidence of it.
+        return Err(Error::refused(format!("{digest} is published as an artifact, so it is no evidence"))
+            .hint("open it by its name"));
+    }
     if said.is_empty() {
         return Err(Error::not_found(format!("{digest} holds no report of an evaluation that counts"))
             .hint("`weighlock evidence REF` lists those of an artifact"));

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::net::UnixStream;
-use weighlock_protocol::{ManifestDigest, Reference};
+use weighlock_protocol::manifest::Manifest;
+use weighlock_protocol::{ManifestDigest, Reference, Selector};
 
 use super::{looking, tell};
 use crate::audit::{Asked, Recorder, grounds};
@@ -28,8 +29,8 @@ pub(super) async fn view(
     if matches!(purpose, OpenFor::Metadata) {
         // What it says of itself is no secret; its files stay shut.
         let digest = node.facts.resolve(&asked.text.parse()?)?;
-        let viewed = view_digest(node, stream, digest).await?;
-        return Ok(Viewed { path: PathBuf::new(), ..viewed });
+        fetch(node, stream, digest).await?;
+        return Ok(Viewed { digest, path: PathBuf::new() });
     }
     let mut record = Recorder::new(node, stream);
     let viewed = async {
@@ -44,6 +45,10 @@ pub(super) async fn view(
         };
         let admitted = node.facts.admit(&reference, purpose)?;
         let viewed = view_digest(node, stream, admitted.digest).await?;
+        // Asked again, by digest: a rollback may have come while it was fetched.
+        let selector = Selector::Digest(viewed.digest);
+        let by_digest = Reference { artifact: reference.artifact.clone(), selector };
+        let admitted = node.facts.admit(&by_digest, purpose)?;
         // Written before it is answered.
         record.granted(asked, admitted.digest, grounds(node, &admitted)).await?;
         Ok(viewed)
@@ -64,17 +69,22 @@ pub(super) async fn view_digest(
     stream: &mut UnixStream,
     digest: ManifestDigest,
 ) -> Result<Viewed> {
-    let mut arrival = looking(stream, node.fetcher.begin(digest)).await?;
-    let manifest = loop {
-        match arrival.next().await? {
-            Step::Here(manifest) => break manifest,
-            Step::Progress(step) => tell(stream, step).await?,
-        }
-    };
+    let manifest = fetch(node, stream, digest).await?;
     let node = node.clone();
     let path = blocking(move || {
         loader::check_quarantine(&node, &manifest)?;
         node.store.view(&manifest).map_err(Error::from)
     });
     Ok(Viewed { digest, path: path.await? })
+}
+
+/// All of a manifest is here; nothing of it is shown to anybody.
+async fn fetch(node: &Arc<Node>, stream: &mut UnixStream, digest: ManifestDigest) -> Result<Manifest> {
+    let mut arrival = looking(stream, node.fetcher.begin(digest)).await?;
+    loop {
+        match arrival.next().await? {
+            Step::Here(manifest) => return Ok(manifest),
+            Step::Progress(step) => tell(stream, step).await?,
+        }
+    }
 }

@@ -10,7 +10,7 @@ use weighlock_protocol::gate::Outcome;
 use weighlock_protocol::gate::report::{HostProfile, Metric};
 use weighlock_protocol::statement::weighed::LINES_MAX;
 use weighlock_protocol::statement::{Evaluate, Findings, Keypair, Kind, Statement};
-use weighlock_protocol::{ManifestDigest, Reference, Sha256, StatementId, UnixTime};
+use weighlock_protocol::{ManifestDigest, Reference, Sha256, Stage, StatementId, UnixTime};
 
 use super::output::{bytes, counted, table};
 use super::{Context, absolute, sides};
@@ -346,6 +346,7 @@ fn text(weighed: &Weighed) -> String {
     for hole in weighed.hardware.iter().filter(|key| !covered.contains(key.as_str())) {
         out += &format!("nothing on {hole}\n");
     }
+    out += &stages(weighed);
     // The last word by hardware and policy.
     let mut last = BTreeMap::new();
     for row in &weighed.verdicts {
@@ -368,6 +369,27 @@ fn text(weighed: &Weighed) -> String {
         }
     }
     out
+}
+
+/// Which stages it heads, by hardware; a dash is a hole.
+fn stages(weighed: &Weighed) -> String {
+    if weighed.stages.is_empty() {
+        return String::new();
+    }
+    let mut keys: BTreeSet<&str> = weighed.hardware.iter().map(String::as_str).collect();
+    keys.extend(weighed.stages.iter().map(|row| row.hardware.as_str()));
+    let cell = |stage, key: &str| {
+        let row = weighed.stages.iter().find(|row| row.stage == stage && row.hardware == key);
+        row.map_or("-", |row| if row.head { "head" } else { "was head" }).to_owned()
+    };
+    let rows = Stage::ALL.into_iter().filter(|stage| weighed.stages.iter().any(|row| row.stage >= *stage));
+    let rows: Vec<Vec<String>> = rows
+        .map(|stage| {
+            std::iter::once(stage.to_string()).chain(keys.iter().map(|key| cell(stage, key))).collect()
+        })
+        .collect();
+    let head: Vec<&str> = std::iter::once("STAGE").chain(keys.iter().copied()).collect();
+    format!("\n{}", table(&head, &[], &rows))
 }
 
 #[cfg(test)]

@@ -144,7 +144,13 @@ fn show(context: &Context) -> Result<()> {
     context.output.print(&roles, |roles| {
         let mut rows = Vec::new();
         for (role, row) in &roles.roles {
-            let needs = format!("{} of {}", row.threshold, row.keys.len());
+            // Of witnesses it takes a majority, whatever the threshold.
+            let needs = if *role == Role::Witness {
+                (row.keys.len() / 2 + 1).to_string()
+            } else {
+                row.threshold.to_string()
+            };
+            let needs = format!("{needs} of {}", row.keys.len());
             let of = row.namespaces.join(" ");
             for key in &row.keys {
                 let name = roles.names.get(key).cloned().unwrap_or_default();

@@ -78,8 +78,7 @@ impl PolicyCommand {
             Self::Show { file } => match in_force(context, &file)? {
                 Some(policy) => context.output.print(&policy, |policy| {
                     let version = policy.version.map(|v| format!(", version {v}")).unwrap_or_default();
-                    let digest = policy.digest.map(|digest| format!(" {digest}")).unwrap_or_default();
-                    format!("policy of {}{version}{digest}\n{}", policy.scope, policy.text)
+                    format!("set for {}{version}\n{}", policy.scope, policy.text)
                 }),
                 None => {
                     let policy = read(&file)?;

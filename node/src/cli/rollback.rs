@@ -28,6 +28,12 @@ pub(super) struct Rollback {
     /// Back to this version instead; it must have been a head
     #[arg(long, value_name = "REF")]
     to: Option<String>,
+    /// What is bad; nothing happens if it is not the head any more
+    #[arg(long, value_name = "REF")]
+    bad: Option<String>,
+    /// The head is one that was rolled back to, and it is bad too
+    #[arg(long)]
+    again: bool,
     /// Hardware key
     #[arg(long, value_name = "KEY")]
     hardware: Option<String>,
@@ -57,12 +63,12 @@ struct DoneRow {
 
 impl Rollback {
     pub(super) fn run(self, context: &Context) -> Result<()> {
-        let Self { name, reason, to, hardware, wait, force, key } = self;
+        let Self { name, reason, to, bad, again, hardware, wait, force, key } = self;
         if reason.trim().is_empty() {
             return Err(Error::invalid("--reason is empty").hint("whoever reads the log wants to know why"));
         }
         let key = sign::key(context, key.as_deref())?;
-        let of = DraftOf::Rollback { name: name.clone(), hardware, to, reason };
+        let of = DraftOf::Rollback { name: name.clone(), hardware, to, bad, again, reason };
         let items = sign::draft(context, &key, of)?;
         if let Some(item) =
             items.iter().find(|item| item.digest.is_some() && item.holders == 0).filter(|_| !force)
@@ -86,7 +92,10 @@ impl Rollback {
                 statement: submitted.id,
             });
         }
-        context.output.print(&Done { items: rows }, |done| done.items.iter().map(line).collect())?;
+        context.output.print(&Done { items: rows }, |done| match done.items.is_empty() {
+            true => "it is not the head any more: nothing to roll back\n".to_owned(),
+            false => done.items.iter().map(line).collect(),
+        })?;
         match wait {
             Some(seconds) => super::rollout::heard(context, &name, Duration::from_secs(seconds)),
             None => Ok(()),

@@ -85,14 +85,16 @@ impl Watch {
             let skip = std::mem::take(first) && self.skip_first;
             let same =
                 last.as_ref().is_some_and(|last| last.digest == head.digest && last.closed == head.closed);
-            *last = Some(head.clone());
             if skip || same {
+                *last = Some(head);
                 continue;
             }
             context.output.print(&head, line)?;
             if let (Some(hook), Some(digest), None) = (hook, head.digest, &head.closed) {
                 run(context, hook, reference, digest)?;
             }
+            // Not before the hook has run: who comes back after a daemon's restart must run it still.
+            *last = Some(head);
             if self.once {
                 return Ok(());
             }
@@ -120,7 +122,10 @@ fn run(context: &Context, hook: &[String], reference: &Reference, digest: Manife
         door: Door::Path,
     }) {
         Ok(viewed) => viewed,
-        Err(error) if error.kind == Kind::Unavailable => return Err(error),
+        // Shut again: another head will be told. All else may pass, so it is tried anew.
+        Err(error) if error.kind != Kind::Refused => {
+            return Err(Error::unavailable(format!("{digest} is not here: {}", error.message)));
+        }
         Err(error) => {
             eprintln!("warning: {digest} is not opened: {}", error.message);
             return Ok(());

@@ -1,5 +1,6 @@
 //! `weighlock demo`: three real daemons on this machine share a real model, and the account of it.
 
+mod ladder;
 pub mod lm;
 mod variants;
 mod weigh;
@@ -144,11 +145,6 @@ pub fn run(model: Option<&Path>, as_json: bool) -> Result<()> {
     let again = open_and_digest(&hosts[1])?;
     say(&format!("\n5. beta opens it again: {:.1} ms to the descriptors, nothing fetched", again.open_ms));
 
-    let mut stopped = Vec::new();
-    for host in &mut hosts {
-        stopped.push(host.stop()?);
-    }
-
     // 6. What must not ship.
     let mut weighed = Vec::new();
     if trained.is_some() {
@@ -159,6 +155,16 @@ pub fn run(model: Option<&Path>, as_json: bool) -> Result<()> {
             say(&format!("     {}", one.why));
         }
     }
+
+    // 7. What ships, and comes back.
+    let mut climbed = None;
+    if trained.is_some() {
+        say("\n7. The ladder: a head moves only with evidence, and every host checks for itself");
+        climbed = Some(ladder::climb(dir.path(), &source, &hosts, &say)?);
+    }
+    for host in &mut hosts {
+        host.stop()?;
+    }
     say("\nAll three daemons stopped on SIGTERM; everything is removed.");
     if as_json {
         let digests: serde_json::Map<String, Value> =
@@ -166,7 +172,7 @@ pub fn run(model: Option<&Path>, as_json: bool) -> Result<()> {
         println!(
             "{}",
             json!({"schema_version": SCHEMA_VERSION, "reference": REFERENCE, "digest": added["digest"], "total_bytes": total,
-                "add_seconds": seconds, "trained": trained, "opened": opened, "open_again_ms": again.open_ms, "weighed": weighed, "sha256": digests})
+                "add_seconds": seconds, "trained": trained, "opened": opened, "open_again_ms": again.open_ms, "weighed": weighed, "ladder": climbed, "sha256": digests})
         );
     }
     Ok(())
@@ -239,23 +245,29 @@ impl Host {
 
     /// Runs a command against this host's daemon and returns its JSON.
     fn weighlock(&self, arguments: &[&str]) -> Result<Value> {
+        let (code, answer, error) = self.try_weighlock(arguments)?;
+        if code != Some(0) {
+            return Err(Error::internal(format!("{}: weighlock {}: {error}", self.name, arguments[0])));
+        }
+        Ok(answer)
+    }
+
+    /// As [`weighlock`](Self::weighlock), with the exit code and what it complained of.
+    fn try_weighlock(&self, arguments: &[&str]) -> Result<(Option<i32>, Value, String)> {
         let output = command(&self.dir)?
             .arg("--json")
             .args(arguments)
             .output()
             .map_err(|e| Error::internal(format!("cannot run weighlock: {e}")))?;
-        if !output.status.success() {
-            let error = String::from_utf8_lossy(&output.stderr);
-            return Err(Error::internal(format!(
-                "{}: weighlock {}: {}",
-                self.name,
-                arguments[0],
-                error.trim_end()
-            )));
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
+        let error = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let last = text.lines().last().unwrap_or_default();
-        serde_json::from_str(last).map_err(|e| Error::internal(format!("{}: {e}: {last}", self.name)))
+        let answer = match output.status.success() {
+            true => serde_json::from_str(last)
+                .map_err(|e| Error::internal(format!("{}: {e}: {last}", self.name)))?,
+            false => Value::Null,
+        };
+        Ok((output.status.code(), answer, error))
     }
 
     fn ticket(&self) -> Result<String> {

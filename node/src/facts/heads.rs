@@ -1,6 +1,6 @@
 //! Heads on disk: each is committed with the statement that moves it, and no door sees it before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tracing::{error, info};
@@ -23,15 +23,15 @@ pub(super) struct HeadRow {
     epoch: u64,
 }
 
-/// Heads by their channel's text.
-pub(super) type Heads = BTreeMap<String, HeadRow>;
+/// Heads by artifact and their channel's text.
+pub(super) type Heads = BTreeMap<Artifact, BTreeMap<String, HeadRow>>;
 
 /// Whether a statement may move a head.
-pub(super) fn moves(kind: &Kind) -> bool {
-    match kind {
-        Kind::Verdict(_) | Kind::Policy(_) | Kind::Root(_) | Kind::Revoke(_) => true,
-        kind => kind.channel().is_some(),
-    }
+pub(super) fn moves(statement: &Statement) -> bool {
+    // Whatever stands in a chain may be what a revocation or a policy waits for.
+    statement.chain.is_some()
+        || matches!(statement.kind, Kind::Verdict(_))
+        || statement.kind.channel().is_some()
 }
 
 impl Facts {
@@ -53,7 +53,8 @@ impl Facts {
         };
         rows.retain(|(id, _)| !refused(id));
         let mut known = self.inner.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let changed = changed_heads(&mut ledger, &known);
+        let moved = ledger.take_moved();
+        let changed = changed_heads(&ledger, moved, &known);
         let heads = changed.iter().map(stored).collect::<Result<Vec<HeadChange>>>();
         let commit = |heads| Commit { staged, manifests: Vec::new(), statements: rows.clone(), heads };
         if let Err(e) = heads.and_then(|heads| self.inner.store.commit(commit(heads)).map_err(Error::from)) {
@@ -66,18 +67,7 @@ impl Facts {
             }
             return Err(e);
         }
-        for (channel, head) in changed {
-            match head {
-                Some(head) => {
-                    info!(channel, digest = %head.manifest, statement = %head.statement.short(), "new head");
-                    known.insert(channel, head);
-                }
-                None => {
-                    info!(channel, "no head any more");
-                    known.remove(&channel);
-                }
-            }
-        }
+        keep(&mut known, changed);
         Ok(applied)
     }
 
@@ -86,9 +76,22 @@ impl Facts {
         let mut known = Heads::new();
         for (channel, bytes) in self.inner.store.heads().map_err(Error::from)? {
             match serde_json::from_slice(&bytes) {
-                Ok(row) => drop(known.insert(channel, row)),
+                Ok(row) => {
+                    let row: HeadRow = row;
+                    known.entry(row.channel.artifact.clone()).or_default().insert(channel, row);
+                }
                 Err(e) => error!(channel, error = %e, "left out a stored head"),
             }
+        }
+        let changed = {
+            let ledger = self.ledger();
+            let artifacts: BTreeSet<Artifact> = ledger.promoted_artifacts().cloned().collect();
+            changed_heads(&ledger, artifacts, &known)
+        };
+        if !changed.is_empty() {
+            let heads = changed.iter().map(stored).collect::<Result<Vec<HeadChange>>>()?;
+            self.inner.store.commit(Commit { heads, ..Commit::default() }).map_err(Error::from)?;
+            keep(&mut known, changed);
         }
         *self.inner.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = known;
         Ok(())
@@ -97,12 +100,11 @@ impl Facts {
     /// Channels whose head was made by a statement that this host no longer has: its store was damaged or is an older
     /// copy. They stay shut until other hosts have sent it again.
     pub fn behind(&self, artifact: &Artifact) -> Option<Channel> {
-        let known = self.inner.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // In the order of `move_heads`, which has the ledger first.
         let ledger = self.ledger();
-        let lost = |row: &&HeadRow| row.channel.artifact == *artifact && !ledger.contains(&row.statement);
-        // By their text the channels of an artifact stand together.
-        let first = known.range(format!("{artifact}:")..).map(|(_, row)| row);
-        first.take_while(|row| row.channel.artifact == *artifact).find(lost).map(|row| row.channel.clone())
+        let known = self.inner.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut rows = known.get(artifact)?.values();
+        rows.find(|row| !ledger.contains(&row.statement)).map(|row| row.channel.clone())
     }
 
     /// Cosigns what waits for this host as a witness, each durably before it is told to anybody. Blocks on the disk.
@@ -150,25 +152,28 @@ pub(super) fn load(store: &weighlock_cache::Store, like: &Ledger) -> Result<Ledg
 }
 
 /// What is other than known of the artifacts that were folded anew.
-fn changed_heads(ledger: &mut Ledger, known: &Heads) -> Vec<(String, Option<HeadRow>)> {
+fn changed_heads(
+    ledger: &Ledger,
+    artifacts: BTreeSet<Artifact>,
+    known: &Heads,
+) -> Vec<(String, Option<HeadRow>)> {
     let mut changed = Vec::new();
-    for artifact in ledger.take_moved() {
+    for artifact in artifacts {
         let row = |head: Head| {
             let Head { channel, statement, manifest, epoch, .. } = head;
             (channel.to_string(), HeadRow { channel, statement, manifest, epoch })
         };
-        let now: Heads = ledger.heads_of(&artifact).map(row).collect();
-        let before = known.range(format!("{artifact}:")..);
-        let before: Vec<(&String, &HeadRow)> =
-            before.take_while(|(_, row)| row.channel.artifact == artifact).collect();
-        for (channel, row) in &before {
+        let now: BTreeMap<String, HeadRow> = ledger.heads_of(&artifact).map(row).collect();
+        let none = BTreeMap::new();
+        let before = known.get(&artifact).unwrap_or(&none);
+        for (channel, row) in before {
             // A statement that is lost takes no head back: it will be sent again.
-            if !now.contains_key(*channel) && ledger.contains(&row.statement) {
-                changed.push(((*channel).clone(), None));
+            if !now.contains_key(channel) && ledger.contains(&row.statement) {
+                changed.push((channel.clone(), None));
             }
         }
         for (channel, row) in now {
-            let before = known.get(&channel);
+            let before = before.get(&channel);
             let lost =
                 before.is_some_and(|before| before.epoch > row.epoch && !ledger.contains(&before.statement));
             if before != Some(&row) && !lost {
@@ -182,4 +187,19 @@ fn changed_heads(ledger: &mut Ledger, known: &Heads) -> Vec<(String, Option<Head
 fn stored((channel, head): &(String, Option<HeadRow>)) -> Result<HeadChange> {
     let head = head.as_ref().map(serde_json::to_vec).transpose().map_err(Error::internal)?;
     Ok((channel.clone(), head))
+}
+
+fn keep(known: &mut Heads, changed: Vec<(String, Option<HeadRow>)>) {
+    for (channel, head) in changed {
+        match head {
+            Some(head) => {
+                info!(channel, digest = %head.manifest, statement = %head.statement.short(), "new head");
+                known.entry(head.channel.artifact.clone()).or_default().insert(channel, head);
+            }
+            None => {
+                info!(channel, "no head any more");
+                known.values_mut().for_each(|of| drop(of.remove(&channel)));
+            }
+        }
+    }
 }

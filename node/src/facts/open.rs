@@ -1,8 +1,10 @@
 //! May this be opened here: what every door asks before it hands out a byte.
 
 use tokio::sync::watch;
-use weighlock_protocol::statement::{Closed, Grounds, HARDWARE_ANY, Statement};
-use weighlock_protocol::{KeyId, ManifestDigest, Reference, StatementId};
+use weighlock_protocol::gate::Outcome;
+use weighlock_protocol::gate::policy::Publish;
+use weighlock_protocol::statement::{Closed, Grounds, HARDWARE_ANY, Ledger, Ruling, Statement};
+use weighlock_protocol::{Artifact, KeyId, ManifestDigest, Reference, StatementId};
 
 use super::Facts;
 use crate::cluster::now;
@@ -129,6 +131,29 @@ impl Facts {
         }
         Ok(signature.key)
     }
+}
+
+/// Whether the policy lets a manifest be published: with `publish = "requires-verdict"` only what has passed.
+///
+/// # Errors
+/// It has not.
+pub(super) fn has_verdict(ledger: &Ledger, artifact: &Artifact, digest: &ManifestDigest) -> Result<()> {
+    let Some(status) = ledger.policy_of(artifact) else { return Ok(()) };
+    let Some((_, _, policy, Some(rules))) = status.in_force else {
+        return Err(Error::refused(format!(
+            "no policy of {artifact} is in force that this release can read"
+        ))
+        .hint("nothing is published there until one is; see `weighlock policy show NS/NAME`"));
+    };
+    let passed = |ruling: &Ruling| ruling.outcome == Outcome::Pass && ruling.policy == policy;
+    if rules.publish == Publish::Open
+        || ledger.verdicts_on(artifact, digest).iter().any(|verdict| passed(&verdict.body.ruling))
+    {
+        return Ok(());
+    }
+    Err(Error::refused(format!("the policy of {artifact} lets only be published what the gate has passed")).hint(
+        "`weighlock gate PATH --name NS/NAME --out verdict.dsse`, `weighlock statement import verdict.dsse`, then add",
+    ))
 }
 
 /// How old an evaluator's signature may be, in seconds.

@@ -48,6 +48,12 @@ pub enum DraftOf {
         hardware: Option<String>,
         /// Back to this reference; to the last good head if it is not said.
         to: Option<String>,
+        /// What is bad; the head, whatever it is, if it is not said.
+        #[serde(default)]
+        bad: Option<String>,
+        /// Whether a head that was rolled back to is meant.
+        #[serde(default)]
+        again: bool,
         /// Why.
         reason: String,
     },

@@ -1,8 +1,8 @@
 //! What loaders ask over `loader.sock`, and what an open answers.
 
 use serde::{Deserialize, Serialize};
-use weighlock_protocol::ManifestDigest;
 use weighlock_protocol::manifest::Contract;
+use weighlock_protocol::{ManifestDigest, StatementId};
 
 #[cfg(doc)]
 use crate::local::message::Event;
@@ -72,6 +72,12 @@ pub enum LoaderRequest {
         #[serde(default)]
         paths: Vec<String>,
     },
+    /// Tells what a reference means and whether it opens here, without opening it. Answered by [`Event::Resolved`].
+    Resolve {
+        /// A reference.
+        #[serde(rename = "ref")]
+        reference: String,
+    },
     /// Tells what the head of a channel is, now and each time that it moves, rollbacks included: any number of
     /// [`Event::Head`]. The next request on the socket ends it.
     Watch {
@@ -123,4 +129,17 @@ pub struct Opened {
 
 fn yes() -> bool {
     true
+}
+
+/// What a reference means. It opens on this host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Resolved {
+    /// As asked.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// What it means.
+    pub digest: ManifestDigest,
+    /// The promotion or rollback that lets it open; none where there is no policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statement: Option<StatementId>,
 }

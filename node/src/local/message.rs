@@ -17,11 +17,11 @@ pub use crate::local::ladder::{
     HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, OpenFor, PendingRow, PolicyInfo, RoleRow,
     RolloutHosts, RootChange, Standing, StandingKind,
 };
-pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened};
+pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved};
 pub use crate::local::observe::{
     Activity, ArtifactActivity, Evidence, Holder, PeerActivity, PeerRow, Shared, Whereabouts,
 };
-pub use crate::local::weighed::{KeptEvidence, ManifestText, SaidRow, Weighed};
+pub use crate::local::weighed::{KeptEvidence, ManifestText, SaidRow, StageRow, Weighed};
 
 /// `schema_version` of everything that `--json` prints.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -204,6 +204,8 @@ pub enum Event {
     },
     /// Answer to [`LoaderRequest::Open`].
     Opened(Box<Opened>),
+    /// Answer to [`LoaderRequest::Resolve`].
+    Resolved(Resolved),
     /// Descriptors ride on this frame, one per path.
     Fds {
         /// In the order of the descriptors.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use weighlock_protocol::statement::{Findings, Ruling};
-use weighlock_protocol::{Artifact, ClusterId, KeyId, ManifestDigest, StatementId};
+use weighlock_protocol::{Artifact, ClusterId, KeyId, ManifestDigest, Stage, StatementId};
 
 /// Evidence that was taken in.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,8 +41,22 @@ pub struct Weighed {
     pub evaluations: Vec<SaidRow<Findings>>,
     /// Verdicts that count, by time.
     pub verdicts: Vec<SaidRow<Ruling>>,
+    /// Stages whose head it is, or was, lowest first.
+    #[serde(default)]
+    pub stages: Vec<StageRow>,
     /// Hardware keys of the hosts that are members and tell theirs, this one included.
     pub hardware: Vec<String>,
+}
+
+/// A channel that an artifact heads, or headed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StageRow {
+    /// The stage.
+    pub stage: Stage,
+    /// The hardware key.
+    pub hardware: String,
+    /// Whether it is the head now.
+    pub head: bool,
 }
 
 /// One of them.

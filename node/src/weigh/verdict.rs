@@ -114,6 +114,7 @@ fn short(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use weighlock_protocol::gate::{Input, Policy, judge, ours};
+    use weighlock_protocol::manifest::Contract;
 
     use super::*;
     use crate::weigh::report::Loaded;
@@ -136,7 +137,8 @@ mod tests {
     fn candidate() -> Side {
         let report = br#"{"metrics": {"eval_loss": {"value": 2.0, "stderr": 0.1, "n": 100}}}"#;
         let (report, samples) = ours::read(report).expect("a report");
-        let mut side = Side { digest: Some(ManifestDigest([1; 32])), ..Side::default() };
+        let contract = Some(Contract::default());
+        let mut side = Side { digest: Some(ManifestDigest([1; 32])), contract, ..Side::default() };
         side.add_report(Loaded { report, samples, source: None }, None).expect("added");
         side
     }

@@ -6,13 +6,13 @@ use std::sync::atomic::AtomicBool;
 
 use weighlock::cluster;
 use weighlock::error::Kind as Failure;
-use weighlock::facts::Facts;
+use weighlock::facts::{Facts, Purpose};
 use weighlock::keys;
 use weighlock_cache::{ImportOptions, Staged, Store, StoreConfig, inspect};
-use weighlock_protocol::statement::{Chain, Envelope, Invite, Keypair, Kind, Publish, Statement};
+use weighlock_protocol::statement::{Chain, Channel, Envelope, Invite, Keypair, Kind, Publish, Statement};
 use weighlock_protocol::ticket::Ticket;
 use weighlock_protocol::wire::join::{JoinAnswer, JoinRequest};
-use weighlock_protocol::{ClusterId, ManifestDigest, Reference};
+use weighlock_protocol::{ClusterId, ManifestDigest, Reference, Stage};
 
 struct Founder {
     _dir: tempfile::TempDir,
@@ -208,4 +208,95 @@ fn garbage_and_other_clusters_change_nothing() {
         assert!(taken.refused.is_some() && taken.accepted.is_empty());
     }
     assert_eq!(f.statements(), before);
+}
+
+#[test]
+fn a_head_is_committed_with_what_moves_it_and_a_store_that_lost_that_opens_nothing() {
+    let f = found();
+    let say = |key: &Keypair, kind: Kind| {
+        let statement =
+            Statement { cluster: Some(f.cluster), by: key.key_id(), time: cluster::now(), chain: None, kind };
+        let envelope = statement.sign(&[key]);
+        let taken = f.facts.ingest(vec![envelope.to_json()], true).expect("ingest");
+        assert_eq!(taken.refused, None);
+        envelope.id()
+    };
+    let digest = ManifestDigest([7; 32]);
+    let artifact: weighlock_protocol::Artifact = "acme/bot".parse().expect("a name");
+    let tag = "1.0.0".parse().expect("a tag");
+    say(
+        &f.host,
+        Kind::Publish(Publish { artifact: artifact.clone(), tag, manifest: digest, total_bytes: 1 }),
+    );
+    let channel = Channel { artifact: artifact.clone(), stage: Stage::Production, hardware: "any".into() };
+    let now = cluster::now();
+    let draft = f.facts.ledger().draft_promotion(&f.admin.key_id(), &channel, digest, now, String::new());
+    assert_eq!(draft.holds, []);
+    let promotion = say(&f.admin, Kind::Promote(draft.promotion));
+    let reference: Reference = "acme/bot:production".parse().expect("a reference");
+    assert_eq!(f.facts.resolve(&reference).expect_err("no witness yet").kind, Failure::NotFound);
+    assert!(f.store.heads().expect("heads").is_empty());
+    assert_eq!(f.facts.cosign_pending().expect("cosigns"), 1);
+    assert_eq!(f.facts.cosign_pending().expect("cosigns"), 0, "once");
+    assert_eq!(f.facts.resolve(&reference), Ok(digest));
+    let heads = f.store.heads().expect("heads");
+    assert_eq!(heads.len(), 1);
+    assert!(heads[0].0.starts_with("acme/bot:production") && !heads[0].1.is_empty());
+    let opens = |facts: &Facts| facts.admit(&reference, Purpose::Use).map(|admitted| admitted.digest);
+    let reopened = Facts::open(f.store.clone(), f.host.clone(), f.cluster).expect("reopened");
+    assert_eq!(opens(&reopened), Ok(digest));
+
+    // As after a copy of the store from before, or a row that was lost.
+    let bytes = f.store.statement(&promotion).expect("read").expect("there");
+    f.store.remove_statements(&[promotion]).expect("removed");
+    let damaged = Facts::open(f.store.clone(), f.host.clone(), f.cluster).expect("opened");
+    let error = opens(&damaged).expect_err("its head is not what it was");
+    assert_eq!(error.kind, Failure::Refused);
+    assert!(error.message.contains("lost"), "{error}");
+    assert_eq!(f.store.heads().expect("heads"), heads, "a loss moves no head");
+    damaged.ingest(vec![bytes], false).expect("sent again");
+    assert_eq!(opens(&damaged), Ok(digest));
+}
+
+#[test]
+fn doors_and_heads_that_move_do_not_wait_for_each_other_for_ever() {
+    let f = found();
+    let digest = ManifestDigest([7; 32]);
+    let publish = |artifact: &str| {
+        let kind = Kind::Publish(Publish {
+            artifact: artifact.parse().expect("a name"),
+            tag: "1.0.0".parse().expect("a tag"),
+            manifest: digest,
+            total_bytes: 1,
+        });
+        Statement { cluster: Some(f.cluster), by: f.host.key_id(), time: cluster::now(), chain: None, kind }
+            .sign(&[&f.host])
+            .to_json()
+    };
+    f.facts.ingest((0..20).map(|n| publish(&format!("acme/m{n}"))).collect(), true).expect("ingest");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let reference: Reference = "acme/m0:1.0.0".parse().expect("a reference");
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    f.facts.admit(&reference, Purpose::Use).expect("opens");
+                }
+            });
+        }
+        for n in 0..20 {
+            let artifact = format!("acme/m{n}").parse().expect("a name");
+            let channel = Channel { artifact, stage: Stage::Production, hardware: "any".into() };
+            let now = cluster::now();
+            let draft =
+                f.facts.ledger().draft_promotion(&f.admin.key_id(), &channel, digest, now, String::new());
+            let kind = Kind::Promote(draft.promotion);
+            let statement =
+                Statement { cluster: Some(f.cluster), by: f.admin.key_id(), time: now, chain: None, kind };
+            f.facts.ingest(vec![statement.sign(&[&f.admin]).to_json()], true).expect("ingest");
+            assert_eq!(f.facts.cosign_pending().expect("cosigns"), 1);
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(f.facts.ledger().heads().count(), 20);
 }

@@ -38,7 +38,7 @@ pub(super) struct Held {
     pub(super) signers: Vec<KeyId>,
     /// Kept for what grants authority, so that tickets and proofs can be made from it.
     pub(super) envelope: Option<Envelope>,
-    /// What a policy statement's text says, if this release can read it.
+    /// What a policy statement's text says, if this release can read it and it is what its digest says.
     pub(super) policy: Option<Arc<Policy>>,
 }
 
@@ -236,10 +236,15 @@ impl Authority {
             }
             // Any one promoter, whatever the threshold: it must work when one person is awake. A retired key may undo
             // what it could see, until its revocation says since when it is not believed.
-            Kind::Rollback(said) => self.root_at(said.said.root).is_some_and(|root| {
-                root.holds(Role::Promoter, namespace, &s.by)
-                    && self.next_root_time(said.said.root).is_none_or(|next| s.time <= next)
-            }),
+            Kind::Rollback(said) => {
+                let holds =
+                    |n: u32| self.root_at(n).is_some_and(|root| root.holds(Role::Promoter, namespace, &s.by));
+                let known = (said.said.root..).take_while(|n| self.root_at(*n).is_some());
+                // Who rolled back beside a rotation that it had not heard of is a promoter still.
+                let last = known.filter(|n| holds(*n)).last();
+                holds(said.said.root)
+                    && last.is_some_and(|last| self.next_root_time(last).is_none_or(|next| s.time <= next))
+            }
             _ => false,
         };
         if may { Status::Effective } else { Status::Ignored(Why::NotAllowed) }

@@ -33,13 +33,15 @@ use super::authority::{Authority, Set};
 use super::body::Kind;
 use super::promotion::Scope;
 use super::why::Status;
-use crate::id::StatementId;
+use crate::id::{KeyId, StatementId};
 use crate::names::Artifact;
 
 /// What counts of each artifact's ladder, and what follows from it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ladder {
     lines: BTreeMap<Artifact, Line>,
+    /// Cosignatures that do not count, by author: a witness is bound by what it signed even so.
+    void: BTreeMap<KeyId, BTreeSet<StatementId>>,
     /// Whose fold is out of date.
     stale: BTreeSet<Artifact>,
     /// Whose fold was made anew since somebody asked.
@@ -60,7 +62,13 @@ pub(super) struct Line {
 
 impl Ladder {
     /// Counts a statement; `fold` must follow.
-    pub(super) fn insert(&mut self, id: StatementId, kind: &Kind) {
+    pub(super) fn insert(&mut self, id: StatementId, by: KeyId, kind: &Kind) {
+        if let Some(of) = self.void.get_mut(&by) {
+            of.remove(&id);
+            if of.is_empty() {
+                self.void.remove(&by);
+            }
+        }
         let Some(artifact) = kind.artifact() else { return };
         if matches!(kind, Kind::Verdict(_)) {
             // It may be what a promotion waits for.
@@ -87,8 +95,16 @@ impl Ladder {
         self.stale.insert(artifact.clone());
     }
 
+    /// Notes a statement that does not count.
+    pub(super) fn insert_void(&mut self, id: StatementId, by: KeyId, kind: &Kind) {
+        if matches!(kind, Kind::Cosign(_)) {
+            self.void.entry(by).or_default().insert(id);
+        }
+    }
+
     /// No longer counts a statement; `fold` must follow.
-    pub(super) fn remove(&mut self, id: StatementId, kind: &Kind) {
+    pub(super) fn remove(&mut self, id: StatementId, by: KeyId, kind: &Kind) {
+        self.insert_void(id, by, kind);
         let Some(artifact) = kind.artifact() else { return };
         let Some(line) = self.lines.get_mut(artifact) else { return };
         line.promotions.remove(&id);
@@ -132,6 +148,11 @@ impl Ladder {
     /// What became of a promotion or rollback that counts.
     pub(super) fn status(&self, artifact: &Artifact, id: &StatementId) -> Option<Status> {
         self.lines.get(artifact)?.folded.status(id)
+    }
+
+    /// Cosignatures of `witness` that do not count.
+    fn void(&self, witness: &KeyId) -> impl Iterator<Item = &StatementId> {
+        self.void.get(witness).into_iter().flatten()
     }
 
     pub(super) fn line(&self, artifact: &Artifact) -> Option<&Line> {

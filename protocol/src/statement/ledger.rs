@@ -264,7 +264,10 @@ impl Ledger {
         let keep =
             matches!(statement.kind, Kind::Root(_) | Kind::Invite(_) | Kind::Admit(_) | Kind::Revoke(_));
         let policy = match &statement.kind {
-            Kind::Policy(policy) => Policy::parse(&policy.text).ok().map(Arc::new),
+            Kind::Policy(set) => {
+                let policy = Policy::parse(&set.text).ok();
+                policy.filter(|policy| policy.digest() == set.policy).map(Arc::new)
+            }
             _ => None,
         };
         let held = Held { signers, envelope: keep.then_some(envelope), policy, statement };
@@ -292,9 +295,10 @@ impl Ledger {
             kind if kind.namespace().is_some() => {
                 self.said.entry(by).or_default().insert(id, effective);
                 if effective {
-                    self.ladder.insert(id, kind);
+                    self.ladder.insert(id, by, kind);
                     count(&mut self.tags, &mut self.weighed, id, by, kind);
                 } else {
+                    self.ladder.insert_void(id, by, kind);
                     self.said_idle.add(by);
                 }
             }
@@ -440,7 +444,7 @@ impl Ledger {
         *counted = counts;
         if counts {
             self.said_idle.remove(&by);
-            self.ladder.insert(*id, kind);
+            self.ladder.insert(*id, by, kind);
             count(&mut self.tags, &mut self.weighed, *id, by, kind);
         } else {
             self.said_idle.add(by);
@@ -448,7 +452,7 @@ impl Ledger {
                 self.tags.remove(*id, by, publish);
             }
             self.weighed.remove(*id, kind);
-            self.ladder.remove(*id, kind);
+            self.ladder.remove(*id, by, kind);
         }
     }
 }

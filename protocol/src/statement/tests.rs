@@ -163,9 +163,13 @@ fn picture(ledger: &Ledger) -> String {
             (ledger.evaluations_of(&bot, &digest), ledger.verdicts_on(&bot, &digest))
         })
         .collect();
+    let opens = |a| {
+        (0..8).map(|n| ledger.may_open(a, &ManifestDigest([n; 32]), "cpu/x86-64-v4", NOW)).collect::<Vec<_>>()
+    };
+    let ballots = |a| ledger.pending_of(a).iter().map(|id| (*id, ledger.ballot(id, NOW))).collect::<Vec<_>>();
     let ladder: Vec<_> = ledger
         .promoted_artifacts()
-        .map(|a| (ledger.heads_of(a).collect::<Vec<_>>(), ledger.kept(a, 2), ledger.pending_of(a)))
+        .map(|a| (ledger.heads_of(a).collect::<Vec<_>>(), ledger.kept(a, 2), ballots(a), opens(a)))
         .collect();
     let policies: Vec<_> = ledger.policies().collect();
     let chains: Vec<_> = (0..60).map(|n| (ledger.next_chain(&id(n)), ledger.is_revoked(&id(n)))).collect();

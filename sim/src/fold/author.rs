@@ -66,7 +66,7 @@ impl FoldWorld {
     }
 
     /// An admin signs at home, where its chain is known.
-    fn by_admin(&mut self, kind: impl FnOnce(&Ledger, UnixTime) -> Kind) -> Option<Envelope> {
+    pub(super) fn by_admin(&mut self, kind: impl FnOnce(&Ledger, UnixTime) -> Kind) -> Option<Envelope> {
         let admin = self.an_admin();
         let home = self.home(admin);
         if !self.hosts[home].up {
@@ -109,7 +109,7 @@ impl FoldWorld {
     pub(super) fn a_publisher(&mut self) -> Keypair {
         match self.rng.random_range(0..4u32) {
             0 => self.ghost(),
-            1 => pick(&self.cast.publishers, &mut self.rng).expect("two publishers").clone(),
+            1 => pick(&self.cast.offices.publishers, &mut self.rng).expect("two publishers").clone(),
             _ => {
                 let n = self.rng.random_range(0..self.options.hosts);
                 self.hosts[n].key.clone()
@@ -128,7 +128,7 @@ impl FoldWorld {
             && self.options.weighed
         {
             // By one who may, and by one who mostly may not.
-            for author in self.cast.evaluators.first().cloned().into_iter().chain([author]) {
+            for author in self.cast.offices.evaluators.first().cloned().into_iter().chain([author]) {
                 for kind in weighed(&published) {
                     let envelope = self.cast.sign(&author, time, None, kind);
                     self.say(host, &envelope);
@@ -232,7 +232,7 @@ impl FoldWorld {
     }
 
     /// The next root, with one admin out or another in. The signatures of the others come later.
-    fn rotate(&mut self) {
+    pub(super) fn rotate(&mut self) {
         let admins: Vec<usize> = {
             let all = 0..self.cast.admins.len();
             let out = self.rng.random_range(all.start..all.end);

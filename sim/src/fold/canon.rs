@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use weighlock_protocol::statement::{Ledger, Status};
 use weighlock_protocol::{KeyId, ManifestDigest, StatementId, UnixTime};
 
+use super::climb::HARDWARE;
+
 /// One kind of answer. Whatever the fold learns to answer (heads, policies, cosignatures) joins as one more section,
 /// and is compared between hosts from then on.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +28,9 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "revoked", idle: false, write: revoked },
     Section { name: "tags", idle: false, write: tags },
     Section { name: "publishes", idle: false, write: publishes },
+    Section { name: "policies", idle: false, write: policies },
+    Section { name: "heads", idle: false, write: heads },
+    Section { name: "ballots", idle: true, write: ballots },
     Section { name: "settled", idle: true, write: settled },
     Section { name: "alarms", idle: true, write: alarms },
     Section { name: "chains", idle: true, write: chains },
@@ -120,6 +125,38 @@ fn publishes(ledger: &Ledger, _: UnixTime, out: &mut String) {
                 let _ = writeln!(out, "{digest} {said:?}");
             }
         }
+    }
+}
+
+fn policies(ledger: &Ledger, _: UnixTime, out: &mut String) {
+    for policy in ledger.policies() {
+        let _ = writeln!(out, "{policy:?}");
+    }
+}
+
+fn heads(ledger: &Ledger, now: UnixTime, out: &mut String) {
+    for head in ledger.heads() {
+        let _ = writeln!(out, "{} {} {head:?}", head.channel, head.statement);
+    }
+    for artifact in ledger.promoted_artifacts() {
+        let _ = writeln!(out, "{artifact} keeps {:?}", ledger.kept(artifact, 2));
+        let promoted: BTreeSet<ManifestDigest> = ledger
+            .statements()
+            .filter_map(|id| match &ledger.statement(&id)?.kind {
+                weighlock_protocol::statement::Kind::Promote(p) => Some(p.manifest),
+                _ => None,
+            })
+            .collect();
+        for (digest, hardware) in promoted.iter().flat_map(|digest| HARDWARE.map(|of| (digest, of))) {
+            let opens = ledger.may_open(artifact, digest, hardware, now).ok();
+            let _ = writeln!(out, "{artifact} {digest} {hardware} {opens:?}");
+        }
+    }
+}
+
+fn ballots(ledger: &Ledger, now: UnixTime, out: &mut String) {
+    for id in ledger.pending_promotions() {
+        let _ = writeln!(out, "{id} {:?}", ledger.ballot(&id, now));
     }
 }
 

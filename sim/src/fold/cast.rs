@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weighlock_protocol::statement::{
-    Chain, Envelope, Keypair, Kind, Role, RoleSpec, Root, Signed, Statement, Target,
+    Chain, Channel, Envelope, Keypair, Kind, Revoke, Role, RoleSpec, Root, Signed, Statement, Target,
 };
 use weighlock_protocol::{Artifact, ClusterId, KeyId, ManifestDigest, StatementId, Tag, UnixTime};
 
@@ -21,15 +21,25 @@ pub(super) struct Ticket {
     pub(super) signed: usize,
 }
 
+/// Who holds which office in the roots of a run, beside the admins.
+#[derive(Debug, Clone)]
+pub(super) struct Offices {
+    /// Named as publishers by every root.
+    pub(super) publishers: Vec<Keypair>,
+    /// Who may evaluate; nobody in worlds without evaluations.
+    pub(super) evaluators: Vec<Keypair>,
+    /// Who may approve, promote and roll back; nobody in worlds without channels.
+    pub(super) promoters: Vec<Keypair>,
+    /// Hosts that the next root names as witnesses.
+    pub(super) witnesses: BTreeSet<KeyId>,
+}
+
 /// Keys that act, and what they have to act on.
 #[derive(Debug)]
 pub(super) struct Cast {
     pub(super) cluster: ClusterId,
     pub(super) admins: Vec<Keypair>,
-    /// Named as publishers by every root.
-    pub(super) publishers: Vec<Keypair>,
-    /// Who may evaluate; nobody in worlds without evaluations.
-    pub(super) evaluators: Vec<Keypair>,
+    pub(super) offices: Offices,
     /// Keys of hosts that are never switched on: admitted, revoked, and heard of through what they publish.
     pub(super) ghosts: Vec<Keypair>,
     pub(super) tickets: Vec<Ticket>,
@@ -37,16 +47,21 @@ pub(super) struct Cast {
 }
 
 impl Cast {
-    /// Admins, publishers, evaluators and ghosts of `cluster`.
-    pub(super) fn new(cluster: ClusterId, keys: [Vec<Keypair>; 4], threshold: u32) -> Self {
-        let [admins, publishers, evaluators, ghosts] = keys;
-        Self { cluster, admins, publishers, evaluators, ghosts, tickets: Vec::new(), threshold }
+    /// Everyone but the hosts.
+    pub(super) fn new(
+        cluster: ClusterId,
+        admins: Vec<Keypair>,
+        offices: Offices,
+        ghosts: Vec<Keypair>,
+        threshold: u32,
+    ) -> Self {
+        Self { cluster, admins, offices, ghosts, tickets: Vec::new(), threshold }
     }
 
     /// A root of `version` under `admins`.
     pub(super) fn root(&self, version: u32, prev_root: Option<StatementId>, admins: &[usize]) -> Root {
         let admins = admins.iter().map(|n| &self.admins[*n]);
-        root(version, prev_root, admins, &self.publishers, &self.evaluators, self.threshold)
+        self.offices.root(version, prev_root, admins, self.threshold)
     }
 
     /// Signs something as admin `n` says it, with as many others as it takes.
@@ -70,41 +85,56 @@ impl Cast {
     }
 }
 
-/// A root of `version`, with room for members to publish below `acme`.
-pub(super) fn root<'a>(
-    version: u32,
-    prev_root: Option<StatementId>,
-    admins: impl Iterator<Item = &'a Keypair>,
-    publishers: &[Keypair],
-    evaluators: &[Keypair],
-    threshold: u32,
-) -> Root {
-    let everywhere = vec!["*".parse().expect("a glob")];
-    let below = vec!["acme".parse().expect("a glob"), "acme-*".parse().expect("a glob")];
-    let admins: BTreeSet<KeyId> = admins.map(Keypair::key_id).collect();
-    let threshold = threshold.min(u32::try_from(admins.len()).unwrap_or(u32::MAX));
-    let publishers = publishers.iter().map(Keypair::key_id).collect();
-    let evaluators: BTreeSet<KeyId> = evaluators.iter().map(Keypair::key_id).collect();
-    let mut roles = BTreeMap::from([
-        (Role::Admin, RoleSpec { keys: admins, threshold, namespaces: everywhere, members: false }),
-        (
-            Role::Publisher,
-            RoleSpec { keys: publishers, threshold: 1, namespaces: below.clone(), members: true },
-        ),
-    ]);
-    if !evaluators.is_empty() {
-        let spec = RoleSpec { keys: evaluators, threshold: 1, namespaces: below, members: false };
-        roles.insert(Role::Evaluator, spec);
-    }
-    Root {
-        version,
-        prev_root,
-        name: "lab".to_owned(),
-        roles,
-        expires: UnixTime(1_900_000_000),
-        settled: BTreeMap::new(),
+impl Offices {
+    /// A root of `version`, with room for members to publish below `acme`.
+    pub(super) fn root<'a>(
+        &self,
+        version: u32,
+        prev_root: Option<StatementId>,
+        admins: impl Iterator<Item = &'a Keypair>,
+        threshold: u32,
+    ) -> Root {
+        let everywhere = vec!["*".parse().expect("a glob")];
+        let below = vec!["acme".parse().expect("a glob"), "acme-*".parse().expect("a glob")];
+        let admins: BTreeSet<KeyId> = admins.map(Keypair::key_id).collect();
+        let threshold = threshold.min(u32::try_from(admins.len()).unwrap_or(u32::MAX));
+        let ids = |keys: &[Keypair]| keys.iter().map(Keypair::key_id).collect::<BTreeSet<KeyId>>();
+        let mut roles = BTreeMap::from([
+            (
+                Role::Admin,
+                RoleSpec { keys: admins, threshold, namespaces: everywhere.clone(), members: false },
+            ),
+            (
+                Role::Publisher,
+                RoleSpec {
+                    keys: ids(&self.publishers),
+                    threshold: 1,
+                    namespaces: below.clone(),
+                    members: true,
+                },
+            ),
+        ]);
+        let more = [
+            (Role::Evaluator, ids(&self.evaluators), below.clone()),
+            (Role::Promoter, ids(&self.promoters), below),
+            (Role::Witness, self.witnesses.clone(), everywhere),
+        ];
+        for (role, keys, namespaces) in more.into_iter().filter(|(_, keys, _)| !keys.is_empty()) {
+            roles.insert(role, RoleSpec { keys, threshold: 1, namespaces, members: false });
+        }
+        Root {
+            version,
+            prev_root,
+            name: "lab".to_owned(),
+            roles,
+            expires: UnixTime(1_900_000_000),
+            settled: BTreeMap::new(),
+        }
     }
 }
+
+/// Where a witness has one vote: channel, parent, epoch, version of the root.
+pub(super) type Place = (Channel, Option<StatementId>, u64, u32);
 
 /// What was really signed by whom. Checkers hold hosts against it; no host sees it.
 #[derive(Debug, Default)]
@@ -122,6 +152,20 @@ pub struct Truth {
     /// Keys that were ever admin, and keys of tickets.
     pub(super) admitters: BTreeSet<KeyId>,
     entitled: BTreeSet<KeyId>,
+    /// Promotions and rollbacks, in order, and when each was first said: while the network was in this state.
+    pub(super) moves: BTreeMap<StatementId, u64>,
+    /// By witness and place: the promotions that it cosigned there, of which an honest one has one.
+    pub(super) votes: BTreeMap<(KeyId, Place), BTreeSet<StatementId>>,
+    /// Who cosigned each promotion.
+    pub(super) cosigners: BTreeMap<StatementId, BTreeSet<KeyId>>,
+    /// Artifacts of which something was taken back.
+    pub(super) taken_back: BTreeSet<Artifact>,
+    /// Keys that a root ever let evaluate, promote or cosign.
+    officers: BTreeSet<KeyId>,
+    /// Whether the key of an officer or a policy was revoked, which touches every artifact.
+    pub(super) all_taken_back: bool,
+    /// Counts the changes of what can reach what.
+    pub(super) spell: u64,
     at: BTreeMap<(KeyId, u64), StatementId>,
 }
 
@@ -140,9 +184,31 @@ impl Truth {
                 self.entitled.insert(admit.host);
             }
             Kind::Root(root) if self.admitters.contains(&statement.by) => {
+                let offices = [Role::Evaluator, Role::Promoter, Role::Witness];
+                let officers = offices.iter().filter_map(|role| root.roles.get(role));
+                self.officers.extend(officers.flat_map(|role| &role.keys));
                 if let Some(publishers) = root.roles.get(&Role::Publisher) {
                     self.entitled.extend(&publishers.keys);
                 }
+            }
+            Kind::Promote(_) | Kind::Rollback(_) => {
+                self.moves.entry(id).or_insert(self.spell);
+            }
+            Kind::Cosign(c) => {
+                let said = &c.said;
+                let place = (c.channel.clone(), said.parent, said.epoch, said.root);
+                self.votes.entry((statement.by, place)).or_default().insert(said.promotion);
+                self.cosigners.entry(said.promotion).or_default().insert(statement.by);
+            }
+            Kind::Revoke(Revoke { target: Target::Statement { id }, .. }) => {
+                let of = self.signed.get(id).map(|s| &s.kind);
+                let moves = of.filter(|kind| kind.channel().is_some() || matches!(kind, Kind::Verdict(_)));
+                self.taken_back.extend(moves.and_then(Kind::artifact).cloned());
+                // A policy covers many.
+                self.all_taken_back |= matches!(of, Some(Kind::Policy(_)));
+            }
+            Kind::Revoke(Revoke { target: Target::Key { key, .. }, .. }) => {
+                self.all_taken_back |= self.officers.contains(key);
             }
             _ => {}
         }
@@ -163,6 +229,12 @@ impl Truth {
         below && named.is_some_and(|all| all.iter().any(|(d, by)| d == digest && self.entitled.contains(by)))
     }
 
+    /// All that anyone published as `artifact`.
+    pub fn manifests_of(&self, artifact: &Artifact) -> BTreeSet<ManifestDigest> {
+        let of_it = self.named.iter().filter(|((of, _), _)| of == artifact);
+        of_it.flat_map(|(_, named)| named.iter().map(|(digest, _)| *digest)).collect()
+    }
+
     /// Whether `key` was ever admitted or named.
     pub fn is_entitled(&self, key: &KeyId) -> bool {
         self.entitled.contains(key)
@@ -171,6 +243,11 @@ impl Truth {
     /// Whether `key` was ever an admin's or a ticket's.
     pub fn may_admit(&self, key: &KeyId) -> bool {
         self.admitters.contains(key)
+    }
+
+    /// Whether some witness signed both of these promotions in one place.
+    pub fn signed_both(&self, one: &StatementId, other: &StatementId) -> bool {
+        self.votes.values().any(|given| given.contains(one) && given.contains(other))
     }
 
     /// Publishes and the like, for attacks and revocations to aim at.

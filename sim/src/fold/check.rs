@@ -3,13 +3,20 @@
 mod accused;
 mod bounded;
 mod converged;
+mod evidence;
 mod forged;
+mod moves;
 mod named;
+mod one_head;
 mod order;
 mod proven;
+mod quorum;
+mod replayed;
 mod revoked;
+mod rolled_back;
 mod same_fold;
 mod same_set;
+mod votes;
 
 use std::fmt;
 
@@ -32,6 +39,18 @@ pub enum Seen<'a> {
     Restarted {
         /// Which host.
         host: usize,
+    },
+    /// A host lost all that was not in an old copy of its disk; it has not read that yet.
+    Restored {
+        /// Which host.
+        host: usize,
+    },
+    /// A head was undone on a host.
+    RolledBack {
+        /// Which host.
+        host: usize,
+        /// The rollback.
+        rollback: StatementId,
     },
     /// A host found that another sent what no honest host sends.
     Accused {
@@ -56,6 +75,11 @@ pub trait Check: fmt::Debug {
     fn see(&mut self, world: &FoldWorld, seen: &Seen<'_>) -> Result<(), String> {
         let _ = (world, seen);
         Ok(())
+    }
+
+    /// Promotions that were seen to be a head somewhere, if the rule looks at those.
+    fn heads(&self) -> u64 {
+        0
     }
 
     /// Looks at the world when the run is over.
@@ -85,12 +109,18 @@ pub fn all() -> Vec<Box<dyn Check>> {
         Box::<accused::Accused>::default(),
         Box::<bounded::Bounded>::default(),
         Box::<converged::Converged>::default(),
+        Box::<evidence::Evidence>::default(),
         Box::<forged::Forged>::default(),
         Box::<named::Named>::default(),
+        Box::<one_head::OneHead>::default(),
         Box::<order::Order>::default(),
         Box::<proven::Proven>::default(),
+        Box::<quorum::Quorum>::default(),
+        Box::<replayed::Replayed>::default(),
         Box::<revoked::Revoked>::default(),
+        Box::<rolled_back::RolledBack>::default(),
         Box::<same_fold::SameFold>::default(),
         Box::<same_set::SameSet>::default(),
+        Box::<votes::Votes>::default(),
     ]
 }

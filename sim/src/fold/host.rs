@@ -30,6 +30,8 @@ pub struct Host {
     /// Whether it has been let in, and so takes part.
     pub joined: bool,
     pub(super) config: LedgerConfig,
+    /// Whether it will look at promotions soon.
+    pub(super) voting: bool,
     pub(super) boots: u64,
     pub(super) heard: BTreeSet<[u8; 32]>,
     pub(super) sessions: BTreeMap<usize, Session>,
@@ -58,6 +60,7 @@ impl Host {
             honest,
             joined: false,
             config,
+            voting: false,
             boots: 0,
             heard: BTreeSet::new(),
             sessions: BTreeMap::new(),

@@ -15,7 +15,8 @@ impl FoldWorld {
     /// One thing that a hostile author does.
     pub(super) fn attack(&mut self) {
         self.counts.attacks += 1;
-        match self.rng.random_range(0..13u32) {
+        let most = if self.options.witnesses > 0 { 17 } else { 13u32 };
+        match self.rng.random_range(0..most) {
             0 | 1 => self.equivocate(),
             2 | 3 => self.leave_a_gap(),
             4 | 5 => self.forge(),
@@ -25,6 +26,8 @@ impl FoldWorld {
             9 => self.repeat(),
             10 => self.stuff(),
             11 => self.overuse(),
+            13 | 14 => self.vote_twice(),
+            15 | 16 => self.promote_falsely(),
             _ if self.options.flood => self.flood(),
             _ => self.usurp(),
         }
@@ -38,7 +41,7 @@ impl FoldWorld {
         let first = self.cast.sign(&author, time, Some(chain), admit(a, time, None));
         let second = match self.rng.random_range(0..3u32) {
             0 => revoke(Target::Key { key: a, since: None }),
-            1 => unknown("promote/v1"),
+            1 => unknown("promote/v2"),
             _ => admit(b, time.plus(1), None),
         };
         let second = self.cast.sign(&author, time, Some(chain), second);
@@ -147,7 +150,7 @@ impl FoldWorld {
                 let kind = self.publish_kind();
                 let body = Statement {
                     cluster: Some(self.cast.cluster),
-                    by: self.cast.publishers[0].key_id(),
+                    by: self.cast.offices.publishers[0].key_id(),
                     time,
                     chain: None,
                     kind,
@@ -178,7 +181,7 @@ impl FoldWorld {
     fn say_the_unknown(&mut self) {
         let Some(host) = self.someone() else { return };
         let time = self.hosts[host].clock(self.now);
-        let kind = unknown(["promote/v1", "publish/v2", "rollback/v1"][self.rng.random_range(0..3)]);
+        let kind = unknown(["promote/v2", "publish/v2", "rollback/v2"][self.rng.random_range(0..3)]);
         let (author, chain) = if self.rng.random_bool(0.5) {
             let admin = self.an_admin();
             let author = self.cast.admins[admin].clone();

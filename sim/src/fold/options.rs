@@ -57,6 +57,16 @@ pub struct FoldOptions {
     pub skew_secs_max: u64,
     /// Whether evaluations and verdicts are said, too.
     pub weighed: bool,
+    /// Hosts that the first root names as witnesses: 1, 3 or 5; 0 in worlds without channels.
+    pub witnesses: usize,
+    /// Things that are done about channels: policies, verdicts, approvals, promotions, rollbacks.
+    pub climbs: usize,
+    /// Times that a host that may be a witness is restored from an old copy of its disk.
+    pub backups: usize,
+    /// Cosignatures after which a witness dies before it sends them, of a thousand.
+    pub dies_permille: u32,
+    /// Whether the key of a witness is in hostile hands, too.
+    pub stolen: bool,
     /// Whether liars flood ledgers that have little room.
     pub flood: bool,
     /// Statements without effect that a ledger holds, at most.
@@ -73,6 +83,14 @@ impl FoldOptions {
         let admins = rng.random_range(1..=3usize);
         let flood = rng.random_bool(0.25);
         let liars = rng.random_range(usize::from(flood)..=2);
+        // Worlds that were drawn before there were any stay as they were; what most of them may not say would
+        // fill ledgers that have little room.
+        let weighed = seed % 4 != 3 && !flood;
+        // Of their own, so that the rest of a world stays what it was.
+        let mut ladder = ChaCha8Rng::seed_from_u64(seed ^ 0x1add_e500_0000_0000);
+        let witnesses = [1, 3, 3, 5][ladder.random_range(0..4)];
+        let witnesses = if weighed { witnesses_of(hosts, admins, witnesses) } else { 0 };
+        let of_ladder = |n| if witnesses > 0 { n } else { 0 };
         Self {
             seed,
             hosts,
@@ -97,9 +115,12 @@ impl FoldOptions {
             page_ids_max: [1, 2, 7, 8_192][rng.random_range(0..4)],
             page_statements_max: [1, 3, 32][rng.random_range(0..3)],
             skew_secs_max: [0, 60, 3_600][rng.random_range(0..3)],
-            // Worlds that were drawn before there were any stay as they were; what most of them may not say would
-            // fill ledgers that have little room.
-            weighed: seed % 4 != 3 && !flood,
+            weighed,
+            witnesses,
+            climbs: of_ladder(ladder.random_range(20..=120)),
+            backups: of_ladder(ladder.random_range(0..=6usize).saturating_sub(4)),
+            dies_permille: [0, 0, 50, 300][ladder.random_range(0..4)],
+            stolen: witnesses > 0 && ladder.random_bool(0.3),
             flood,
             idle_max: if flood { rng.random_range(10..=40) } else { 100_000 },
             idle_per_author_max: if flood { rng.random_range(3..=10) } else { 10_000 },
@@ -109,8 +130,20 @@ impl FoldOptions {
     /// Rounds of reconciliation within which all must be equal once the faults are over.
     pub fn rounds_max(&self) -> u32 {
         // Every round spreads by at least one host in expectation doubles who knows; liars waste some.
-        16 + 6 * (self.hosts + self.liars).max(2).ilog2()
+        let once = 16 + 6 * (self.hosts + self.liars).max(2).ilog2();
+        // Where promotions wait, votes follow them, and what was waiting for those follows the votes.
+        if self.witnesses > 0 { 3 * once } else { once }
     }
+}
+
+/// Hosts that are there from the start; every admin is at home on one of them.
+pub(super) fn founders_of(hosts: usize, admins: usize) -> usize {
+    (hosts / 2).max(2).max(admins).min(hosts)
+}
+
+/// As many witnesses as wanted, or the next lower odd number that there are founders for.
+fn witnesses_of(hosts: usize, admins: usize, wanted: usize) -> usize {
+    [5, 3, 1].into_iter().find(|n| *n <= wanted && *n <= founders_of(hosts, admins)).unwrap_or(0)
 }
 
 impl fmt::Display for FoldOptions {
@@ -148,6 +181,17 @@ impl fmt::Display for FoldOptions {
             self.page_ids_max,
             self.page_statements_max
         )?;
+        if self.witnesses > 0 {
+            writeln!(
+                f,
+                "  channels: {} witnesses, {} steps; {} restored from backups, of 1000 votes {} kill the voter{}",
+                self.witnesses,
+                self.climbs,
+                self.backups,
+                self.dies_permille,
+                if self.stolen { ", a stolen key" } else { "" }
+            )?;
+        }
         write!(
             f,
             "  faults: of 1000 messages {} lost, {} twice, {} up to {} ms late; {} partitions, {} crashes",

@@ -36,6 +36,16 @@ pub struct FoldCounts {
     pub forgeries: u64,
     /// Things that hostile authors did.
     pub attacks: u64,
+    /// Promotions said.
+    pub promotions: u64,
+    /// Cosignatures by witnesses that looked first.
+    pub votes: u64,
+    /// Rollbacks said.
+    pub rollbacks: u64,
+    /// Hosts restored from an old copy of their disk.
+    pub restores: u64,
+    /// Promotions that were a head somewhere.
+    pub heads: u64,
     /// Hosts that joined by a ticket.
     pub joins: u64,
     /// Times that the network fell into parts.
@@ -98,6 +108,13 @@ impl fmt::Display for FoldReport {
             "{:<28}{} attacks, {} forgeries, {} lies, {} accusations, {} partitions, {} crashes",
             "trouble", c.attacks, c.forgeries, c.lies, c.accusations, c.partitions, c.crashes
         )?;
+        if self.options.witnesses > 0 {
+            writeln!(
+                f,
+                "{:<28}{} promotions, {} of them heads, {} votes, {} rollbacks, {} restored",
+                "channels", c.promotions, c.heads, c.votes, c.rollbacks, c.restores
+            )?;
+        }
         write!(f, "{:<28}{}", "trace", self.trace)?;
         for violation in &self.violations {
             let at = violation.at_ns as f64 / 1e9;

@@ -102,7 +102,7 @@ impl Host {
                 ingested = self.ingest(&bytes);
                 Response::Pushed { accepted: u32::try_from(ingested.accepted.len()).unwrap_or(u32::MAX) }
             }
-            Request::Hello(_) | Request::Manifest { .. } => Response::Busy,
+            Request::Hello(_) | Request::Manifest { .. } | Request::Audit { .. } => Response::Busy,
         };
         (response, ingested)
     }
@@ -144,7 +144,7 @@ pub(super) fn lie(request: &Request, forged: &[Vec<u8>], rng: &mut ChaCha8Rng) -
             Response::Statements { statements: vec![Blob(vec![b'{'; 40])], done: 1 }
         }
         (Request::Push { .. }, 0) => Response::Busy,
-        (Request::Push { .. } | Request::Hello(_) | Request::Manifest { .. }, _) => {
+        (Request::Push { .. } | Request::Hello(_) | Request::Manifest { .. } | Request::Audit { .. }, _) => {
             Response::Pushed { accepted: u32::MAX }
         }
     }

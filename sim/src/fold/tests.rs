@@ -44,3 +44,22 @@ fn dozens_of_seeds_of_small_hostile_worlds() {
         [seen.late, seen.forgeries, seen.lies, seen.over_limit, seen.joins, seen.partitions, seen.crashes];
     assert!(least.iter().all(|n| *n > 5), "every fault happens: {seen:?}");
 }
+
+#[test]
+fn channels_under_partitions_and_hostile_keys() {
+    let mut seen = FoldCounts::default();
+    let drawn = (100..).map(FoldOptions::draw).filter(|options| options.witnesses > 0);
+    for options in drawn.take(12) {
+        let report = run(options);
+        assert_eq!(report.violations, [], "{}\n{report}", report.options);
+        let c = &report.counts;
+        seen.heads += c.heads;
+        seen.promotions += c.promotions;
+        seen.votes += c.votes;
+        seen.rollbacks += c.rollbacks;
+        seen.restores += c.restores;
+        seen.crashes += c.crashes;
+    }
+    let least = [seen.heads, seen.promotions, seen.votes, seen.rollbacks, seen.restores, seen.crashes];
+    assert!(least.iter().all(|n| *n > 0) && seen.heads > 20, "everything happens: {seen:?}");
+}

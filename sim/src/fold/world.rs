@@ -1,5 +1,6 @@
 //! The statement world: events in order of time, a network that loses, delays and parts, and the end that must be one.
 
+mod begin;
 mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,10 +10,10 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use weighlock_protocol::statement::reconcile::ReconcileConfig;
 use weighlock_protocol::statement::{Chain, Envelope, Keypair, Kind, Ledger, LedgerConfig, Statement};
-use weighlock_protocol::{ClusterId, StatementId, Time};
+use weighlock_protocol::{ClusterId, KeyId, StatementId, Time};
 
 use super::canon::fold_hash;
-use super::cast::{Cast, Truth, key, root};
+use super::cast::{Cast, Offices, Truth, key};
 use super::check::{self, Check, FoldViolation, Seen};
 use super::host::{EPOCH, Host, Ingested};
 use super::options::FoldOptions;
@@ -25,6 +26,14 @@ pub(super) use network::Message;
 pub(super) enum Event {
     /// An honest author does something.
     Act,
+    /// Somebody does something about a channel.
+    Climb,
+    /// A host that may be a witness looks at what waits for its cosignature.
+    Vote { host: usize },
+    /// A copy of a host's disk is made.
+    Backup { host: usize },
+    /// It is all that the host has left.
+    Restore { host: usize },
     /// A hostile author does something.
     Attack,
     /// A message arrives.
@@ -69,6 +78,9 @@ pub struct FoldWorld {
     banished: BTreeSet<usize>,
     neighbours: Vec<Vec<usize>>,
     parts: Option<Vec<u8>>,
+    backups: BTreeMap<usize, BTreeMap<StatementId, Envelope>>,
+    /// Hosts that lost what was not in a backup, and keys that are in other hands, too.
+    pub(super) forgetful: BTreeSet<KeyId>,
     checks: Vec<Box<dyn Check>>,
     violations: Vec<FoldViolation>,
     trace: blake3::Hasher,
@@ -85,9 +97,16 @@ impl FoldWorld {
         let publishers = keys("publisher", 2);
         let ghosts = keys("ghost", 6);
         let evaluators = keys("evaluator", usize::from(options.weighed));
+        let promoters = keys("promoter", if options.witnesses > 0 { PROMOTERS } else { 0 });
+        let hosts = keys("host", options.witnesses);
         // One more admin is at hand for rotations.
-        let first =
-            root(1, None, admins[..options.admins].iter(), &publishers, &evaluators, options.threshold);
+        let offices = Offices {
+            publishers,
+            evaluators,
+            promoters,
+            witnesses: hosts.iter().map(Keypair::key_id).collect(),
+        };
+        let first = offices.root(1, None, admins[..options.admins].iter(), options.threshold);
         let first = Statement {
             cluster: None,
             by: admins[0].key_id(),
@@ -97,7 +116,7 @@ impl FoldWorld {
         };
         let first = first.sign(&admins[..options.threshold as usize].iter().collect::<Vec<_>>());
         let cluster = ClusterId(first.id().0);
-        let cast = Cast::new(cluster, [admins, publishers, evaluators, ghosts], options.threshold);
+        let cast = Cast::new(cluster, admins, offices, ghosts, options.threshold);
         let mut world = Self {
             now: Time(0),
             rng,
@@ -113,6 +132,8 @@ impl FoldWorld {
             banished: BTreeSet::new(),
             neighbours: Vec::new(),
             parts: None,
+            backups: BTreeMap::new(),
+            forgetful: BTreeSet::new(),
             checks: check::all(),
             violations: Vec::new(),
             trace: blake3::Hasher::new(),
@@ -151,6 +172,7 @@ impl FoldWorld {
                 self.violate(check.name(), what);
             }
         }
+        self.counts.heads = checks.iter().map(|check| check.heads()).sum();
         let states: Vec<String> =
             self.hosts.iter().map(|h| fold_hash(&h.ledger, EPOCH, true).to_string()).collect();
         self.trace(&format!("{states:?}"));
@@ -178,6 +200,21 @@ impl FoldWorld {
     /// What decides the run.
     pub fn options(&self) -> &FoldOptions {
         &self.options
+    }
+
+    /// The hosts that this one can reach, itself included.
+    pub fn side_of(&self, host: usize) -> impl Iterator<Item = usize> + '_ {
+        (0..self.hosts.len()).filter(move |other| !self.is_parted(host, *other))
+    }
+
+    /// Whether the network is whole.
+    pub fn is_whole(&self) -> bool {
+        self.parts.is_none()
+    }
+
+    /// Whether a witness may have signed twice: it lost what it knew, or others have its key.
+    pub fn is_forgetful(&self, witness: &KeyId) -> bool {
+        self.forgetful.contains(witness)
     }
 
     /// The time of the run.
@@ -218,6 +255,13 @@ impl FoldWorld {
     fn handle(&mut self, event: Event) -> bool {
         match event {
             Event::Act => self.act(),
+            Event::Climb => self.climb(),
+            Event::Vote { host } => self.vote(host),
+            Event::Backup { host } => {
+                let store = self.hosts[host].store.clone();
+                self.backups.insert(host, store);
+            }
+            Event::Restore { host } => self.restore(host),
             Event::Attack => self.attack(),
             Event::Deliver { to, from, message } => self.deliver(to, from, message),
             Event::Timer { host } => self.timer(host),
@@ -233,99 +277,17 @@ impl FoldWorld {
             Event::Restart { host } => self.restart(host),
             Event::Part(parts) => {
                 self.counts.partitions += 1;
+                self.truth.spell += 1;
                 self.parts = Some(parts);
             }
-            Event::Whole => self.parts = None,
+            Event::Whole => {
+                self.truth.spell += 1;
+                self.parts = None;
+            }
             Event::Heal => self.heal(),
             Event::Round(n) => return self.round(n),
         }
         false
-    }
-
-    /// Host 0 to the last founder hold root and admissions from the start; the liars are members, too.
-    fn found(&mut self, first: Envelope) {
-        let o = self.options.clone();
-        let founders = self.founders();
-        let mut config = LedgerConfig::new(self.cast.cluster);
-        config.idle_max = o.idle_max;
-        config.idle_per_author_max = o.idle_per_author_max;
-        self.truth.admitters.extend(self.cast.admins.iter().map(Keypair::key_id));
-        for n in 0..o.hosts + o.liars {
-            let skew =
-                self.rng.random_range(0..=2 * o.skew_secs_max).cast_signed() - o.skew_secs_max.cast_signed();
-            let honest = n < o.hosts;
-            self.hosts.push(Host::new(key(o.seed, "host", n), config.clone(), skew, honest));
-        }
-        let mut all = vec![first];
-        for n in (0..founders).chain(o.hosts..o.hosts + o.liars) {
-            let seq = all.len() as u64;
-            let chain = Some(Chain { seq, prev: all.last().map(Envelope::id) });
-            let kind = super::author::admit(self.hosts[n].id(), EPOCH, None);
-            all.push(self.cast.sign_together(0, EPOCH, chain, kind));
-            self.hosts[n].joined = true;
-        }
-        let bytes: Vec<Vec<u8>> = all.iter().map(Envelope::to_json).collect();
-        for n in 0..self.hosts.len() {
-            if self.hosts[n].joined {
-                self.hosts[n].ingest(&bytes);
-            }
-        }
-        for envelope in all {
-            self.note(&envelope);
-        }
-    }
-
-    /// Hosts that are there from the start; every admin is at home on one of them.
-    pub(super) fn founders(&self) -> usize {
-        (self.options.hosts / 2).max(2).max(self.options.admins).min(self.options.hosts)
-    }
-
-    /// Draws when everything happens.
-    fn draw_faults(&mut self) {
-        let o = self.options.clone();
-        let all = self.hosts.len();
-        self.neighbours = (0..all).map(|n| vec![(n + 1) % all, (n + all - 1) % all]).collect();
-        for n in 0..all {
-            for _ in 1..o.neighbours {
-                let other = self.rng.random_range(0..all);
-                self.neighbours[n].push(other);
-                self.neighbours[other].push(n);
-            }
-        }
-        for (n, some) in self.neighbours.iter_mut().enumerate() {
-            some.sort_unstable();
-            some.dedup();
-            some.retain(|other| *other != n);
-        }
-        for _ in 0..o.acts {
-            let at = self.moment();
-            self.queue.push(at, Event::Act);
-        }
-        for _ in 0..o.attacks {
-            let at = self.moment();
-            self.queue.push(at, Event::Attack);
-        }
-        for host in self.founders()..o.hosts {
-            let at = self.moment();
-            self.queue.push(at, Event::Join { host });
-        }
-        for _ in 0..o.crashes {
-            let (at, back) = (self.moment(), self.moment());
-            let host = self.rng.random_range(0..all);
-            self.queue.push(at, Event::Crash { host, back: at.max(back) + Duration::from_millis(1) });
-        }
-        for _ in 0..o.partitions {
-            let (at, until) = (self.moment(), self.moment());
-            let parts = self.rng.random_range(2..=3u8);
-            let parts = (0..all).map(|_| self.rng.random_range(0..parts)).collect();
-            self.queue.push(at.min(until), Event::Part(parts));
-            self.queue.push(at.max(until), Event::Whole);
-        }
-        for host in 0..all {
-            let at = self.within(o.reconcile_ms);
-            self.queue.push(at, Event::Timer { host });
-        }
-        self.queue.push(Time(0) + Duration::from_millis(o.span_ms), Event::Heal);
     }
 
     fn restart(&mut self, host: usize) {
@@ -337,12 +299,26 @@ impl FoldWorld {
         let batch = if self.options.flood { usize::MAX } else { batch };
         self.hosts[host].restart(batch, &mut self.rng);
         self.see(&Seen::Restarted { host });
+        self.vote_soon(host);
         // As a host does that connects.
         self.queue.push(self.now, Event::Timer { host });
     }
 
+    /// A host dies and comes back with what a backup has. What it said since is not lost if another host heard it.
+    fn restore(&mut self, host: usize) {
+        let Some(store) = self.backups.remove(&host) else { return };
+        self.counts.restores += 1;
+        let id = self.hosts[host].id();
+        self.forgetful.insert(id);
+        self.hosts[host].crash();
+        self.hosts[host].store = store;
+        self.see(&Seen::Restored { host });
+        self.restart(host);
+    }
+
     fn heal(&mut self) {
         (self.healed, self.parts) = (true, None);
+        self.truth.spell += 1;
         for host in 0..self.hosts.len() {
             if !self.hosts[host].up {
                 self.restart(host);
@@ -368,7 +344,9 @@ impl FoldWorld {
     }
 
     fn round(&mut self, n: u32) -> bool {
-        if self.is_equal() {
+        // What is about to be said will have to spread.
+        let still = self.hosts.iter().all(|host| !host.voting);
+        if still && self.is_equal() {
             self.rounds = Some(n);
             return true;
         }
@@ -419,6 +397,7 @@ impl FoldWorld {
         if !ingested.accepted.is_empty() {
             self.trace(&format!("{host} has {:?}", ingested.accepted));
             self.see(&Seen::Ingested { host, new: &ingested.accepted });
+            self.vote_soon(host);
         }
         if let (Some(from), Some(reason)) = (from, ingested.refused) {
             self.accuse(host, from, &reason);
@@ -433,7 +412,7 @@ impl FoldWorld {
         self.see(&Seen::Accused { by, of, reason });
     }
 
-    fn see(&mut self, seen: &Seen<'_>) {
+    pub(super) fn see(&mut self, seen: &Seen<'_>) {
         let mut checks = std::mem::take(&mut self.checks);
         for check in &mut checks {
             if let Err(what) = check.see(self, seen) {
@@ -486,6 +465,9 @@ impl FoldWorld {
         self.said[n].id()
     }
 }
+
+/// Keys that may promote and roll back, in worlds with channels.
+const PROMOTERS: usize = 3;
 
 /// One of `all`.
 pub(super) fn pick<'a, T>(all: &'a [T], rng: &mut ChaCha8Rng) -> Option<&'a T> {

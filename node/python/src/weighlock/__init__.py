@@ -12,6 +12,11 @@ or, while it is still on its way to this host:
     with weighlock.stream("acme/support-bot:1.4.0") as arriving:
         for name, tensor in arriving:
             model.load(name, tensor)
+
+or whatever a channel runs, now and from then on:
+
+    for head in weighlock.watch("acme/support-bot:production"):
+        print(head.digest, head.rolled_back)
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ from ._errors import (
 from ._socket import Session, connect
 from ._stream import Stream
 from ._tensors import TensorInfo, Tensors
+from ._watch import Head, Watch, watch
 
 __version__ = "0.1.0"
 
@@ -48,6 +54,7 @@ __all__ = [
     "Error",
     "File",
     "FormatError",
+    "Head",
     "Internal",
     "Invalid",
     "MissingDependency",
@@ -61,9 +68,11 @@ __all__ = [
     "Tensors",
     "TimeoutError",
     "Unavailable",
+    "Watch",
     "hello",
     "open",
     "stream",
+    "watch",
 ]
 
 

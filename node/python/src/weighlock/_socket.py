@@ -119,6 +119,13 @@ class Connection:
         # Only close: a shutdown would also end the copy that a forked parent or child still uses.
         self._sock.close()
 
+    def hang_up(self) -> None:
+        """Ends both directions, also under a thread that waits for a frame, and leaves the descriptor to it."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended already
+
     @property
     def closed(self) -> bool:
         return self._sock.fileno() < 0

@@ -40,8 +40,8 @@ pub(in super::super) fn draft(node: &Node, by: KeyId, of: DraftOf) -> Result<Dra
                 .map(|channel| approval(node, &ledger, by, channel, manifest, &note))
                 .collect()
         }
-        DraftOf::Rollback { name, hardware, to, reason } => {
-            rollbacks(node, by, &name, hardware, to, &reason)?
+        DraftOf::Rollback { name, hardware, to, bad, again, reason } => {
+            rollbacks(node, by, &name, hardware, &Away { to, bad, again, reason })?
         }
         DraftOf::Follow { reference, on, stop } => vec![follow(node, by, &reference, on, stop)?],
         DraftOf::Root { change } => vec![root(node, by, change)?],
@@ -199,13 +199,20 @@ fn approval(
     }
 }
 
+/// From what, to what, and why.
+struct Away {
+    to: Option<String>,
+    bad: Option<String>,
+    again: bool,
+    reason: String,
+}
+
 fn rollbacks(
     node: &Node,
     by: KeyId,
     name: &str,
     hardware: Option<String>,
-    to: Option<String>,
-    reason: &str,
+    away: &Away,
 ) -> Result<Vec<DraftItem>> {
     let (artifact, stage) = match name.parse::<Reference>() {
         Ok(Reference { artifact, selector: Selector::Stage(stage) }) => (artifact, stage),
@@ -215,7 +222,8 @@ fn rollbacks(
         }
         Err(_) => (artifact(name)?, Stage::Production),
     };
-    let to = to.map(|to| what(node, &to)).transpose()?;
+    let to = away.to.as_deref().map(|to| what(node, to)).transpose()?;
+    let bad = away.bad.as_deref().map(|bad| what(node, bad)).transpose()?.map(|(_, digest)| digest);
     if to.as_ref().is_some_and(|(other, _)| *other != artifact) {
         return Err(Error::invalid(format!("--to names another artifact than {artifact}")));
     }
@@ -237,13 +245,25 @@ fn rollbacks(
         return Err(none());
     }
     let first = chosen[0].manifest;
+    if bad.is_some_and(|bad| bad != first) {
+        // Somebody was faster, or it was never there.
+        return Ok(Vec::new());
+    }
+    if let Some(head) = chosen.iter().find(|head| head.rolled_back).filter(|_| bad.is_none() && !away.again) {
+        let tags = super::tags(&ledger, &artifact, &head.manifest).join(", ");
+        return Err(Error::refused(format!(
+            "{} was rolled back to {tags} at {}; again would call {tags} bad",
+            head.channel, head.since
+        ))
+        .hint("say --again if it is bad too, or name what is bad with --bad"));
+    }
     if chosen.iter().any(|head| head.manifest != first) {
         return Err(Error::invalid(format!("{artifact}:{stage} has other heads on other hardware"))
             .hint("say which with --hardware"));
     }
     let mut items = Vec::new();
     for head in chosen {
-        let draft = ledger.draft_rollback(&head.channel, to, reason.to_owned());
+        let draft = ledger.draft_rollback(&head.channel, to, away.reason.clone());
         let draft =
             draft.map_err(|hold| Error::refused(format!("cannot roll back {}: {hold}", head.channel)))?;
         let target = ledger.target_of(&draft);
@@ -316,6 +336,12 @@ fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
             }
             spec.keys.extend(&keys);
             if !namespaces.is_empty() {
+                let before: Vec<String> = spec.namespaces.iter().map(ToString::to_string).collect();
+                warnings.push(format!(
+                    "the role of {role} counts in {} from now on, for all who hold it; before: {}",
+                    namespaces.join(" "),
+                    before.join(" ")
+                ));
                 spec.namespaces = namespaces
                     .iter()
                     .map(|glob| glob.parse())
@@ -324,7 +350,7 @@ fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
                         Error::invalid(e.to_string())
                     })?;
             }
-            about.push_str(&format!("{role} for {}", shown(&keys)));
+            about.push_str(&format!("{role} for {}", shown(&ledger, &keys)));
         }
         RootChange::Remove { role, keys } => {
             let keys = key_ids(&ledger, &keys)?;
@@ -341,7 +367,7 @@ fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
                 return Err(Error::refused(format!("{left} keys of {role} are fewer than its threshold"))
                     .hint(format!("lower it first: `weighlock keys threshold {role} {left}`")));
             }
-            about.push_str(&format!("{role} no longer for {}", shown(&keys)));
+            about.push_str(&format!("{role} no longer for {}", shown(&ledger, &keys)));
         }
         RootChange::Threshold { role, threshold } => {
             let spec =
@@ -390,6 +416,7 @@ fn key_ids(ledger: &Ledger, names: &[String]) -> Result<BTreeSet<KeyId>> {
     names.iter().map(one).collect()
 }
 
-fn shown(keys: &BTreeSet<KeyId>) -> String {
-    keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn shown(ledger: &Ledger, keys: &BTreeSet<KeyId>) -> String {
+    let name = |key: &KeyId| ledger.member(key, now()).map_or_else(|| key.to_string(), |member| member.name);
+    keys.iter().map(name).collect::<Vec<_>>().join(", ")
 }

@@ -15,7 +15,7 @@ use crate::local::message::{HostState, RolloutHosts};
 use crate::rollout::{self, Told};
 
 /// How long a host may take to answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// All members, this host first.
 ///

@@ -9,6 +9,9 @@ use crate::daemon::Node;
 use crate::error::Result;
 use crate::local::message::{LogEvent, LogHead, Logged};
 
+/// Most characters of a verdict's reason in the log.
+const WORDS_CHARS_MAX: usize = 80;
+
 /// What was said of an artifact up to `at`, and its heads then.
 ///
 /// # Errors
@@ -18,8 +21,7 @@ pub(in super::super) fn log(node: &Node, name: &str, at: Option<u64>) -> Result<
     let ledger = node.facts.ledger();
     let at = at.map_or_else(now, UnixTime);
     let events = ledger.history(&artifact).into_iter().filter(|event| event.time <= at);
-    let heads = ledger.heads_of(&artifact).filter_map(|head| {
-        let channel = &head.channel;
+    let heads = ledger.channels_of(&artifact).into_iter().filter_map(|channel| {
         let (statement, digest) = ledger.head_at(&artifact, channel.stage, &channel.hardware, at)?;
         let (verdicts, policy) = grounds(&ledger, &artifact, &digest, &statement);
         Some(LogHead {
@@ -75,7 +77,8 @@ fn row(ledger: &Ledger, artifact: &Artifact, event: Event) -> LogEvent {
         }
         Kind::Verdict(v) => {
             let against = v.ruling.baseline.as_ref().map_or_else(|| "nothing".to_owned(), &name);
-            let why = v.ruling.reasons.first().map(|why| format!(": {why}")).unwrap_or_default();
+            let why =
+                v.ruling.reasons.first().map(|why| format!(": {}", first_words(why))).unwrap_or_default();
             format!(
                 "{} {} against {against} on {}, policy {}{why}",
                 name(&v.manifest),
@@ -116,6 +119,14 @@ fn row(ledger: &Ledger, artifact: &Artifact, event: Event) -> LogEvent {
     }
 }
 
+/// As much of a long reason as a table bears; `weighlock statement show` has all of it.
+fn first_words(text: &str) -> String {
+    match text.char_indices().nth(WORDS_CHARS_MAX) {
+        Some((at, _)) => format!("{} ...", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
 fn stage(channel: &weighlock_protocol::statement::Channel) -> String {
     format!("{} ({})", channel.stage, channel.hardware)
 }
@@ -125,7 +136,7 @@ fn note(note: &str) -> String {
 }
 
 /// A host's name, or the roles of a key with its beginning.
-fn signer(ledger: &Ledger, key: &KeyId) -> String {
+pub(super) fn signer(ledger: &Ledger, key: &KeyId) -> String {
     if ledger.member(key, now()).is_some() {
         return who(ledger, key);
     }

@@ -253,11 +253,10 @@ fn the_longest_texts_fit_a_line() {
     let dir = TempDir::new().expect("a directory");
     let mut log = open(&dir, 1000);
     // Characters that take most bytes in JSON.
-    let long = Some("\u{10ffff}".repeat(TEXT_CHARS_MAX));
+    let reference = "\u{10ffff}".repeat(TEXT_CHARS_MAX);
+    let long = Some(reference.clone());
     let quoted = "\"".repeat(super::REASON_CHARS_MAX);
-    let caller =
-        Caller { process: long.clone(), runtime: long.clone(), pod: long.clone(), ..Caller::default() };
-    let reference = long.expect("a text");
+    let caller = Caller { process: long.clone(), runtime: long.clone(), pod: long, ..Caller::default() };
     log.entry(1, Entry { reference, caller, reason: Some(quoted), ..entry(1) }, Event::Refused);
     assert_eq!((log.numbers().lost, names(&read(&dir).0).last()), (0, Some(&"refused")));
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Guard, MetricRule, OtherHardware, Pairing, Policy, Publish};
+use super::{Guard, MetricRule, OnExpiry, OtherHardware, Pairing, Policy, Publish};
 use crate::gate::stats::{Direction, Margin};
 
 impl fmt::Display for Margin {
@@ -61,6 +61,13 @@ impl fmt::Display for Policy {
         if !contract.required_files.is_empty() {
             writeln!(f, "files: {} must be there", list(&mut contract.required_files.iter().cloned()))?;
         }
+        writeln!(f, "ladder: {}", list(&mut self.ladder.iter().map(ToString::to_string)))?;
+        if self.on_expiry == OnExpiry::Stop {
+            writeln!(f, "a head whose promotion has expired no longer opens")?;
+        }
+        if self.allow_ungated {
+            writeln!(f, "--ungated opens without evidence, and is logged")?;
+        }
         for (stage, rule) in &self.stages {
             let mut parts = Vec::new();
             parts.extend(rule.min_requests.map(|n| format!("{n} requests")));
@@ -71,6 +78,7 @@ impl fmt::Display for Policy {
             if !rule.hardware.is_empty() {
                 parts.push(format!("evidence on {}", list(&mut rule.hardware.iter().cloned())));
             }
+            parts.extend(rule.valid_for.map(|s| format!("renewed every {s} s")));
             writeln!(f, "stage {}: {}", stage.as_str(), parts.join(", "))?;
         }
         if let Some(live) = &self.live {

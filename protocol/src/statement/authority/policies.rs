@@ -18,6 +18,9 @@ use crate::names::Artifact;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in super::super) struct Policies {
     scopes: BTreeMap<Scope, OfScope>,
+    /// The same by name, since every open asks.
+    namespaces: BTreeMap<String, Scope>,
+    artifacts: BTreeMap<Artifact, Scope>,
 }
 
 /// The policies of one scope.
@@ -50,8 +53,11 @@ impl Policies {
 
     /// A statement that made `digest` a policy for `artifact`, in its narrowest scope or in a wider one.
     pub(in super::super) fn known(&self, artifact: &Artifact, digest: &Sha256) -> Option<StatementId> {
-        let scopes = [Scope::Artifact(artifact.clone()), Scope::Namespace(artifact.namespace().to_owned())];
-        let known = scopes.iter().filter_map(|scope| self.scopes.get(scope)?.known.get(digest)?.first());
+        let scopes = [self.artifacts.get(artifact), self.namespaces.get(artifact.namespace())];
+        let known = scopes
+            .into_iter()
+            .flatten()
+            .filter_map(|scope| self.scopes.get(scope)?.known.get(digest)?.first());
         known.copied().next()
     }
 
@@ -77,9 +83,16 @@ impl Policies {
     }
 
     fn of(&self, artifact: &Artifact) -> Option<(&Scope, &OfScope)> {
-        // Hot: asked at every open. An artifact's own policy is rare, so most look-ups end at the namespace.
-        let own = self.scopes.get_key_value(&Scope::Artifact(artifact.clone()));
-        own.or_else(|| self.scopes.get_key_value(&Scope::Namespace(artifact.namespace().to_owned())))
+        let own = self.artifacts.get(artifact).or_else(|| self.namespaces.get(artifact.namespace()));
+        self.scopes.get_key_value(own?)
+    }
+
+    fn insert(&mut self, scope: Scope, of: OfScope) {
+        match &scope {
+            Scope::Namespace(namespace) => self.namespaces.insert(namespace.clone(), scope.clone()),
+            Scope::Artifact(artifact) => self.artifacts.insert(artifact.clone(), scope.clone()),
+        };
+        self.scopes.insert(scope, of);
     }
 }
 
@@ -152,9 +165,8 @@ impl Authority {
                 };
                 self.statuses.insert(one.id, status);
             }
-            if !of.known.is_empty() {
-                self.policies.scopes.insert(scope, of);
-            }
+            // Also where all of them were revoked: what is gated stays gated, and a new first policy opens the way.
+            self.policies.insert(scope, of);
         }
     }
 }

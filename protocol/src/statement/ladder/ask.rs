@@ -202,7 +202,11 @@ impl Ledger {
             }
         }
         let mut holds = line.folded.lacks(&view, *by, &promotion, now, head);
-        holds.extend(self.lacks_now(by, &promotion, now, now));
+        for hold in self.lacks_now(by, &promotion, now, now) {
+            if !holds.contains(&hold) {
+                holds.push(hold);
+            }
+        }
         let same = self.same(line, &view, &promotion, head, now);
         Draft { promotion, holds, same, replaces: head.and_then(|n| n.manifest) }
     }

@@ -181,7 +181,9 @@ impl Folded {
                 let before = before.ok_or(Hold::Parent)?;
                 let target = tree.target(view, r, before, parent)?;
                 let mut all_bad = (*before.all_bad).clone();
-                let at = all_bad.entry(r.manifest).or_insert(time);
+                // Later than the last time, whatever this author's clock shows: else what came back and is bad again
+                // would count as good.
+                let at = all_bad.entry(r.manifest).and_modify(|at| *at = at.plus(1)).or_insert(time);
                 *at = time.max(*at);
                 Ok(Node {
                     id: *id,
@@ -307,7 +309,10 @@ impl Tree {
         }
         let mut line = Vec::new();
         while let Some(next) = after.get(&line.last().copied()) {
-            let key = |n: usize| (strength[n], self.nodes[n].0.bad.is_some(), self.nodes[n].0.root);
+            let key = |n: usize| {
+                let node = &self.nodes[n].0;
+                (strength[n], node.bad.is_some(), node.root, node.epoch)
+            };
             let Some(best) = next.iter().map(|n| key(*n)).max() else { break };
             let equal: Vec<usize> = next.iter().copied().filter(|n| key(*n) == best).collect();
             let first = equal.iter().copied().min_by_key(|n| self.nodes[*n].0.id);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::body::{Kind, Labels};
 use super::super::ledger::Ledger;
-use super::super::promotion::{Follow, HARDWARE_ANY};
+use super::super::promotion::{Channel, Follow, HARDWARE_ANY};
 use super::super::why::Status;
 use super::Hold;
 use crate::id::{KeyId, ManifestDigest, StatementId};
@@ -111,6 +111,24 @@ impl Ledger {
         let path = self.ladder.line(artifact)?.folded.path(stage, hardware)?;
         let node = path.nodes.iter().take_while(|node| node.since <= time).last()?;
         Some((node.id, node.manifest?))
+    }
+
+    /// The channels of an artifact that have or had a head, lowest stage first.
+    pub fn channels_of(&self, artifact: &Artifact) -> Vec<Channel> {
+        let paths = self.ladder.line(artifact).into_iter().flat_map(|line| line.folded.paths());
+        let channel = |(stage, hardware, _): (Stage, &str, _)| Channel {
+            artifact: artifact.clone(),
+            stage,
+            hardware: hardware.to_owned(),
+        };
+        paths.map(channel).collect()
+    }
+
+    /// Whether a manifest is or was the head of a channel.
+    pub fn was_head(&self, channel: &Channel, manifest: &ManifestDigest) -> bool {
+        let path = self.ladder.line(&channel.artifact);
+        let path = path.and_then(|line| line.folded.path(channel.stage, &channel.hardware));
+        path.is_some_and(|path| path.nodes.iter().any(|node| node.manifest == Some(*manifest)))
     }
 
     /// What a promotion or rollback lacks in the eyes of the fold.

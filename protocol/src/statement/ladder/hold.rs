@@ -135,7 +135,7 @@ impl fmt::Display for Hold {
             }
             Hold::NotPublished => f.write_str("it is not published under this name; `weighlock add` publishes"),
             Hold::NoVerdict => {
-                f.write_str("no evidence: no verdict on it for this hardware; run `weighlock gate` and import its verdict")
+                f.write_str("no evidence: no verdict on it for this hardware; `weighlock eval REF --run CMD`, then `weighlock gate REF --out verdict.dsse` and `weighlock statement import verdict.dsse`")
             }
             Hold::NoVerdictElsewhere => f.write_str(
                 "no evidence for another kind of hardware that the policy names; run `weighlock gate` there",

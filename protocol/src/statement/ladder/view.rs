@@ -44,23 +44,26 @@ impl<'a> View<'a> {
     /// A policy that this artifact has or had.
     pub(super) fn policy(&self, digest: &Sha256) -> Result<&'a Policy, Hold> {
         let id = self.authority.policies.known(self.artifact, digest).ok_or(Hold::PolicyMissing)?;
-        let policy = self.held(&id).and_then(|held| held.policy.as_deref());
-        policy.filter(|policy| policy.digest() == *digest).ok_or(Hold::PolicyUnreadable)
+        self.held(&id).and_then(|held| held.policy.as_deref()).ok_or(Hold::PolicyUnreadable)
     }
 
-    /// Witnesses of `root` that have cosigned, with the time of each.
+    /// Witnesses that have cosigned, with the time of each. Of one that did so twice the first time counts, so that
+    /// no second word of it makes a head younger than others have taken it for.
     pub(super) fn cosigners(&self, promotion: &StatementId) -> BTreeMap<KeyId, UnixTime> {
-        let Some(p) = self.promotion(promotion) else { return BTreeMap::new() };
-        let ids = self.line.cosignatures.get(promotion).into_iter().flatten();
-        ids.filter_map(|id| {
-            let s = &self.held(id)?.statement;
-            let Kind::Cosign(c) = &s.kind else { return None };
+        let mut first = BTreeMap::new();
+        let Some(p) = self.promotion(promotion) else { return first };
+        for id in self.line.cosignatures.get(promotion).into_iter().flatten() {
+            let Some(Held { statement: s, .. }) = self.held(id) else { continue };
+            let Kind::Cosign(c) = &s.kind else { continue };
             let of_it = c.channel == p.channel
                 && c.manifest == p.manifest
                 && (c.said.parent, c.said.epoch, c.said.root) == (p.said.parent, p.said.epoch, p.said.root);
-            of_it.then_some((s.by, s.time))
-        })
-        .collect()
+            if of_it {
+                let at = first.entry(s.by).or_insert(s.time);
+                *at = s.time.min(*at);
+            }
+        }
+        first
     }
 
     /// When the cosignatures became enough.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::body::{Kind, Role};
 use super::super::ledger::Ledger;
 use super::super::promotion::{Channel, Cosignature, OnChannel, Promotion};
-use super::super::why::Status;
+use super::super::why::{Status, Why};
 use super::fold::{Node, Path};
 use super::view::{View, quorum};
 use super::{Hold, Line};
@@ -72,12 +72,14 @@ impl Ledger {
             return Vote::Withheld(Vec::new());
         };
         let view = self.view(&p.channel.artifact, line);
-        if view.cosigners(promotion).contains_key(witness) {
+        let place = Place::of(&p.channel, &p.said);
+        let void = self.void_votes(witness, place);
+        if view.cosigners(promotion).contains_key(witness) || void.contains(promotion) {
             return Vote::Done;
         }
         let mut holds = self.holds(&view, p, by, time, now);
-        let before = Place::of(&p.channel, &p.said);
-        if let Some(other) = self.votes(line).get(&(*witness, before)).and_then(|given| given.first()) {
+        let votes = self.votes(line);
+        if let Some(other) = votes.get(&(*witness, place)).unwrap_or(&void).first() {
             holds.push(Hold::Voted { promotion: *other });
         }
         if self.is_revoked(witness) || self.chains.forked_at(witness).is_some() {
@@ -234,7 +236,8 @@ impl Ledger {
         holds
     }
 
-    /// Whether no promotion at this place can get cosignatures enough any longer.
+    /// Whether no promotion at this place can take effect any longer: none can get cosignatures enough, or what it
+    /// rests on was revoked. Where a revocation is undone after all, the later epoch wins.
     fn is_split(
         &self,
         view: &View<'_>,
@@ -253,11 +256,12 @@ impl Ledger {
         for ((witness, at), promotions) in self.votes(view.line) {
             if at == place {
                 voted.insert(witness);
-                for promotion in promotions {
+                for promotion in promotions.into_iter().filter(|id| !self.is_dead(view, id)) {
                     *by_promotion.entry(promotion).or_default() += 1;
                 }
             }
         }
+        voted.extend(witnesses.keys.iter().filter(|key| !self.void_votes(key, place).is_empty()));
         let open = witnesses.keys.len().saturating_sub(voted.len());
         let best = by_promotion.into_values().max().unwrap_or(0);
         !voted.is_empty() && best + open < witnesses.keys.len() / 2 + 1
@@ -269,12 +273,43 @@ impl Ledger {
         for id in line.cosignatures.values().flatten() {
             let Some(s) = self.statement(id) else { continue };
             let Kind::Cosign(c) = &s.kind else { continue };
-            let said = &c.said;
-            let place =
-                Place { channel: &c.channel, parent: said.parent, epoch: said.epoch, root: said.root };
-            votes.entry((s.by, place)).or_default().insert(said.promotion);
+            votes.entry((s.by, Place::of_vote(&c.channel, &c.said))).or_default().insert(c.said.promotion);
         }
         votes
+    }
+
+    /// What `witness` cosigned at this place without effect.
+    fn void_votes(&self, witness: &KeyId, place: Place<'_>) -> BTreeSet<StatementId> {
+        let kinds = self.ladder.void(witness).filter_map(|id| Some(&self.statement(id)?.kind));
+        kinds
+            .filter_map(|kind| match kind {
+                Kind::Cosign(c) if Place::of_vote(&c.channel, &c.said) == place => Some(c.said.promotion),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Whether a promotion was revoked, or all its verdicts for some hardware that must have one.
+    fn is_dead(&self, view: &View<'_>, id: &StatementId) -> bool {
+        let is_revoked = |id: &StatementId| {
+            let held = self.set.get(id);
+            held.is_some_and(|h| self.authority.said_status(id, h) == Status::Ignored(Why::Revoked))
+        };
+        let Some(p) = view.promotion(id) else { return false };
+        let Some(digest) = p.said.policy.filter(|_| !is_revoked(id)) else { return is_revoked(id) };
+        let policy = self.policy_known(&p.channel.artifact, &digest);
+        let elsewhere = policy.as_ref().and_then(|policy| policy.stages.get(&p.channel.stage));
+        let mut needed = elsewhere.into_iter().flat_map(|rule| &rule.hardware).chain([&p.channel.hardware]);
+        needed.any(|hardware| {
+            // One that is not here may be for this hardware.
+            let may_carry = |id: &StatementId| match self.statement(id).map(|s| &s.kind) {
+                Some(Kind::Verdict(verdict)) => verdict.ruling.hardware == *hardware,
+                Some(_) => false,
+                None => true,
+            };
+            let mut of_it = p.said.verdicts.iter().filter(|id| may_carry(id)).peekable();
+            of_it.peek().is_some() && of_it.all(is_revoked)
+        })
     }
 
     fn counted_promotion(&self, id: &StatementId) -> Option<(KeyId, UnixTime, &OnChannel<Promotion>)> {
@@ -297,5 +332,9 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     fn of(channel: &'a Channel, p: &Promotion) -> Self {
         Self { channel, parent: p.parent, epoch: p.epoch, root: p.root }
+    }
+
+    fn of_vote(channel: &'a Channel, c: &Cosignature) -> Self {
+        Self { channel, parent: c.parent, epoch: c.epoch, root: c.root }
     }
 }

@@ -1,8 +1,12 @@
 //! The ladder: what moves a head, what does not, and what a partition leaves behind.
 
 mod authority;
+mod bound;
+mod histories;
+mod model;
 mod partition;
 mod policy;
+mod properties;
 
 use super::weighing;
 use super::*;

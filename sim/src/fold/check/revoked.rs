@@ -21,6 +21,9 @@ impl Check for Revoked {
     }
 
     fn see(&mut self, world: &FoldWorld, seen: &Seen<'_>) -> Result<(), String> {
+        if let Seen::Restored { host } = seen {
+            self.heard.retain(|(of, _), _| of != host);
+        }
         let (Seen::Ingested { host, .. } | Seen::Restarted { host }) = seen else { return Ok(()) };
         let ledger = &world.hosts()[*host].ledger;
         let root = ledger.root(EPOCH).map(|r| r.id);

@@ -19,9 +19,14 @@ impl Check for SameSet {
         "same-set"
     }
 
-    fn see(&mut self, _: &FoldWorld, seen: &Seen<'_>) -> Result<(), String> {
-        if let Seen::Ingested { host, new } = seen {
-            self.taken.entry(*host).or_default().extend(*new);
+    fn see(&mut self, world: &FoldWorld, seen: &Seen<'_>) -> Result<(), String> {
+        match seen {
+            Seen::Ingested { host, new } => self.taken.entry(*host).or_default().extend(*new),
+            Seen::Restored { host } => {
+                let left = &world.hosts()[*host].store;
+                self.taken.entry(*host).or_default().retain(|id| left.contains_key(id));
+            }
+            _ => {}
         }
         Ok(())
     }

@@ -162,6 +162,7 @@ impl FoldWorld {
         let pause = self.options.reconcile_ms * 1_000_000;
         let pause = pause - pause / 10 + self.rng.random_range(0..=pause / 5);
         self.queue.push(self.now + Duration::from_nanos(pause), Event::Timer { host });
+        self.vote_soon(host);
         let this = &self.hosts[host];
         if !this.up || !this.joined {
             return;
@@ -236,7 +237,7 @@ impl FoldWorld {
         true
     }
 
-    fn is_parted(&self, a: usize, b: usize) -> bool {
+    pub(super) fn is_parted(&self, a: usize, b: usize) -> bool {
         self.parts.as_ref().is_some_and(|parts| parts[a] != parts[b])
     }
 }
