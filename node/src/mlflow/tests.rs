@@ -331,7 +331,7 @@ fn files_are_downloaded_whole_and_only_below_the_directory() {
         answers.push((&a, 200, String::new()));
         answers.retain(|(at, ..)| at != path);
         answers.push((path, 200, body.to_owned()));
-        let error = run(&answers).err().expect("refused");
+        let Err(error) = run(&answers) else { panic!("taken") };
         assert!(error.message.contains(says), "{says}: {error:?}");
     }
 }
