@@ -173,7 +173,7 @@ def run(cables, directory, cut_s):
     cables.cut({1, 2, 4})
     cut_at = time.monotonic()
     code, error = fleet.promote(first, "1.2.0", "canary", "--wait", "2")
-    check("one witness of three promotes nothing", code == 6 and "1 of 2 cosignatures" in error, error.splitlines()[0])
+    check("one witness of three promotes nothing", code == 6 and "of 2 cosignatures" in error, error.splitlines()[0])
     began = time.monotonic()
     code, error = fleet.promote(many[0], "1.3.0", "canary")
     check("two witnesses of three do", code == 0, f"{time.monotonic() - began:.2f} s {error}")
