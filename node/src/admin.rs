@@ -1,37 +1,31 @@
 //! The command line's door: answers each request on `weighlock.sock`.
 
+mod add;
 mod audit;
 mod evidence;
 mod ladder;
+mod list;
 mod observe;
 mod open;
 mod remove;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
-use tracing::info;
-use weighlock_cache::inspect;
-use weighlock_cache::{ImportOptions, ImportProgress};
-use weighlock_protocol::manifest::contract::MlflowOrigin;
-use weighlock_protocol::statement::{Applied, Envelope, Ledger, Resolution, Revocation, Target};
-use weighlock_protocol::{KeyId, ManifestDigest, Reference};
+use weighlock_protocol::statement::{Applied, Envelope, Ledger, Revocation, Target};
+use weighlock_protocol::{KeyId, Reference};
 
 use crate::audit::{Asked, Recorder};
 use crate::cluster::{self, now};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::loader;
 use crate::local::frame;
 use crate::local::message::*;
-use crate::weigh::lock::LOCK_FILE;
-use crate::{facts, loader};
 
 /// Pause between two words to a command line that waits for a host to be found.
 const LOOK_TELL: Duration = Duration::from_millis(500);
@@ -79,12 +73,12 @@ async fn answer(
     match request {
         AdminRequest::Status => json(status(node).await?),
         AdminRequest::Add { path, reference, include, exclude, datasets, origin } => {
-            let taken = Taken { path, include, exclude, datasets, origin };
-            json(add(node, stream, taken, &reference).await?)
+            let taken = add::Taken { path, include, exclude, datasets, origin };
+            json(add::add(node, stream, taken, &reference).await?)
         }
         AdminRequest::List => {
             let node = in_background;
-            json(blocking(move || list(&node)).await?)
+            json(blocking(move || list::list(&node)).await?)
         }
         AdminRequest::Inspect { reference } => json(inspect_reference(node, stream, &reference).await?),
         AdminRequest::Manifest { reference } => {
@@ -214,166 +208,6 @@ fn revoked(ledger: &Ledger, host: &KeyId) -> Option<String> {
     Some(format!("at {} by {}{why}", last.time, last.by))
 }
 
-/// What an import takes.
-struct Taken {
-    path: PathBuf,
-    include: Vec<String>,
-    exclude: Vec<String>,
-    datasets: Vec<PathBuf>,
-    origin: Option<Box<MlflowOrigin>>,
-}
-
-async fn add(node: &Arc<Node>, stream: &mut UnixStream, taken: Taken, reference: &str) -> Result<Added> {
-    let reference: Reference = reference.parse()?;
-    // Asked first: nobody wants to hear it after an hour of hashing.
-    node.facts.may_publish(&reference, None)?;
-    let started = Instant::now();
-    let (steps, mut seen) = watch::channel(Progress { phase: "import".into(), ..Progress::default() });
-    let cancel = Arc::new(AtomicBool::new(false));
-    let (worker, stop) = (node.clone(), cancel.clone());
-    let mut import = tokio::task::spawn_blocking(move || {
-        let step = |p: ImportProgress| {
-            let phase = if p.syncing { "sync" } else { "import" }.to_owned();
-            steps.send_replace(Progress {
-                phase,
-                done_bytes: p.done_bytes,
-                total_bytes: p.total_bytes,
-                ..Progress::default()
-            });
-        };
-        import(&worker, taken, &reference, &step, &stop)
-    });
-    let stopping = node.stop.clone();
-    let result = loop {
-        tokio::select! {
-            done = &mut import => break done.map_err(|e| Error::internal(format!("the import ended: {e}")))?,
-            () = stopping.cancelled(), if !cancel.load(Ordering::Relaxed) => cancel.store(true, Ordering::Relaxed),
-            () = tokio::time::sleep(Duration::from_millis(100)) => {
-                let step = seen.borrow_and_update().clone();
-                // A command line that went away wants nothing added.
-                if frame::write(stream, &Event::Progress(step)).await.is_err() {
-                    cancel.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-    };
-    let added = result?;
-    Ok(Added { seconds: started.elapsed().as_secs_f64(), ..added })
-}
-
-/// Blocking: inspects, imports, publishes.
-fn import(
-    node: &Node,
-    taken: Taken,
-    reference: &Reference,
-    step: &(dyn Fn(ImportProgress) + Sync),
-    cancel: &AtomicBool,
-) -> Result<Added> {
-    let Taken { path, include, mut exclude, datasets, origin } = taken;
-    // What a project pins is about the artifact, not in it.
-    exclude.push(LOCK_FILE.to_owned());
-    let options = inspect::Options { include, exclude, ..inspect::Options::default() };
-    let mut plan = inspect::plan(&path, &options).map_err(Error::from)?;
-    for file in &datasets {
-        plan.contract.datasets.extend(inspect::dvc::read(file).map_err(|e| Error::invalid(e.to_string()))?);
-    }
-    plan.contract.datasets.sort_by(|a, b| a.name.cmp(&b.name));
-    plan.contract.datasets.dedup();
-    if let Some(origin) = origin {
-        origin.check().map_err(Error::invalid)?;
-        plan.contract.lineage = Some(origin.lineage());
-        plan.contract.mlflow = Some(*origin);
-    }
-    let known: BTreeSet<_> =
-        node.store.layers().map_err(Error::from)?.into_iter().map(|(id, _)| id).collect();
-    let staged = node.store.import(&plan, &ImportOptions::default(), step, cancel).map_err(Error::from)?;
-    let manifest = staged.manifest().clone();
-    // Of the files alone, as the total is: the contract and the configuration blob are ours.
-    let new_files: BTreeMap<_, _> =
-        manifest.files().iter().map(|f| (f.id, f.size)).filter(|(id, _)| !known.contains(id)).collect();
-    let had_all = node.store.held().map_err(Error::from)?.contains(&manifest.digest())
-        && node.store.manifest_complete(&manifest).map_err(Error::from)?;
-    let (statement, new) = node.facts.publish(reference, staged)?;
-    node.fetcher.note_change();
-    info!(%reference, digest = %manifest.digest(), new, "added");
-    Ok(Added {
-        reference: reference.to_string(),
-        digest: manifest.digest(),
-        statement,
-        new,
-        again: !new && !had_all,
-        files: manifest.files().len(),
-        total_bytes: manifest.total_bytes(),
-        new_bytes: new_files.into_values().sum(),
-        seconds: 0.0,
-        warnings: plan.warnings,
-    })
-}
-
-fn list(node: &Node) -> Result<Vec<ArtifactRow>> {
-    let published = facts::published(&node.facts.ledger());
-    let records = node.control.host_records();
-    let mut rows = Vec::with_capacity(published.len());
-    for (artifact, tag, resolution) in published {
-        let (digest, problem) = match resolution {
-            Resolution::Resolved(digest) => (Some(digest), None),
-            Resolution::Conflict { digests } => {
-                let who = |(digest, keys): (&ManifestDigest, &BTreeSet<_>)| {
-                    let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
-                    format!("{} by {}", digest.short(), keys.join(" and "))
-                };
-                let all: Vec<String> = digests.iter().map(who).collect();
-                (None, Some(format!("published twice with different contents: {}", all.join("; "))))
-            }
-            Resolution::Unknown => continue,
-        };
-        let mut row = ArtifactRow {
-            artifact: artifact.to_string(),
-            tag: tag.to_string(),
-            digest,
-            files: None,
-            total_bytes: 0,
-            held_bytes: 0,
-            complete: false,
-            copies_elsewhere: 0,
-            publisher: node.host,
-            published: 0,
-            problem,
-        };
-        if let Some(digest) = digest {
-            if let Some(first) = node.facts.ledger().publishes_of(&digest).next() {
-                (row.publisher, row.published, row.total_bytes) =
-                    (first.by, first.time.0, first.publish.total_bytes);
-            }
-            if let Some(manifest) = facts::manifest(&node.store, &digest)? {
-                row.files = Some(manifest.files().len());
-                row.total_bytes = manifest.total_bytes();
-                row.held_bytes = file_bytes_held(node, &manifest)?;
-                row.complete = node.store.manifest_complete(&manifest).map_err(Error::from)?;
-            }
-            row.copies_elsewhere = copies_elsewhere(node, &records, &digest);
-        }
-        rows.push(row);
-    }
-    Ok(rows)
-}
-
-/// Held bytes without those of the contract and configuration blob, so that they compare with the total.
-fn file_bytes_held(node: &Node, manifest: &weighlock_protocol::manifest::Manifest) -> Result<u64> {
-    Ok(node.store.held_bytes(manifest).map_err(Error::from)?.min(manifest.total_bytes()))
-}
-
-fn copies_elsewhere(
-    node: &Node,
-    records: &watch::Receiver<crate::net::control::HostRecords>,
-    digest: &ManifestDigest,
-) -> usize {
-    let holds = |record: &weighlock_protocol::wire::control::HostRecord| {
-        record.held.iter().any(|held| held.digest == *digest && held.complete)
-    };
-    records.borrow().iter().filter(|(host, known)| **host != node.host && holds(&known.record)).count()
-}
-
 async fn inspect_reference(node: &Arc<Node>, stream: &mut UnixStream, text: &str) -> Result<Inspected> {
     let reference: Reference = text.parse()?;
     let digest = node.facts.resolve(&reference)?;
@@ -389,7 +223,7 @@ async fn inspect_reference(node: &Arc<Node>, stream: &mut UnixStream, text: &str
             digest,
             files: manifest.files().iter().map(File::from).collect(),
             total_bytes: manifest.total_bytes(),
-            held_bytes: file_bytes_held(&node, &manifest)?,
+            held_bytes: list::file_bytes_held(&node, &manifest)?,
             contract: loader::contract(&node, &manifest)?,
             published: published.collect(),
         })

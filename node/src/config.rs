@@ -1,5 +1,7 @@
 //! The configuration file and where things lie: flags beat the environment, which beats the file.
 
+mod dirs;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use weighlock_protocol::swarm::SwarmConfig;
 
 use crate::error::{Error, Result};
+pub use dirs::{Dirs, default_config_path, default_data_dir, default_keys_dir};
 
 /// Default port of the control plane (UDP and TCP).
 pub const CONTROL_PORT: u16 = 7400;
@@ -15,8 +18,6 @@ pub const CONTROL_PORT: u16 = 7400;
 pub const DATA_PORT: u16 = 7401;
 /// Default port of the local HTTP server.
 pub const HTTP_PORT: u16 = 7402;
-/// A Unix socket's path must fit in `sockaddr_un` with its final NUL.
-const SOCKET_PATH_MAX: usize = 107;
 
 /// The configuration file, `/etc/weighlock/config.toml` or `$XDG_CONFIG_HOME/weighlock/config.toml`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -326,94 +327,6 @@ fn line_of(text: &str, span: Option<std::ops::Range<usize>>) -> String {
     format!(" line {} ({line})", number + 1)
 }
 
-/// Where one daemon keeps things.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dirs {
-    /// The store.
-    pub data: PathBuf,
-    /// Its sockets.
-    pub sockets: PathBuf,
-    /// Role keys; outside the store, to be backed up.
-    pub keys: PathBuf,
-}
-
-impl Dirs {
-    /// From flags (or their environment variables), the configuration, and the defaults.
-    pub fn new(
-        data: Option<PathBuf>,
-        sockets: Option<PathBuf>,
-        keys: Option<PathBuf>,
-        config: &Config,
-    ) -> Self {
-        let data = data.unwrap_or_else(default_data_dir);
-        let sockets = sockets.or_else(|| config.sockets.dir.clone()).unwrap_or_else(|| data.join("run"));
-        let keys = keys.unwrap_or_else(default_keys_dir);
-        Self { data, sockets, keys }
-    }
-
-    /// Socket of the command line.
-    pub fn admin_socket(&self) -> PathBuf {
-        self.sockets.join("weighlock.sock")
-    }
-
-    /// Socket of the loaders.
-    pub fn loader_socket(&self) -> PathBuf {
-        self.sockets.join("loader.sock")
-    }
-
-    /// # Errors
-    /// A socket path is longer than the system takes.
-    pub fn check_sockets(&self) -> Result<()> {
-        let path = self.admin_socket();
-        if path.as_os_str().len() > SOCKET_PATH_MAX {
-            return Err(Error::invalid(format!(
-                "socket path {} is longer than {SOCKET_PATH_MAX} bytes, which is all that the system takes",
-                path.display()
-            ))
-            .hint("give a shorter directory with --socket-dir"));
-        }
-        Ok(())
-    }
-}
-
-fn is_service() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
-fn xdg(variable: &str, fallback: &str) -> PathBuf {
-    match std::env::var_os(variable) {
-        Some(dir) if Path::new(&dir).is_absolute() => PathBuf::from(dir),
-        _ => PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(fallback),
-    }
-}
-
-/// `/var/lib/weighlock` for root, else `$XDG_DATA_HOME/weighlock`.
-pub fn default_data_dir() -> PathBuf {
-    if is_service() {
-        "/var/lib/weighlock".into()
-    } else {
-        xdg("XDG_DATA_HOME", ".local/share").join("weighlock")
-    }
-}
-
-/// `/etc/weighlock/config.toml` for root, else `$XDG_CONFIG_HOME/weighlock/config.toml`.
-pub fn default_config_path() -> PathBuf {
-    if is_service() {
-        "/etc/weighlock/config.toml".into()
-    } else {
-        xdg("XDG_CONFIG_HOME", ".config").join("weighlock/config.toml")
-    }
-}
-
-/// `/etc/weighlock/keys` for root, else `$XDG_CONFIG_HOME/weighlock/keys`.
-pub fn default_keys_dir() -> PathBuf {
-    if is_service() {
-        "/etc/weighlock/keys".into()
-    } else {
-        xdg("XDG_CONFIG_HOME", ".config").join("weighlock/keys")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -450,13 +363,5 @@ mod tests {
         let mut config = Config::default();
         config.log.level = "verbose".into();
         assert!(config.check().expect_err("no level").contains("log.level"));
-    }
-
-    #[test]
-    fn long_socket_paths_are_refused_with_a_hint() {
-        let data = PathBuf::from(format!("/{}", "d".repeat(120)));
-        let dirs = Dirs::new(Some(data), None, Some("/k".into()), &Config::default());
-        let error = dirs.check_sockets().expect_err("too long");
-        assert!(error.hint.is_some_and(|hint| hint.contains("--socket-dir")));
     }
 }

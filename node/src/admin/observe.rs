@@ -246,7 +246,7 @@ fn own_copy(node: &Node, digest: &ManifestDigest) -> Result<Own> {
     };
     let complete = node.store.manifest_complete(&manifest).map_err(Error::from)?;
     Ok(Own {
-        held_bytes: super::file_bytes_held(node, &manifest)?,
+        held_bytes: super::list::file_bytes_held(node, &manifest)?,
         total_bytes: Some(manifest.total_bytes()),
         complete,
     })

@@ -6,7 +6,7 @@ use tracing::info;
 use weighlock_protocol::statement::Channel;
 use weighlock_protocol::{ManifestDigest, Reference};
 
-use super::copies_elsewhere;
+use super::list::copies_elsewhere;
 use crate::cli::counted;
 use crate::daemon::Node;
 use crate::error::{Error, Result};

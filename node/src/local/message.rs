@@ -5,10 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use weighlock_protocol::audit::Door;
-use weighlock_protocol::manifest::contract::MlflowOrigin;
 use weighlock_protocol::manifest::{Contract, Layer};
-use weighlock_protocol::wire::join::Contact;
 use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
 
 use crate::error::Error;
@@ -21,166 +18,11 @@ pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened
 pub use crate::local::observe::{
     Activity, ArtifactActivity, Evidence, Holder, PeerActivity, PeerRow, Shared, Whereabouts,
 };
+pub use crate::local::request::AdminRequest;
 pub use crate::local::weighed::{KeptEvidence, ManifestText, SaidRow, StageRow, Weighed};
 
 /// `schema_version` of everything that `--json` prints.
 pub const SCHEMA_VERSION: u32 = 1;
-
-/// What the command line asks of the daemon over `weighlock.sock`. Answered by any number of
-/// [`Event::Progress`] and one [`Event::Result`] or [`Event::Error`].
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "kebab-case")]
-pub enum AdminRequest {
-    /// [`Status`].
-    Status,
-    /// Imports a path and publishes it. Answers [`Added`].
-    Add {
-        /// Absolute path, as the daemon sees it.
-        path: PathBuf,
-        /// `ns/name:tag`.
-        reference: String,
-        /// Globs of files to take; all when empty.
-        include: Vec<String>,
-        /// Globs of files to leave out.
-        exclude: Vec<String>,
-        /// Absolute paths of `.dvc` files and `dvc.lock`s that name the data it was made from.
-        #[serde(default)]
-        datasets: Vec<PathBuf>,
-        /// The model version of MLflow that it is.
-        #[serde(default)]
-        origin: Option<Box<MlflowOrigin>>,
-    },
-    /// Answers a list of [`ArtifactRow`].
-    List,
-    /// Answers [`Inspected`].
-    Inspect {
-        /// A reference.
-        reference: String,
-    },
-    /// Answers [`ManifestText`].
-    Manifest {
-        /// A reference.
-        reference: String,
-    },
-    /// Drops this host's copy. Answers [`Removed`].
-    Remove {
-        /// A reference.
-        reference: String,
-        /// Also when a loader has it open or no other host is known to hold it.
-        force: bool,
-    },
-    /// Makes sure that it is here and answers [`Viewed`]: a read-only directory.
-    View {
-        /// A reference.
-        reference: String,
-        /// What for.
-        #[serde(default)]
-        purpose: OpenFor,
-        /// What for, as the audit log tells it.
-        #[serde(default)]
-        door: Door,
-    },
-    /// Keeps a directory with a report, its samples and its log, for an evaluation of `reference` that `by` will sign.
-    /// Answers [`KeptEvidence`].
-    AddEvidence {
-        /// What was evaluated.
-        reference: String,
-        /// Absolute path, as the daemon sees it.
-        path: PathBuf,
-        /// The evaluator.
-        by: KeyId,
-    },
-    /// Answers [`Weighed`]: what was measured of an artifact, and what the gate said of it.
-    Weighed {
-        /// A reference.
-        reference: String,
-    },
-    /// Makes sure that the report of an evaluation is here and answers [`Viewed`].
-    Evidence {
-        /// The manifest that holds it.
-        digest: ManifestDigest,
-    },
-    /// Answers a list of [`MemberRow`].
-    Members,
-    /// Answers a list of [`PeerRow`].
-    Peers,
-    /// Answers [`Whereabouts`].
-    Where {
-        /// A reference.
-        reference: String,
-    },
-    /// Answers [`Activity`].
-    Top,
-    /// Answers [`ChainPosition`]: what the next chained statement of a key must carry.
-    Chain {
-        /// The signer.
-        key: KeyId,
-    },
-    /// Commits a signed statement (DSSE JSON as text) and spreads it. Answers [`Submitted`].
-    Submit {
-        /// The envelope.
-        envelope: String,
-    },
-    /// Remembers and dials hosts, as a ticket names them. Answers nothing.
-    Dial {
-        /// Where members are.
-        contacts: Vec<Contact>,
-    },
-    /// Answers [`Introduction`]: what a ticket must carry beside its key.
-    Introduction,
-    /// Answers [`Drafted`]: what `by` would sign to bring something about, and what it lacks.
-    Draft {
-        /// The signer.
-        by: KeyId,
-        /// What.
-        of: DraftOf,
-    },
-    /// Answers [`Standing`]: what became of a statement.
-    Standing {
-        /// The statement.
-        statement: StatementId,
-    },
-    /// Answers [`LadderStatus`]: policy, heads and what waits, of an artifact.
-    Ladder {
-        /// `ns/name`, or any reference of it.
-        name: String,
-    },
-    /// Answers [`RolloutHosts`]: how far each host is with an artifact.
-    Rollout {
-        /// `ns/name`, or any reference of it.
-        name: String,
-    },
-    /// Answers [`Logged`]: who did what to an artifact.
-    Log {
-        /// `ns/name`, or any reference of it.
-        name: String,
-        /// The heads as they were at this time, Unix seconds.
-        #[serde(default)]
-        at: Option<u64>,
-    },
-    /// Answers [`Following`]: which channels this host follows, after it was told of one more or less.
-    Follow {
-        /// `ns/name:stage`, or only the question.
-        reference: Option<String>,
-        /// Whether it no longer follows it.
-        stop: bool,
-    },
-    /// Answers [`KeyRoles`]: who may do what.
-    Keys,
-    /// Answers the envelope of a statement, as text.
-    Envelope {
-        /// The statement's id, or its beginning.
-        id: String,
-    },
-    /// Answers a [`Page`](crate::audit::Page) of this host's audit log, or of another member's.
-    Audit {
-        /// Name or key of another member.
-        #[serde(default)]
-        host: Option<String>,
-        /// The question.
-        query: crate::audit::Query,
-    },
-}
 
 /// What a daemon sends on either socket.
 #[derive(Debug, Clone, Serialize, Deserialize)]

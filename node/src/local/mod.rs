@@ -5,4 +5,5 @@ pub mod ladder;
 pub mod loader;
 pub mod message;
 pub mod observe;
+pub mod request;
 pub mod weighed;

@@ -306,7 +306,7 @@ fn follow(node: &Node, by: KeyId, reference: &str, on: Labels, stop: bool) -> Re
 fn holders(node: &Node, manifest: &ManifestDigest) -> usize {
     let here = crate::facts::manifest(&node.store, manifest).ok().flatten();
     let here = here.is_some_and(|manifest| node.store.manifest_complete(&manifest).unwrap_or(false));
-    usize::from(here) + super::super::copies_elsewhere(node, &node.control.host_records(), manifest)
+    usize::from(here) + super::super::list::copies_elsewhere(node, &node.control.host_records(), manifest)
 }
 
 fn root(node: &Node, by: KeyId, change: RootChange) -> Result<DraftItem> {
