@@ -6,6 +6,7 @@ mod bad_input;
 mod delta;
 mod diff;
 mod garbage;
+mod heal;
 mod http;
 mod ladder;
 mod resume;

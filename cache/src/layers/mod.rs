@@ -1,11 +1,13 @@
 //! Layer files: where they lie, how they are opened, read and proven.
 
+pub(crate) mod damage;
 pub(crate) mod describe;
 pub(crate) mod have;
 pub(crate) mod import;
 pub(crate) mod outboard;
 pub(crate) mod partial;
 pub(crate) mod recover;
+pub(crate) mod scrub;
 pub(crate) mod seal;
 
 use std::fs::File;

@@ -32,6 +32,7 @@ mod revoke;
 mod rm;
 mod rollback;
 mod rollout;
+mod scrub;
 mod sides;
 mod sign;
 mod statement;
@@ -162,6 +163,8 @@ enum Command {
     /// Drop this host's copy of an artifact
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
+    /// Read what lies here again, prove it, and heal what is damaged from other hosts
+    Scrub(scrub::Scrub),
     /// Fetch an artifact and write it to a directory
     Pull(pull::Pull),
     /// Fetch an artifact and print a read-only directory that holds it
@@ -240,6 +243,7 @@ pub fn main() -> ExitCode {
         },
         Command::Statement(command) => command.run(&context),
         Command::Rm(command) => command.run(&context),
+        Command::Scrub(command) => command.run(&context),
         Command::Pull(command) => command.run(&context),
         Command::Path(command) => command.run(&context),
         Command::Peers(command) => command.run(&context),
