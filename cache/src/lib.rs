@@ -28,6 +28,7 @@ pub use layers::import::{Identified, ImportOptions, ImportProgress, Staged, Stag
 pub use layers::partial::PartialLayer;
 pub use layers::recover::Recovery;
 pub use layers::scrub::{SCRUB_BLOCK_BYTES, Scrubbed};
+pub use layers::take::{Taken, Wanted};
 pub use layers::{LayerReader, SealedLayer};
 pub use materialise::{MaterialiseOptions, MaterialiseReport};
 pub use meta::{HeadChange, LayerInfo};

@@ -1,6 +1,7 @@
 //! The command line's door: answers each request on `weighlock.sock`.
 
 mod add;
+mod adopt;
 mod audit;
 mod evidence;
 mod ladder;
@@ -110,6 +111,7 @@ async fn answer(
             Recorder::new(node, stream).evidence(digest).await?;
             json(viewed)
         }
+        AdminRequest::Adopt { path, dry_run } => json(adopt::adopt(node, stream, path, dry_run).await?),
         AdminRequest::Scrub { reference, bytes_per_s } => {
             json(scrub::scrub(node, stream, reference.as_deref(), bytes_per_s).await?)
         }

@@ -173,12 +173,12 @@ fn who_got_wrong_bytes_says_so_and_the_accused_looks_and_heals() {
     let pull = gamma.command().args(["pull", MODEL]).spawn();
     let mut pull = pull.expect("the program runs");
     until("the accused hears of it", || (measured(&beta, "weighlock_scrub_doubts_total") > 0).then_some(()));
-    until("it has set the layer aside", || (measured(&beta, "weighlock_quarantined_layers") == 1).then_some(()));
+    until("it has set the layer aside", || {
+        (measured(&beta, "weighlock_quarantined_layers") == 1).then_some(())
+    });
     alpha.start();
     until("it is healed", || is_whole(&beta, &source).then_some(()));
-    until("gamma has it too", || {
-        gamma.listed(MODEL).filter(|row| row["complete"] == true)
-    });
+    until("gamma has it too", || gamma.listed(MODEL).filter(|row| row["complete"] == true));
     let _ = pull.kill();
     let _ = pull.wait();
     assert!(is_whole(&gamma, &source));

@@ -1,5 +1,6 @@
 //! Weighlock from outside: the real program, and the workspace's own rules.
 
+mod adopt;
 mod audit;
 mod bad_files;
 mod bad_input;

@@ -9,6 +9,7 @@ pub(crate) mod partial;
 pub(crate) mod recover;
 pub(crate) mod scrub;
 pub(crate) mod seal;
+pub(crate) mod take;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,6 +1,7 @@
 //! The command line: one file per command; this one holds what they share.
 
 mod add;
+mod adopt;
 mod audit;
 mod completions;
 mod config;
@@ -116,6 +117,8 @@ enum Command {
     Config(config::ConfigCommand),
     /// Import a checkpoint and publish it under an immutable tag
     Add(add::Add),
+    /// Keep what other tools have downloaded, such as a Hugging Face cache, as this host's copy
+    Adopt(adopt::Adopt),
     /// A model registry: verdicts and stages written back to it
     #[command(subcommand)]
     Mlflow(mlflow::MlflowCommand),
@@ -218,6 +221,7 @@ pub fn main() -> ExitCode {
         Command::Member(command) => command.run(&context),
         Command::Config(command) => command.run(&context),
         Command::Add(command) => command.run(&context),
+        Command::Adopt(command) => command.run(&context),
         Command::Ls(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),
         Command::Diff(command) => return command.run(&context),

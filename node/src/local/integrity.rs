@@ -1,6 +1,9 @@
-//! What the command line is told of bytes that were read again.
+//! What the command line is told of bytes that were read again, or taken in from elsewhere on this host.
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use weighlock_protocol::ManifestDigest;
 
 /// How what lies in a store holds.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -49,4 +52,38 @@ pub struct Scrubbed {
     pub damaged: Vec<DamagedRow>,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// What was adopted.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Where it was looked for.
+    pub path: PathBuf,
+    /// Nothing was taken, only told.
+    pub dry_run: bool,
+    /// Files that are layers of published artifacts and were not here.
+    pub files: usize,
+    /// Bytes of those that share their disk blocks with the files they came from.
+    pub reflinked_bytes: u64,
+    /// Bytes of those that were copied, since the file system cannot share blocks, or it is another one.
+    pub copied_bytes: u64,
+    /// Artifacts of which something was found.
+    pub artifacts: Vec<AdoptedArtifact>,
+    /// Files that could not be taken.
+    pub warnings: Vec<String>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// An artifact of which something was found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AdoptedArtifact {
+    /// What.
+    pub digest: ManifestDigest,
+    /// Under which names it was published.
+    pub names: Vec<String>,
+    /// Files in all.
+    pub files: usize,
+    /// Files that are here now.
+    pub files_here: usize,
 }
