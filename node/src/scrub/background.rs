@@ -103,16 +103,13 @@ fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
     } else if let Some(begun) = begun {
         (begun.layer, begun.at)
     } else {
-        // Half of the period is for reading, so that all are done in time.
-        let before = now().0.saturating_sub(period_s / 2);
-        let due = layers.iter().filter(|(_, info)| period_s > 0 && info.proven_s <= before);
-        match due.min_by_key(|(_, info)| info.proven_s) {
-            Some((layer, _)) => (*layer, 0),
+        let proven: Vec<(LayerId, u64)> = layers.iter().map(|(id, info)| (*id, info.proven_s)).collect();
+        match due(&proven, period_s, now().0) {
+            Some(layer) => (layer, 0),
             None => return Ok(None),
         }
     };
-    let needed = total.checked_div(period_s / 2).unwrap_or(0);
-    let rate = settings.scrub_bytes_per_s.max(needed).max(1);
+    let rate = bytes_per_s(settings.scrub_bytes_per_s, total, period_s);
     debug!(%layer, from, rate, "reading a layer again");
     let (mut at, mut remembered) = (from, Instant::now());
     let mut pace = |bytes: u64| {
@@ -150,5 +147,45 @@ fn rest(node: &Node, pause: Duration) -> bool {
 fn remember(node: &Node, position: Option<&Position>) {
     if let Err(e) = node.store.set_setting(SETTING_POSITION, position) {
         debug!(error = %e, "how far scrubbing is was not written down");
+    }
+}
+
+/// The layer that was proven longest ago, if that is half of the period or more: the other half is for reading, so that
+/// all are done in time.
+fn due(proven: &[(LayerId, u64)], period_s: u64, now_s: u64) -> Option<LayerId> {
+    let before = now_s.saturating_sub(period_s / 2);
+    let due = proven.iter().filter(|(_, at)| period_s > 0 && *at <= before);
+    due.min_by_key(|(_, at)| *at).map(|(layer, _)| *layer)
+}
+
+/// As configured, or so much that all is read in half of the period.
+fn bytes_per_s(configured: u64, total_bytes: u64, period_s: u64) -> u64 {
+    let needed = total_bytes.checked_div(period_s / 2).unwrap_or(0);
+    configured.max(needed).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_S: u64 = 86_400;
+
+    #[test]
+    fn what_was_proven_longest_ago_is_read_first_and_nothing_before_half_of_the_period() {
+        let layer = |n: u8| LayerId([n; 32]);
+        let now = 1000 * DAY_S;
+        let proven = [(layer(1), now - 16 * DAY_S), (layer(2), now - 20 * DAY_S), (layer(3), now - DAY_S)];
+        assert_eq!(due(&proven, 30 * DAY_S, now), Some(layer(2)));
+        assert_eq!(due(&proven[2..], 30 * DAY_S, now), None);
+        assert_eq!(due(&proven, 0, now), None, "off");
+        // A clock that was set back makes nothing due, and nothing panics.
+        assert_eq!(due(&proven, 30 * DAY_S, 5), None);
+    }
+
+    #[test]
+    fn a_store_too_large_for_the_rate_is_read_faster() {
+        assert_eq!(bytes_per_s(16 << 20, 1 << 40, 30 * DAY_S), 16 << 20, "1 TiB takes 18 hours");
+        assert_eq!(bytes_per_s(16 << 20, 15 * DAY_S << 30, 30 * DAY_S), 1 << 30);
+        assert_eq!(bytes_per_s(16 << 20, 1 << 40, 0), 16 << 20);
     }
 }
