@@ -60,26 +60,27 @@ fn measured(host: &Host, name: &str) -> u64 {
 #[test]
 fn a_silent_flip_is_found_by_scrub_and_healed_from_a_peer_group_by_group() {
     let lab = Lab::new();
-    let (_alpha, beta, source) = pair(&lab);
-    let clean = beta.ok(&["scrub"]);
+    // Whoever added it has its SHA-256 already, so that nothing but the scrub reads it.
+    let (alpha, _beta, source) = pair(&lab);
+    let clean = alpha.ok(&["scrub"]);
     assert_eq!(clean["damaged"].as_array().map(Vec::len), Some(0), "{clean}");
     assert!(number(&clean["bytes"]) >= BYTES, "{clean}");
-    flip(&beta, 9_000_000, true);
-    let before = measured(&beta, "weighlock_fetched_bytes_total");
-    let scrubbed = beta.ok(&["scrub", MODEL]);
+    flip(&alpha, 9_000_000, true);
+    let before = measured(&alpha, "weighlock_fetched_bytes_total");
+    let scrubbed = alpha.ok(&["scrub", MODEL]);
     let row = &scrubbed["damaged"][0];
     assert!(row["bad_groups"] == 1 && row["healed"] == true, "{scrubbed}");
-    assert!(is_whole(&beta, &source));
-    let fetched = measured(&beta, "weighlock_fetched_bytes_total") - before;
+    assert!(is_whole(&alpha, &source));
+    let fetched = measured(&alpha, "weighlock_fetched_bytes_total") - before;
     assert_eq!(fetched, 16_384, "one group came over the network");
-    assert_eq!(measured(&beta, "weighlock_scrub_damaged_layers_total"), 1);
-    assert_eq!(measured(&beta, "weighlock_scrub_damaged_groups_total"), 1);
-    assert_eq!(measured(&beta, "weighlock_healed_layers_total"), 1);
-    assert_eq!(measured(&beta, "weighlock_quarantined_layers"), 0);
-    let status = beta.ok(&["status"]);
+    assert_eq!(measured(&alpha, "weighlock_scrub_damaged_layers_total"), 1);
+    assert_eq!(measured(&alpha, "weighlock_scrub_damaged_groups_total"), 1);
+    assert_eq!(measured(&alpha, "weighlock_healed_layers_total"), 1);
+    assert_eq!(measured(&alpha, "weighlock_quarantined_layers"), 0);
+    let status = alpha.ok(&["status"]);
     assert_eq!(status["integrity"]["healed"], 1, "{status}");
     assert_eq!(status["alarms"].as_array().map(Vec::len), Some(0), "{status}");
-    let log = beta.log();
+    let log = alpha.log();
     assert!(log.contains("scrub found a damaged layer") && log.contains("are whole again"), "{log}");
 }
 
@@ -164,20 +165,21 @@ fn under_always_a_silent_flip_is_not_handed_out_either() {
 #[test]
 fn who_got_wrong_bytes_says_so_and_the_accused_looks_and_heals() {
     let lab = Lab::new();
-    let (mut alpha, beta, source) = pair(&lab);
+    let (alpha, mut beta, source) = pair(&lab);
     let gamma = lab.joined("gamma", &alpha);
     gamma.hears_of(MODEL);
     // Only the rotten copy is there to fetch from.
-    flip(&beta, 7_000_000, true);
-    assert!(alpha.term().success());
-    let pull = gamma.command().args(["pull", MODEL]).spawn();
-    let mut pull = pull.expect("the program runs");
-    until("the accused hears of it", || (measured(&beta, "weighlock_scrub_doubts_total") > 0).then_some(()));
-    until("it has set the layer aside", || {
-        (measured(&beta, "weighlock_quarantined_layers") == 1).then_some(())
+    assert!(beta.term().success());
+    flip(&alpha, 7_000_000, true);
+    let mut pull = gamma.command().args(["pull", MODEL]).spawn().expect("the program runs");
+    until("the accused hears of it", || {
+        (measured(&alpha, "weighlock_scrub_doubts_total") > 0).then_some(())
     });
-    alpha.start();
-    until("it is healed", || is_whole(&beta, &source).then_some(()));
+    until("it has set the layer aside", || {
+        (measured(&alpha, "weighlock_quarantined_layers") == 1).then_some(())
+    });
+    beta.start();
+    until("it is healed", || is_whole(&alpha, &source).then_some(()));
     until("gamma has it too", || gamma.listed(MODEL).filter(|row| row["complete"] == true));
     let _ = pull.kill();
     let _ = pull.wait();
