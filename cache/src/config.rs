@@ -1,7 +1,8 @@
 //! The knobs and limits of one store.
 
 /// When a sealed layer is proven again before it is handed out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum VerifyOnRead {
     /// When its size, modification time or inode differ from the record made at sealing.
     #[default]
@@ -26,6 +27,10 @@ pub struct StoreConfig {
     pub import_block_bytes: usize,
     /// Files above which an import syncs the whole file system once instead of each file.
     pub sync_each_max: usize,
+    /// Bytes of files that are kept aside because they are not the layers in whose place they lay, oldest gone first.
+    pub quarantine_bytes_max: u64,
+    /// Most files kept aside.
+    pub quarantine_files_max: usize,
     /// Stands for the kernel's boot id; `None` reads it from the kernel.
     pub boot_id: Option<String>,
 }
@@ -40,6 +45,8 @@ impl Default for StoreConfig {
             import_files_max: cores.clamp(1, 8),
             import_block_bytes: 2 << 20,
             sync_each_max: 64,
+            quarantine_bytes_max: 8 << 30,
+            quarantine_files_max: 16,
             boot_id: None,
         }
     }

@@ -35,15 +35,15 @@ pub enum StoreError {
         /// Name of the file system type.
         kind: &'static str,
     },
-    /// A layer's bytes are not what its name says.
-    #[error("layer {layer} is corrupt: {reason}; it was set aside in {} and has to be fetched again", quarantined.display())]
+    /// A layer's bytes are not what its name says; nothing hands them out any more.
+    #[error(
+        "layer {layer} is damaged on disk: {reason}; it was set aside and heals by itself once a host that has it is connected, see `weighlock status`"
+    )]
     Corrupt {
         /// The layer.
         layer: LayerId,
         /// What was found.
         reason: String,
-        /// Where its files went.
-        quarantined: PathBuf,
     },
     /// The store was written by a newer version.
     #[error("store {} has format {found}, this version knows up to {supported}; update weighlock", path.display())]

@@ -97,6 +97,11 @@ pub(crate) fn sync_fs(path: &Path) -> Result<(), StoreError> {
     rustix::fs::syncfs(&file).map_err(|e| at(path, "sync file system of")(e.into()))
 }
 
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// Sets a file's mode.
 pub(crate) fn chmod(path: &Path, mode: u32) -> Result<(), StoreError> {
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(at(path, "set mode of"))

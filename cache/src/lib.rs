@@ -5,7 +5,7 @@
 //!
 //! A [`Store`] is one directory and one process. [`Store::import`] and [`Store::commit`] bring local files in;
 //! [`Store::partial`], [`PartialLayer::write`] and [`Store::seal`] bring layers in from peers; [`Store::reader`],
-//! [`Store::open_sealed`], [`Store::materialise`] and [`Store::view`] hand them out.
+//! [`Store::open_sealed`], [`Store::materialise`] and [`Store::view`] hand them out; [`Store::scrub`] reads them again.
 
 mod artifacts;
 pub mod config;
@@ -23,9 +23,12 @@ pub use artifacts::Commit;
 pub use config::{StoreConfig, VerifyOnRead};
 pub use error::StoreError;
 pub use fs::network_fs;
+pub use layers::damage::Damage;
 pub use layers::import::{Identified, ImportOptions, ImportProgress, Staged, StagedLayer, identify};
 pub use layers::partial::PartialLayer;
 pub use layers::recover::Recovery;
+pub use layers::scrub::{SCRUB_BLOCK_BYTES, Scrubbed};
+pub use layers::take::{Taken, Wanted};
 pub use layers::{LayerReader, SealedLayer};
 pub use materialise::{MaterialiseOptions, MaterialiseReport};
 pub use meta::{HeadChange, LayerInfo};

@@ -15,7 +15,7 @@ use weighlock_protocol::{LayerId, Sha256};
 use crate::config::StoreConfig;
 use crate::error::{StoreError, at};
 use crate::fs;
-use crate::layers::outboard::tree_bytes;
+use crate::layers::outboard::{hash_file_beside, tree_bytes};
 use crate::layers::partial::{PartialLayer, PartialPaths};
 use crate::layers::recover::Recovery;
 use crate::layers::{Layout, have};
@@ -152,20 +152,20 @@ impl Store {
         if known { Ok(()) } else { Err(StoreError::NotHeld(*id)) }
     }
 
-    /// Computes the SHA-256 of a sealed layer from its file and records it.
+    /// Computes the SHA-256 of a sealed layer from its file and records it. The same read proves its bytes again: what
+    /// rotted here must not look like a lie of who published it.
     ///
     /// # Errors
     /// As [`open_sealed`](Self::open_sealed).
     pub fn prove_sha256(&self, id: &LayerId) -> Result<Sha256, StoreError> {
         use sha2::Digest;
-        let mut layer = self.open_sealed(id)?;
+        let layer = self.open_sealed(id)?;
         let mut hasher = sha2::Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match layer.file.read(&mut buffer).map_err(at(&layer.path, "read"))? {
-                0 => break,
-                n => hasher.update(&buffer[..n]),
-            }
+        let beside = |bytes: &[u8]| hasher.update(bytes);
+        let root = hash_file_beside(&layer.file, &layer.path, layer.size, |_, _| Ok(()), beside)?;
+        if root != *id {
+            let slot = self.slot(id);
+            return self.damaged(id, &mut lock_of(&slot), format!("its bytes hash to {}", root.short()));
         }
         let sha256 = Sha256(hasher.finalize().into());
         self.set_sha256(id, sha256)?;
@@ -259,6 +259,7 @@ impl Store {
         let mut live = lock_of(&slot);
         let living = live.upgrade();
         *live = Weak::new();
+        self.meta().forget_damage(id)?;
         match living {
             Some(layer) => layer.remove(),
             None => PartialPaths::new(&self.layout().partial(), id).remove(),

@@ -1,6 +1,7 @@
 //! The command line's door: answers each request on `weighlock.sock`.
 
 mod add;
+mod adopt;
 mod audit;
 mod evidence;
 mod ladder;
@@ -8,6 +9,7 @@ mod list;
 mod observe;
 mod open;
 mod remove;
+mod scrub;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -109,6 +111,10 @@ async fn answer(
             Recorder::new(node, stream).evidence(digest).await?;
             json(viewed)
         }
+        AdminRequest::Adopt { path, dry_run } => json(adopt::adopt(node, stream, path, dry_run).await?),
+        AdminRequest::Scrub { reference, bytes_per_s } => {
+            json(scrub::scrub(node, stream, reference.as_deref(), bytes_per_s).await?)
+        }
         AdminRequest::Members => json(members(node).await?),
         AdminRequest::Peers => json(observe::peers(node).await?),
         AdminRequest::Where { reference } => json(observe::whereabouts(node, &reference).await?),
@@ -160,7 +166,12 @@ fn json(value: impl Serialize) -> Result<serde_json::Value> {
 
 async fn status(node: &Arc<Node>) -> Result<Status> {
     let copy = node.clone();
-    let layers = blocking(move || copy.store.layers().map_err(Error::from)).await?;
+    let (layers, integrity) = blocking(move || {
+        let integrity = copy.scrubber.report(&copy.store)?;
+        Ok((copy.store.layers().map_err(Error::from)?, integrity))
+    })
+    .await?;
+    let damage = crate::scrub::alarms(&integrity);
     let peers = node.control.peers().await.map(|peers| peers.len()).unwrap_or_default();
     let now = now();
     let ledger = node.facts.ledger();
@@ -195,7 +206,14 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         leases: node.leases.open().len(),
         fetches,
         ungated,
-        alarms: ledger.alarms(now).iter().map(ToString::to_string).chain(node.audit.alarm()).collect(),
+        alarms: ledger
+            .alarms(now)
+            .iter()
+            .map(ToString::to_string)
+            .chain(node.audit.alarm())
+            .chain(damage)
+            .collect(),
+        integrity,
     })
 }
 

@@ -1,6 +1,7 @@
 //! The configuration file and where things lie: flags beat the environment, which beats the file.
 
 mod dirs;
+mod integrity;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use weighlock_protocol::swarm::SwarmConfig;
 
 use crate::error::{Error, Result};
 pub use dirs::{Dirs, default_config_path, default_data_dir, default_keys_dir};
+pub use integrity::Integrity;
 
 /// Default port of the control plane (UDP and TCP).
 pub const CONTROL_PORT: u16 = 7400;
@@ -35,6 +37,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// Limits.
     pub limits: Limits,
+    /// When what lies in the store is proven again.
+    pub integrity: Integrity,
     /// Local sockets.
     pub sockets: Sockets,
     /// The log of opens.
@@ -291,6 +295,7 @@ impl Config {
         if let Some((key, _, max)) = bounded.into_iter().find(|(_, value, max)| value > max) {
             return Err(format!("{key} must be at most {max}"));
         }
+        self.integrity.check()?;
         if self.audit.segment_bytes < 64 << 10 {
             return Err("audit.segment_bytes must be at least 65536".into());
         }

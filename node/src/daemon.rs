@@ -25,6 +25,7 @@ use crate::fetch::{DeltaLimits, FetchLimits, Fetcher, blocking};
 use crate::net::control::{self, ControlConfig, ControlHandle};
 use crate::net::data::{DataConfig, DataPlane, Doors};
 use crate::preflight::listen_error;
+use crate::scrub::{self, Scrubber};
 use crate::{cluster, hardware, http, loader, membership, proof, server};
 
 /// After a full disk, fetching goes on once so many bytes are available, or all that are missing.
@@ -54,6 +55,7 @@ pub(crate) struct Node {
     pub(crate) fetcher: Fetcher,
     pub(crate) leases: Arc<loader::Leases>,
     pub(crate) audit: Audit,
+    pub(crate) scrubber: Arc<Scrubber>,
     pub(crate) http: SocketAddr,
     pub(crate) stop: CancellationToken,
 }
@@ -65,7 +67,11 @@ pub(crate) struct Node {
 pub fn open_store(dirs: &Dirs, config: &Config) -> Result<Store> {
     let store = Store::open(
         &dirs.data,
-        StoreConfig { free_floor_bytes: config.limits.free_bytes_min, ..StoreConfig::default() },
+        StoreConfig {
+            free_floor_bytes: config.limits.free_bytes_min,
+            verify_on_read: config.integrity.verify_on_read,
+            ..StoreConfig::default()
+        },
     )
     .map_err(Error::from)?;
     Ok(store)
@@ -96,10 +102,13 @@ pub async fn run(
 
     // Data plane.
     let grown = watch::Sender::new(0);
+    let (scrubber, doubts) = Scrubber::new();
+    let scrubber = Arc::new(scrubber);
     let possession = Arc::new(DataBackend {
         store: store.clone(),
         facts: facts.clone(),
         grown: grown.clone(),
+        scrubber: scrubber.clone(),
         fetcher: OnceLock::new(),
     });
     let contacts = Arc::new(OnceLock::<ControlHandle>::new());
@@ -171,6 +180,7 @@ pub async fn run(
         fetcher,
         leases,
         audit,
+        scrubber,
         http,
         stop: doors_stop.clone(),
     });
@@ -179,6 +189,8 @@ pub async fn run(
     spawn(&mut tasks, "announcements", announce(node.clone(), data_addr));
     spawn(&mut tasks, "statements", spread(node.clone()));
     spawn(&mut tasks, "proofs", proof::run(node.clone()));
+    spawn(&mut tasks, "scrub", scrub::run(node.clone()));
+    spawn(&mut tasks, "doubts", scrub::doubts(node.clone(), doubts));
     spawn(&mut tasks, "channels", crate::follow::run(node.clone()));
     spawn(&mut tasks, "cosignatures", crate::witness::run(node.clone()));
     spawn(&mut tasks, "resumption", resume(node.clone()));

@@ -128,6 +128,12 @@ async fn gather(node: &Arc<Node>) -> Result<String> {
     for (name, help, value) in counters {
         registry.register(name, help, ConstCounter::new(value));
     }
+    let copy = node.clone();
+    let registry = blocking(move || {
+        copy.scrubber.measure(&copy.store, &mut registry)?;
+        Ok(registry)
+    })
+    .await?;
     let mut text = String::new();
     encode(&mut text, &registry).map_err(Error::internal)?;
     Ok(text)

@@ -28,6 +28,7 @@ mod proof;
 mod readiness;
 mod rollout;
 pub mod sandbox;
+mod scrub;
 mod server;
 mod weigh;
 mod witness;

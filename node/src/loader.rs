@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File as StdFile;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tracing::{debug, info};
@@ -23,7 +24,7 @@ use crate::facts::{Basis, Purpose};
 use crate::fetch::{Step, blocking};
 use crate::local::frame::{self, FRAME_FDS_MAX};
 use crate::local::message::{Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved};
-use crate::proof;
+use crate::{proof, scrub};
 
 /// Contracts larger than this leave out their tensor index in an answer; a loader reads it from the files.
 const CONTRACT_INLINE_BYTES_MAX: u64 = 4 << 20;
@@ -34,6 +35,7 @@ const OPEN_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     counts: Mutex<BTreeMap<ManifestDigest, usize>>,
+    last: Mutex<Option<Instant>>,
 }
 
 impl Leases {
@@ -42,7 +44,14 @@ impl Leases {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether something was opened so recently.
+    pub(crate) fn taken_within(&self, time: Duration) -> bool {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|since| since.elapsed() < time)
+    }
+
     fn take(self: &Leases, digest: ManifestDigest) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(digest).or_default() += 1;
     }
 
@@ -213,6 +222,9 @@ impl Session {
                 }
             }
         };
+        let (store, contract_layer) = (self.node.store.clone(), manifest.contract().id);
+        let readable = move || store.open_sealed(&contract_layer).map(drop);
+        scrub::whole(&self.node, digest, scrub::Patience::Wait, readable).await?;
         let (node, copy) = (self.node.clone(), manifest.clone());
         let (contract, incomplete) = blocking(move || {
             check_quarantine(&node, &copy)?;
@@ -292,11 +304,14 @@ impl Session {
             // Files are begun for who fetches them, and for nobody else.
             self.node.fetcher.begin(manifest.digest()).await?;
         }
-        blocking(move || {
-            let open = |(id, size): &(LayerId, u64)| open_file(&store, id, *size, partial);
-            layers.iter().map(open).collect::<std::result::Result<Vec<_>, _>>().map_err(Error::from)
-        })
-        .await
+        let patience = if partial { scrub::Patience::Partial } else { scrub::Patience::Wait };
+        let open = move || {
+            // All are tried, so that all that are damaged are found.
+            let opened: Vec<_> =
+                layers.iter().map(|(id, size)| open_file(&store, id, *size, partial)).collect();
+            opened.into_iter().collect()
+        };
+        scrub::whole(&self.node, manifest.digest(), patience, open).await
     }
 }
 

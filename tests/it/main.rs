@@ -1,11 +1,13 @@
 //! Weighlock from outside: the real program, and the workspace's own rules.
 
+mod adopt;
 mod audit;
 mod bad_files;
 mod bad_input;
 mod delta;
 mod diff;
 mod garbage;
+mod heal;
 mod http;
 mod ladder;
 mod resume;

@@ -1,12 +1,15 @@
 //! Layer files: where they lie, how they are opened, read and proven.
 
+pub(crate) mod damage;
 pub(crate) mod describe;
 pub(crate) mod have;
 pub(crate) mod import;
 pub(crate) mod outboard;
 pub(crate) mod partial;
 pub(crate) mod recover;
+pub(crate) mod scrub;
 pub(crate) mod seal;
+pub(crate) mod take;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,8 +1,11 @@
 //! What the store knows about layers, manifests and statements, in one embedded database.
 
+mod integrity;
 mod tables;
+mod upgrade;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{
@@ -13,8 +16,10 @@ use weighlock_protocol::{LayerId, ManifestDigest, Sha256, StatementId};
 
 use crate::error::{StoreError, at, is_full};
 use crate::fs::{self, Stamp};
+pub(crate) use integrity::DamageRow;
 use tables::{
-    FORMAT, FORMAT_KEY, HEADS, HELD, LAYERS, LayerRow, MANIFESTS, META, SETTINGS, STATEMENT_INDEX, STATEMENTS,
+    DAMAGED, FORMAT, FORMAT_KEY, HEADS, HELD, LAYERS, LayerRow, MANIFESTS, META, SETTINGS, STATEMENT_INDEX,
+    STATEMENTS,
 };
 
 /// Free space below which nothing is added to the database: a write that meets the end of the disk would make it
@@ -32,11 +37,19 @@ pub struct LayerInfo {
     pub mtime_ns: i64,
     /// Inode when the layer was sealed.
     pub inode: u64,
+    /// When all its bytes were last proven, in seconds since 1970.
+    pub proven_s: u64,
 }
 
 impl LayerInfo {
     pub(crate) fn new(stamp: Stamp, sha256: Option<Sha256>) -> Self {
-        Self { size: stamp.size, sha256, mtime_ns: stamp.mtime_ns, inode: stamp.inode }
+        Self {
+            size: stamp.size,
+            sha256,
+            mtime_ns: stamp.mtime_ns,
+            inode: stamp.inode,
+            proven_s: fs::unix_seconds(),
+        }
     }
 
     pub(crate) fn stamp(&self) -> Stamp {
@@ -44,11 +57,11 @@ impl LayerInfo {
     }
 
     fn row(&self) -> LayerRow {
-        (self.size, self.sha256.map(|sha| sha.0), self.mtime_ns, self.inode)
+        (self.size, self.sha256.map(|sha| sha.0), self.mtime_ns, self.inode, self.proven_s)
     }
 
-    fn from_row((size, sha256, mtime_ns, inode): LayerRow) -> Self {
-        Self { size, sha256: sha256.map(Sha256), mtime_ns, inode }
+    fn from_row((size, sha256, mtime_ns, inode, proven_s): LayerRow) -> Self {
+        Self { size, sha256: sha256.map(Sha256), mtime_ns, inode, proven_s }
     }
 }
 
@@ -63,6 +76,8 @@ pub(crate) struct Meta {
     db: RwLock<Opened>,
     open: Opener,
     path: PathBuf,
+    /// Damaged layers that became whole again since the store was opened.
+    healed: AtomicU64,
 }
 
 /// The database, and how often it was opened.
@@ -73,7 +88,7 @@ struct Opened {
 }
 
 impl Meta {
-    /// Opens or creates the database at `path`; refuses one of a newer format.
+    /// Opens or creates the database at `path`; upgrades an older format, refuses a newer one before it writes.
     pub(crate) fn open(path: PathBuf, store: &Path, cache_bytes_max: usize) -> Result<Self, StoreError> {
         let open = move |path: &Path| Database::builder().set_cache_size(cache_bytes_max).create(path);
         if !path.exists() {
@@ -89,24 +104,31 @@ impl Meta {
 
     fn open_by(path: PathBuf, store: &Path, open: Opener) -> Result<Self, StoreError> {
         let db = open(&path).map_err(|e| meta_error(&path, "open")(e.into()))?;
-        let meta = Self { db: RwLock::new(Opened { db: Some(db), times: 1 }), open, path };
-        let found = meta.write("create tables", |txn| {
+        let opened = RwLock::new(Opened { db: Some(db), times: 1 });
+        let meta = Self { db: opened, open, path, healed: AtomicU64::new(0) };
+        let found = meta.read("read the format", |txn| match txn.open_table(META) {
+            Ok(table) => Ok(table.get(FORMAT_KEY)?.map(|format| format.value())),
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(e) => Err(e.into()),
+        })?;
+        if let Some(found) = found.filter(|found| *found > FORMAT) {
+            return Err(StoreError::Newer { path: store.to_owned(), found, supported: FORMAT });
+        }
+        meta.write("create tables", |txn| {
             txn.open_table(LAYERS)?;
+            txn.open_table(DAMAGED)?;
             txn.open_table(MANIFESTS)?;
             txn.open_table(HELD)?;
             txn.open_table(STATEMENTS)?;
             txn.open_table(STATEMENT_INDEX)?;
             txn.open_table(SETTINGS)?;
             txn.open_table(HEADS)?;
-            let mut table = txn.open_table(META)?;
-            let found = table.get(FORMAT_KEY)?.map(|format| format.value());
-            if found.is_none() {
-                table.insert(FORMAT_KEY, FORMAT)?;
-            }
-            Ok(found.unwrap_or(FORMAT))
+            upgrade::run(txn, found)?;
+            txn.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
+            Ok(())
         })?;
-        if found > FORMAT {
-            return Err(StoreError::Newer { path: store.to_owned(), found, supported: FORMAT });
+        if let Some(from) = found.filter(|found| *found < FORMAT) {
+            tracing::info!(store = %store.display(), from, to = FORMAT, "store upgraded");
         }
         Ok(meta)
     }
@@ -167,10 +189,13 @@ impl Meta {
         statements: &[(StatementId, Vec<u8>)],
         heads: &[HeadChange],
     ) -> Result<(), StoreError> {
-        self.add("commit", |txn| {
+        let healed = self.add("commit", |txn| {
             let mut table = txn.open_table(LAYERS)?;
+            let mut damaged = txn.open_table(DAMAGED)?;
+            let mut healed = 0;
             for (id, info) in layers {
                 table.insert(id.0, info.row())?;
+                healed += u64::from(damaged.remove(id.0)?.is_some());
             }
             let mut table = txn.open_table(MANIFESTS)?;
             let mut held = txn.open_table(HELD)?;
@@ -199,8 +224,13 @@ impl Meta {
                     None => table.remove(channel.as_str())?,
                 };
             }
-            Ok(())
-        })
+            Ok(healed)
+        })?;
+        if healed > 0 {
+            tracing::info!(layers = healed, "damaged layers are whole again");
+            self.healed.fetch_add(healed, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     pub(crate) fn heads(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {

@@ -3,17 +3,19 @@
 use redb::TableDefinition;
 
 /// Newest format of the store as a whole; see [`META`], key `format`.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 /// The key in [`META`] under which the format stands.
 pub(super) const FORMAT_KEY: &str = "format";
 
-/// Size, SHA-256 if proven, modification time in nanoseconds, inode.
-pub(super) type LayerRow = (u64, Option<[u8; 32]>, i64, u64);
+/// Size, SHA-256 if proven, modification time in nanoseconds, inode, when its bytes were proven in seconds since 1970.
+pub(super) type LayerRow = (u64, Option<[u8; 32]>, i64, u64, u64);
 
 /// Facts about the store itself.
 pub(super) const META: TableDefinition<&str, u32> = TableDefinition::new("meta_v1");
 /// Sealed layers by BLAKE3.
-pub(super) const LAYERS: TableDefinition<[u8; 32], LayerRow> = TableDefinition::new("layers_v1");
+pub(super) const LAYERS: TableDefinition<[u8; 32], LayerRow> = TableDefinition::new("layers_v2");
+/// Layers that were found damaged and are not whole again, as JSON.
+pub(super) const DAMAGED: TableDefinition<[u8; 32], &[u8]> = TableDefinition::new("damaged_v1");
 /// Manifest bytes by digest.
 pub(super) const MANIFESTS: TableDefinition<[u8; 32], &[u8]> = TableDefinition::new("manifests_v1");
 /// Manifests whose content this host wants to keep.

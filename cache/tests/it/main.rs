@@ -2,9 +2,11 @@
 
 mod adopt;
 mod commit;
+mod format;
 mod handout;
 mod import;
 mod materialise;
 mod partial;
+mod scrub;
 mod sealed;
 mod support;

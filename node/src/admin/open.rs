@@ -10,11 +10,11 @@ use weighlock_protocol::{ManifestDigest, Reference, Selector};
 use super::{looking, tell};
 use crate::audit::{Asked, Recorder, grounds};
 use crate::daemon::Node;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::facts::Purpose;
 use crate::fetch::{Step, blocking};
-use crate::loader;
 use crate::local::message::{OpenFor, Viewed};
+use crate::{loader, scrub};
 
 /// A read-only directory of what a reference means, if the gate lets it.
 ///
@@ -70,12 +70,11 @@ pub(super) async fn view_digest(
     digest: ManifestDigest,
 ) -> Result<Viewed> {
     let manifest = fetch(node, stream, digest).await?;
-    let node = node.clone();
-    let path = blocking(move || {
-        loader::check_quarantine(&node, &manifest)?;
-        node.store.view(&manifest).map_err(Error::from)
-    });
-    Ok(Viewed { digest, path: path.await? })
+    let (copy, of) = (node.clone(), manifest.clone());
+    blocking(move || loader::check_quarantine(&copy, &of)).await?;
+    let store = node.store.clone();
+    let view = move || store.view(&manifest);
+    Ok(Viewed { digest, path: scrub::whole(node, digest, scrub::Patience::Wait, view).await? })
 }
 
 /// All of a manifest is here; nothing of it is shown to anybody.

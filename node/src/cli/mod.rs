@@ -1,6 +1,7 @@
 //! The command line: one file per command; this one holds what they share.
 
 mod add;
+mod adopt;
 mod audit;
 mod completions;
 mod config;
@@ -32,6 +33,7 @@ mod revoke;
 mod rm;
 mod rollback;
 mod rollout;
+mod scrub;
 mod sides;
 mod sign;
 mod statement;
@@ -115,6 +117,8 @@ enum Command {
     Config(config::ConfigCommand),
     /// Import a checkpoint and publish it under an immutable tag
     Add(add::Add),
+    /// Keep what other tools have downloaded, such as a Hugging Face cache, as this host's copy
+    Adopt(adopt::Adopt),
     /// A model registry: verdicts and stages written back to it
     #[command(subcommand)]
     Mlflow(mlflow::MlflowCommand),
@@ -162,6 +166,8 @@ enum Command {
     /// Drop this host's copy of an artifact
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
+    /// Read what lies here again, prove it, and heal what is damaged from other hosts
+    Scrub(scrub::Scrub),
     /// Fetch an artifact and write it to a directory
     Pull(pull::Pull),
     /// Fetch an artifact and print a read-only directory that holds it
@@ -215,6 +221,7 @@ pub fn main() -> ExitCode {
         Command::Member(command) => command.run(&context),
         Command::Config(command) => command.run(&context),
         Command::Add(command) => command.run(&context),
+        Command::Adopt(command) => command.run(&context),
         Command::Ls(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),
         Command::Diff(command) => return command.run(&context),
@@ -240,6 +247,7 @@ pub fn main() -> ExitCode {
         },
         Command::Statement(command) => command.run(&context),
         Command::Rm(command) => command.run(&context),
+        Command::Scrub(command) => command.run(&context),
         Command::Pull(command) => command.run(&context),
         Command::Path(command) => command.run(&context),
         Command::Peers(command) => command.run(&context),

@@ -16,7 +16,7 @@ use weighlock_protocol::{KeyId, LayerId};
 use super::Inner;
 use super::driver::Driver;
 use super::sources;
-use crate::net::data::{GetError, GetOptions, Got, get};
+use crate::net::data::{GetError, GetOptions, Got, doubt, get};
 
 /// Files of a bundle that are asked for at once.
 const PARTS_AT_ONCE: usize = 16;
@@ -104,6 +104,10 @@ async fn one(
         Err(e) => Got { stored: GroupSet::empty(), bytes: 0, end: Err(GetError::Local(e)) },
         Ok(partial) => get(connection, partial, groups, options).await,
     };
+    if let Err(GetError::Verify(e)) = &got.end {
+        // More likely its disk than its will.
+        doubt(connection, layer, e).await;
+    }
     (layer, got)
 }
 

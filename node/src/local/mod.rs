@@ -1,6 +1,7 @@
 //! What crosses the local sockets: frames, and the messages in them.
 
 pub mod frame;
+pub mod integrity;
 pub mod ladder;
 pub mod loader;
 pub mod message;

@@ -84,6 +84,20 @@ pub enum AdminRequest {
         /// The manifest that holds it.
         digest: ManifestDigest,
     },
+    /// Takes files below a directory in that are layers of published artifacts. Answers [`Adopted`].
+    Adopt {
+        /// Absolute path, as the daemon sees it.
+        path: PathBuf,
+        /// Only tell what would be taken.
+        dry_run: bool,
+    },
+    /// Reads layers again and proves them; waits until what was damaged is whole, or nobody has it. Answers [`Scrubbed`].
+    Scrub {
+        /// Of this artifact; all layers when absent.
+        reference: Option<String>,
+        /// How fast; 0 is as fast as the disk gives them.
+        bytes_per_s: u64,
+    },
     /// Answers a list of [`MemberRow`].
     Members,
     /// Answers a list of [`PeerRow`].

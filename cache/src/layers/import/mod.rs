@@ -1,7 +1,7 @@
 //! Taking files in: one read gives the copy, the tree, SHA-256 and the tensor hashes; nothing shows until commit.
 
 mod identify;
-mod staging;
+pub(super) mod staging;
 mod tensors;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -451,7 +451,7 @@ fn reflink_works(plan: &Plan, dir: &Path) -> bool {
 }
 
 /// Opens without waiting: a pipe put in the place of a file must not hang the import.
-fn open_source(path: &Path) -> Result<File, StoreError> {
+pub(super) fn open_source(path: &Path) -> Result<File, StoreError> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(at(path, "open"))
 }

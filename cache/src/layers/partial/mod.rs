@@ -7,7 +7,7 @@
 mod adopt;
 mod handout;
 mod prove;
-mod subtree;
+pub(super) mod subtree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};

@@ -10,7 +10,7 @@ mod tree;
 use std::sync::Arc;
 
 pub use endpoint::{DataPlane, Doors, JoinDoor};
-pub use get::{Declared, GetError, GetOptions, Got, get, observe};
+pub use get::{Declared, GetError, GetOptions, Got, doubt, get, observe};
 pub use link::{open_link, read_frame, refuse_link};
 pub use serve::{Pass, Possession, serve_stream};
 pub use tree::tree;
