@@ -14,6 +14,19 @@ use crate::store::Store;
 /// Inside a materialised directory: the digest of what it is a copy of.
 const MARKER: &str = ".weighlock/digest";
 
+/// Inside a view: all its files share their blocks with the store.
+const SHARED: &str = ".weighlock/shared";
+
+/// The file in a materialised directory that names what it is a copy of.
+pub(crate) fn marker(dir: &Path) -> PathBuf {
+    dir.join(MARKER)
+}
+
+/// Whether a view takes no space of its own.
+pub(crate) fn is_shared(dir: &Path) -> bool {
+    dir.join(SHARED).exists()
+}
+
 /// How a directory is filled.
 #[derive(Debug, Clone, Default)]
 pub struct MaterialiseOptions {
@@ -114,11 +127,35 @@ impl Store {
             ..MaterialiseOptions::default()
         };
         let _one = self.view_lock();
-        if !self.materialise(manifest, &path, &options)?.up_to_date {
+        let bytes = manifest.total_bytes();
+        let copies = !is_copy_of(manifest, &path) && !self.reflink_works(manifest)?;
+        let _room = if copies { Some(self.reserve_import(bytes, bytes)?) } else { None };
+        let report = self.materialise(manifest, &path, &options)?;
+        if !report.up_to_date {
+            if report.copied == 0 {
+                let shared = path.join(SHARED);
+                std::fs::write(&shared, b"").map_err(at(&shared, "write"))?;
+            }
             // A stranger to the store may read a view, and nobody is invited to change it.
             fs::chmod_dirs(&path, 0o555)?;
         }
+        // Its age tells when it was last asked for.
+        let marker = marker(&path);
+        let touched = File::open(&marker).and_then(|file| file.set_modified(std::time::SystemTime::now()));
+        touched.map_err(at(&marker, "touch"))?;
         Ok(path)
+    }
+
+    /// Whether views share blocks with the layers, tried with the smallest file that has any.
+    fn reflink_works(&self, manifest: &Manifest) -> Result<bool, StoreError> {
+        let Some(least) = manifest.files().iter().filter(|f| f.size > 0).min_by_key(|f| f.size) else {
+            return Ok(true);
+        };
+        let probe = self.temp_path("probe");
+        let sealed = self.open_sealed(&least.id)?;
+        let works = reflink_copy::reflink(&sealed.path, &probe).is_ok();
+        fs::remove_file(&probe)?;
+        Ok(works)
     }
 
     fn fill(

@@ -1,5 +1,7 @@
 //! What the store knows about layers, manifests and statements, in one embedded database.
 
+mod keep;
+mod reserve;
 mod tables;
 
 use std::path::{Path, PathBuf};
@@ -13,8 +15,10 @@ use weighlock_protocol::{LayerId, ManifestDigest, Sha256, StatementId};
 
 use crate::error::{StoreError, at, is_full};
 use crate::fs::{self, Stamp};
+pub(crate) use reserve::Reserve;
 use tables::{
-    FORMAT, FORMAT_KEY, HEADS, HELD, LAYERS, LayerRow, MANIFESTS, META, SETTINGS, STATEMENT_INDEX, STATEMENTS,
+    FORMAT, FORMAT_KEY, GONE, HEADS, HELD, LAYERS, LayerRow, MANIFESTS, META, PINS, SETTINGS,
+    STATEMENT_INDEX, STATEMENTS, USED,
 };
 
 /// Free space below which nothing is added to the database: a write that meets the end of the disk would make it
@@ -63,6 +67,7 @@ pub(crate) struct Meta {
     db: RwLock<Opened>,
     open: Opener,
     path: PathBuf,
+    reserve: Reserve,
 }
 
 /// The database, and how often it was opened.
@@ -74,15 +79,25 @@ struct Opened {
 
 impl Meta {
     /// Opens or creates the database at `path`; refuses one of a newer format.
-    pub(crate) fn open(path: PathBuf, store: &Path, cache_bytes_max: usize) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        path: PathBuf,
+        store: &Path,
+        cache_bytes_max: usize,
+        reserve: Reserve,
+    ) -> Result<Self, StoreError> {
         let open = move |path: &Path| Database::builder().set_cache_size(cache_bytes_max).create(path);
-        Self::open_by(path, store, Box::new(open))
+        Self::open_by(path, store, Box::new(open), reserve)
     }
 
-    fn open_by(path: PathBuf, store: &Path, open: Opener) -> Result<Self, StoreError> {
-        let db = open(&path).map_err(|e| meta_error(&path, "open")(e.into()))?;
-        let meta = Self { db: RwLock::new(Opened { db: Some(db), times: 1 }), open, path };
-        let found = meta.write("create tables", |txn| {
+    fn open_by(path: PathBuf, store: &Path, open: Opener, reserve: Reserve) -> Result<Self, StoreError> {
+        let opened = open(&path).or_else(|e| {
+            let e = meta_error(&path, "open")(e.into());
+            let again = matches!(e, StoreError::NoSpace { .. }) && reserve.give_back();
+            if again { open(&path).map_err(|e| meta_error(&path, "open")(e.into())) } else { Err(e) }
+        });
+        let db = opened?;
+        let meta = Self { db: RwLock::new(Opened { db: Some(db), times: 1 }), open, path, reserve };
+        let found = meta.urgent("create tables", |txn| {
             txn.open_table(LAYERS)?;
             txn.open_table(MANIFESTS)?;
             txn.open_table(HELD)?;
@@ -90,6 +105,9 @@ impl Meta {
             txn.open_table(STATEMENT_INDEX)?;
             txn.open_table(SETTINGS)?;
             txn.open_table(HEADS)?;
+            txn.open_table(PINS)?;
+            txn.open_table(USED)?;
+            txn.open_table(GONE)?;
             let mut table = txn.open_table(META)?;
             let found = table.get(FORMAT_KEY)?.map(|format| format.value());
             if found.is_none() {
@@ -142,7 +160,7 @@ impl Meta {
         if ids.is_empty() {
             return Ok(());
         }
-        self.write("forget layers", |txn| {
+        self.urgent("forget layers", |txn| {
             let mut table = txn.open_table(LAYERS)?;
             for id in ids {
                 table.remove(id.0)?;
@@ -159,7 +177,9 @@ impl Meta {
         statements: &[(StatementId, Vec<u8>)],
         heads: &[HeadChange],
     ) -> Result<(), StoreError> {
-        self.add("commit", |txn| {
+        // What is said and what it moves goes in on a full disk too, from the reserve; content does not.
+        let urgent = layers.is_empty() && !(statements.is_empty() && heads.is_empty());
+        let run = |txn: &WriteTransaction| {
             let mut table = txn.open_table(LAYERS)?;
             for (id, info) in layers {
                 table.insert(id.0, info.row())?;
@@ -192,7 +212,13 @@ impl Meta {
                 };
             }
             Ok(())
-        })
+        };
+        if urgent { self.urgent("commit", run) } else { self.add("commit", run) }
+    }
+
+    /// Takes the reserve again once there is room beside `floor_bytes`.
+    pub(crate) fn refill_reserve(&self, floor_bytes: u64) -> Result<(), StoreError> {
+        self.reserve.refill(floor_bytes)
     }
 
     pub(crate) fn heads(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
@@ -207,7 +233,7 @@ impl Meta {
     }
 
     pub(crate) fn remove_statements(&self, ids: &[StatementId]) -> Result<(), StoreError> {
-        self.write("remove statements", |txn| {
+        self.urgent("remove statements", |txn| {
             let mut table = txn.open_table(STATEMENTS)?;
             let mut index = txn.open_table(STATEMENT_INDEX)?;
             for id in ids {
@@ -234,7 +260,7 @@ impl Meta {
     }
 
     pub(crate) fn remove_manifest(&self, digest: &ManifestDigest) -> Result<bool, StoreError> {
-        self.write("remove a manifest", |txn| {
+        self.urgent("remove a manifest", |txn| {
             txn.open_table(HELD)?.remove(digest.0)?;
             let removed = txn.open_table(MANIFESTS)?.remove(digest.0)?.is_some();
             Ok(removed)
@@ -251,6 +277,10 @@ impl Meta {
             }
             Ok(())
         })
+    }
+
+    pub(crate) fn is_held(&self, digest: &ManifestDigest) -> Result<bool, StoreError> {
+        self.read("read a mark", |txn| Ok(txn.open_table(HELD)?.get(digest.0)?.is_some()))
     }
 
     pub(crate) fn held(&self) -> Result<Vec<ManifestDigest>, StoreError> {
@@ -325,6 +355,20 @@ impl Meta {
             });
         }
         self.write(op, f)
+    }
+
+    /// A transaction that must work on a full disk: the reserve is given back for it.
+    fn urgent<T>(
+        &self,
+        op: &'static str,
+        f: impl Fn(&WriteTransaction) -> Result<T, MetaError>,
+    ) -> Result<T, StoreError> {
+        let short = fs::available_bytes(&self.path).is_ok_and(|available| available < RESERVE_BYTES);
+        let given = short && self.reserve.give_back();
+        match self.write(op, &f) {
+            Err(StoreError::NoSpace { .. }) if !given && self.reserve.give_back() => self.write(op, f),
+            done => done,
+        }
     }
 
     /// One durable transaction; an error in `f` rolls it back.

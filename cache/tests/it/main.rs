@@ -2,9 +2,11 @@
 
 mod adopt;
 mod commit;
+mod gc;
 mod handout;
 mod import;
 mod materialise;
 mod partial;
+mod room;
 mod sealed;
 mod support;
