@@ -8,6 +8,7 @@ mod list;
 mod observe;
 mod open;
 mod remove;
+mod store;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::cluster::{self, now};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::gc;
 use crate::loader;
 use crate::local::frame;
 use crate::local::message::*;
@@ -150,6 +152,18 @@ async fn answer(
             let node = in_background;
             json(blocking(move || ladder::envelope(&node, &id)).await?)
         }
+        AdminRequest::Gc { dry_run, all } => {
+            json(gc::collect(node, gc::What { dry_run, all, ..gc::What::default() }).await?)
+        }
+        AdminRequest::Pin { change } => {
+            let node = in_background;
+            json(blocking(move || store::pin(&node, &change)).await?)
+        }
+        AdminRequest::DiskUse => json(store::disk_use(node).await?),
+        AdminRequest::Copies { reference } => {
+            let node = in_background;
+            json(blocking(move || store::copies(&node, &reference)).await?)
+        }
         AdminRequest::Audit { host, query } => json(audit::answer(node, host.as_deref(), query).await?),
     }
 }
@@ -195,7 +209,13 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         leases: node.leases.open().len(),
         fetches,
         ungated,
-        alarms: ledger.alarms(now).iter().map(ToString::to_string).chain(node.audit.alarm()).collect(),
+        alarms: ledger
+            .alarms(now)
+            .iter()
+            .map(ToString::to_string)
+            .chain(node.audit.alarm())
+            .chain(node.gc.alarm())
+            .collect(),
     })
 }
 

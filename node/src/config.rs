@@ -1,6 +1,7 @@
 //! The configuration file and where things lie: flags beat the environment, which beats the file.
 
 mod dirs;
+mod store;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use weighlock_protocol::swarm::SwarmConfig;
 
 use crate::error::{Error, Result};
 pub use dirs::{Dirs, default_config_path, default_data_dir, default_keys_dir};
+pub use store::Store;
 
 /// Default port of the control plane (UDP and TCP).
 pub const CONTROL_PORT: u16 = 7400;
@@ -37,6 +39,8 @@ pub struct Config {
     pub limits: Limits,
     /// Local sockets.
     pub sockets: Sockets,
+    /// How much is kept.
+    pub store: Store,
     /// The log of opens.
     pub audit: Audit,
     /// Logs.
@@ -303,6 +307,7 @@ impl Config {
                 self.listen.http
             ));
         }
+        self.store.check()?;
         check_log_filter(&self.log.level).map_err(|e| format!("log.level `{}`: {e}", self.log.level))?;
         if self.labels.len() > 32 {
             return Err("labels has more than 32 entries".into());

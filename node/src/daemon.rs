@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use weighlock_cache::{Store, StoreConfig};
+use weighlock_cache::Store;
 use weighlock_protocol::statement::{Keypair, Resolution};
 use weighlock_protocol::wire::host::{ADDRS_MAX, HeldManifest, HostRecord};
 use weighlock_protocol::wire::join::{Contact, JoinAnswer};
@@ -25,7 +25,7 @@ use crate::fetch::{DeltaLimits, FetchLimits, Fetcher, blocking};
 use crate::net::control::{self, ControlConfig, ControlHandle};
 use crate::net::data::{DataConfig, DataPlane, Doors};
 use crate::preflight::listen_error;
-use crate::{cluster, hardware, http, loader, membership, proof, server};
+use crate::{cluster, gc, hardware, http, loader, membership, proof, server};
 
 /// After a full disk, fetching goes on once so many bytes are available, or all that are missing.
 const ROOM_BYTES_MIN: u64 = 256 << 20;
@@ -53,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) data: DataPlane,
     pub(crate) fetcher: Fetcher,
     pub(crate) leases: Arc<loader::Leases>,
+    pub(crate) room: gc::Room,
+    pub(crate) gc: gc::Counts,
     pub(crate) audit: Audit,
     pub(crate) http: SocketAddr,
     pub(crate) stop: CancellationToken,
@@ -63,11 +65,8 @@ pub(crate) struct Node {
 /// # Errors
 /// In use, damaged, newer, on a network file system.
 pub fn open_store(dirs: &Dirs, config: &Config) -> Result<Store> {
-    let store = Store::open(
-        &dirs.data,
-        StoreConfig { free_floor_bytes: config.limits.free_bytes_min, ..StoreConfig::default() },
-    )
-    .map_err(Error::from)?;
+    let store =
+        Store::open(&dirs.data, config.store.of_cache(config.limits.free_bytes_min)).map_err(Error::from)?;
     Ok(store)
 }
 
@@ -118,7 +117,7 @@ pub async fn run(
     let mut control_config = ControlConfig::new(keypair, cluster, vec![config.listen.control]);
     control_config.mdns = config.discovery.mdns;
     control_config.kad = config.discovery.kademlia;
-    let leases = Arc::new(loader::Leases::default());
+    let leases = Arc::new(loader::Leases::new(store.clone()));
     let backend = Arc::new(ControlBackend::new(facts.clone(), store.clone(), audit.clone(), leases.clone()));
     let (control, control_driver) =
         control::start(control_config, backend, planes_stop.clone()).await.map_err(|e| {
@@ -147,6 +146,8 @@ pub async fn run(
         stop.child_token(),
     );
     let _ = possession.fetcher.set(fetcher.clone());
+    let (room, asked) = gc::Room::new();
+    fetcher.set_room(room.clone());
 
     // Doors on this host.
     let http_listener = tokio::net::TcpListener::bind(config.listen.http)
@@ -170,6 +171,8 @@ pub async fn run(
         data,
         fetcher,
         leases,
+        room,
+        gc: gc::Counts::default(),
         audit,
         http,
         stop: doors_stop.clone(),
@@ -181,6 +184,7 @@ pub async fn run(
     spawn(&mut tasks, "proofs", proof::run(node.clone()));
     spawn(&mut tasks, "channels", crate::follow::run(node.clone()));
     spawn(&mut tasks, "cosignatures", crate::witness::run(node.clone()));
+    spawn(&mut tasks, "collection", gc::run(node.clone(), asked));
     spawn(&mut tasks, "resumption", resume(node.clone()));
     spawn(&mut tasks, "audit", node.audit.clone().run(doors_stop.clone()));
     spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));
