@@ -10,6 +10,7 @@ mod http;
 mod ladder;
 mod resume;
 mod share;
+mod store;
 mod stranger;
 mod streaming;
 mod swarm;
