@@ -10,6 +10,7 @@ mod observe;
 mod open;
 mod remove;
 mod scrub;
+mod store;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::cluster::{self, now};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::gc;
 use crate::loader;
 use crate::local::frame;
 use crate::local::message::*;
@@ -156,6 +158,18 @@ async fn answer(
             let node = in_background;
             json(blocking(move || ladder::envelope(&node, &id)).await?)
         }
+        AdminRequest::Gc { dry_run, all } => {
+            json(gc::collect(node, gc::What { dry_run, all, ..gc::What::default() }).await?)
+        }
+        AdminRequest::Pin { change } => {
+            let node = in_background;
+            json(blocking(move || store::pin(&node, &change)).await?)
+        }
+        AdminRequest::DiskUse => json(store::disk_use(node).await?),
+        AdminRequest::Copies { reference } => {
+            let node = in_background;
+            json(blocking(move || store::copies(&node, &reference)).await?)
+        }
         AdminRequest::Audit { host, query } => json(audit::answer(node, host.as_deref(), query).await?),
     }
 }
@@ -212,6 +226,7 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
             .map(ToString::to_string)
             .chain(node.audit.alarm())
             .chain(damage)
+            .chain(node.gc.alarm())
             .collect(),
         integrity,
     })

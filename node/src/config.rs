@@ -2,6 +2,7 @@
 
 mod dirs;
 mod integrity;
+mod store;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use weighlock_protocol::swarm::SwarmConfig;
 use crate::error::{Error, Result};
 pub use dirs::{Dirs, default_config_path, default_data_dir, default_keys_dir};
 pub use integrity::Integrity;
+pub use store::Store;
 
 /// Default port of the control plane (UDP and TCP).
 pub const CONTROL_PORT: u16 = 7400;
@@ -41,6 +43,8 @@ pub struct Config {
     pub integrity: Integrity,
     /// Local sockets.
     pub sockets: Sockets,
+    /// How much is kept.
+    pub store: Store,
     /// The log of opens.
     pub audit: Audit,
     /// Logs.
@@ -308,6 +312,7 @@ impl Config {
                 self.listen.http
             ));
         }
+        self.store.check()?;
         check_log_filter(&self.log.level).map_err(|e| format!("log.level `{}`: {e}", self.log.level))?;
         if self.labels.len() > 32 {
             return Err("labels has more than 32 entries".into());

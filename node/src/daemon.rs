@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use weighlock_cache::{Store, StoreConfig};
+use weighlock_cache::Store;
 use weighlock_protocol::statement::{Keypair, Resolution};
 use weighlock_protocol::wire::host::{ADDRS_MAX, HeldManifest, HostRecord};
 use weighlock_protocol::wire::join::{Contact, JoinAnswer};
@@ -26,7 +26,7 @@ use crate::net::control::{self, ControlConfig, ControlHandle};
 use crate::net::data::{DataConfig, DataPlane, Doors};
 use crate::preflight::listen_error;
 use crate::scrub::{self, Scrubber};
-use crate::{cluster, hardware, http, loader, membership, proof, server};
+use crate::{cluster, gc, hardware, http, loader, membership, proof, server};
 
 /// After a full disk, fetching goes on once so many bytes are available, or all that are missing.
 const ROOM_BYTES_MIN: u64 = 256 << 20;
@@ -54,6 +54,8 @@ pub(crate) struct Node {
     pub(crate) data: DataPlane,
     pub(crate) fetcher: Fetcher,
     pub(crate) leases: Arc<loader::Leases>,
+    pub(crate) room: gc::Room,
+    pub(crate) gc: gc::Counts,
     pub(crate) audit: Audit,
     pub(crate) scrubber: Arc<Scrubber>,
     pub(crate) http: SocketAddr,
@@ -65,15 +67,9 @@ pub(crate) struct Node {
 /// # Errors
 /// In use, damaged, newer, on a network file system.
 pub fn open_store(dirs: &Dirs, config: &Config) -> Result<Store> {
-    let store = Store::open(
-        &dirs.data,
-        StoreConfig {
-            free_floor_bytes: config.limits.free_bytes_min,
-            verify_on_read: config.integrity.verify_on_read,
-            ..StoreConfig::default()
-        },
-    )
-    .map_err(Error::from)?;
+    let of_cache = config.store.of_cache(config.limits.free_bytes_min);
+    let of_cache = StoreConfig { verify_on_read: config.integrity.verify_on_read, ..of_cache };
+    let store = Store::open(&dirs.data, of_cache).map_err(Error::from)?;
     Ok(store)
 }
 
@@ -127,7 +123,7 @@ pub async fn run(
     let mut control_config = ControlConfig::new(keypair, cluster, vec![config.listen.control]);
     control_config.mdns = config.discovery.mdns;
     control_config.kad = config.discovery.kademlia;
-    let leases = Arc::new(loader::Leases::default());
+    let leases = Arc::new(loader::Leases::new(store.clone()));
     let backend = Arc::new(ControlBackend::new(facts.clone(), store.clone(), audit.clone(), leases.clone()));
     let (control, control_driver) =
         control::start(control_config, backend, planes_stop.clone()).await.map_err(|e| {
@@ -156,6 +152,8 @@ pub async fn run(
         stop.child_token(),
     );
     let _ = possession.fetcher.set(fetcher.clone());
+    let (room, asked) = gc::Room::new();
+    fetcher.set_room(room.clone());
 
     // Doors on this host.
     let http_listener = tokio::net::TcpListener::bind(config.listen.http)
@@ -179,6 +177,8 @@ pub async fn run(
         data,
         fetcher,
         leases,
+        room,
+        gc: gc::Counts::default(),
         audit,
         scrubber,
         http,
@@ -193,6 +193,7 @@ pub async fn run(
     spawn(&mut tasks, "doubts", scrub::doubts(node.clone(), doubts));
     spawn(&mut tasks, "channels", crate::follow::run(node.clone()));
     spawn(&mut tasks, "cosignatures", crate::witness::run(node.clone()));
+    spawn(&mut tasks, "collection", gc::run(node.clone(), asked));
     spawn(&mut tasks, "resumption", resume(node.clone()));
     spawn(&mut tasks, "audit", node.audit.clone().run(doors_stop.clone()));
     spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));

@@ -15,6 +15,7 @@ pub mod error;
 pub mod facts;
 pub mod fetch;
 mod follow;
+mod gc;
 pub mod hardware;
 mod http;
 pub mod keys;

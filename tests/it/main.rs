@@ -12,6 +12,7 @@ mod http;
 mod ladder;
 mod resume;
 mod share;
+mod store;
 mod stranger;
 mod streaming;
 mod swarm;

@@ -6,11 +6,13 @@ mod audit;
 mod completions;
 mod config;
 mod demo;
+mod df;
 mod diff;
 mod eval;
 mod evidence;
 mod follow;
 mod gate;
+mod gc;
 mod init;
 mod inspect;
 mod invite;
@@ -24,6 +26,7 @@ mod mlflow;
 mod output;
 mod path;
 mod peers;
+mod pin;
 mod policy;
 mod progress;
 mod promote;
@@ -168,6 +171,15 @@ enum Command {
     Rm(rm::Rm),
     /// Read what lies here again, prove it, and heal what is damaged from other hosts
     Scrub(scrub::Scrub),
+    /// Let go of what nobody needs, until there is room
+    #[command(visible_alias = "prune")]
+    Gc(gc::Gc),
+    /// Keep artifacts on this host, whatever else needs room
+    Pin(pin::Pin),
+    /// Let pinned artifacts go again when room is needed
+    Unpin(pin::Unpin),
+    /// What uses the disk, what of it may go, and how much there may be
+    Df(df::Df),
     /// Fetch an artifact and write it to a directory
     Pull(pull::Pull),
     /// Fetch an artifact and print a read-only directory that holds it
@@ -248,6 +260,10 @@ pub fn main() -> ExitCode {
         Command::Statement(command) => command.run(&context),
         Command::Rm(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
+        Command::Gc(command) => command.run(&context),
+        Command::Pin(command) => command.run(&context),
+        Command::Unpin(command) => command.run(&context),
+        Command::Df(command) => command.run(&context),
         Command::Pull(command) => command.run(&context),
         Command::Path(command) => command.run(&context),
         Command::Peers(command) => command.run(&context),

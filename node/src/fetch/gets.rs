@@ -129,7 +129,7 @@ pub(super) fn input(inner: &Inner, answer: Answer) -> Input {
         GetError::Stalled(_) => Fault::Timeout,
         GetError::Lost(_) => Fault::Lost,
         GetError::Cancelled => Fault::Cancelled,
-        GetError::Local(StoreError::NoSpace { .. }) => Fault::NoSpace,
+        GetError::Local(StoreError::NoSpace { .. } | StoreError::Quota { .. }) => Fault::NoSpace,
         GetError::Local(e) => {
             inner.set_disk_error(e.into());
             Fault::Local

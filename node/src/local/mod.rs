@@ -7,4 +7,5 @@ pub mod loader;
 pub mod message;
 pub mod observe;
 pub mod request;
+pub mod store;
 pub mod weighed;

@@ -170,6 +170,25 @@ pub enum AdminRequest {
         /// The statement's id, or its beginning.
         id: String,
     },
+    /// Answers [`Collected`](crate::local::store::Collected): lets go of what may go, or tells what would.
+    Gc {
+        /// Only tell.
+        dry_run: bool,
+        /// All that may go, even if there is room.
+        all: bool,
+    },
+    /// Answers a list of [`PinRow`](crate::local::store::PinRow): what is pinned after the change.
+    Pin {
+        /// The change.
+        change: crate::local::store::PinChange,
+    },
+    /// Answers [`DiskUse`](crate::local::store::DiskUse).
+    DiskUse,
+    /// Answers [`CopyCount`](crate::local::store::CopyCount).
+    Copies {
+        /// A reference.
+        reference: String,
+    },
     /// Answers a [`Page`](crate::audit::Page) of this host's audit log, or of another member's.
     Audit {
         /// Name or key of another member.
