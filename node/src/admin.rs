@@ -4,6 +4,7 @@ mod add;
 mod adopt;
 mod audit;
 mod evidence;
+mod fleet;
 mod ladder;
 mod list;
 mod observe;
@@ -118,6 +119,12 @@ async fn answer(
             json(scrub::scrub(node, stream, reference.as_deref(), bytes_per_s).await?)
         }
         AdminRequest::Members => json(members(node).await?),
+        AdminRequest::Forget { host } => json(fleet::forget(node, host).await?),
+        AdminRequest::Reload => {
+            let node = in_background;
+            json(blocking(move || node.live.reload()).await?)
+        }
+        AdminRequest::LogLevel { filter } => json(node.live.log_level(filter.as_deref())?),
         AdminRequest::Peers => json(observe::peers(node).await?),
         AdminRequest::Where { reference } => json(observe::whereabouts(node, &reference).await?),
         AdminRequest::Top => json(observe::activity(node).await?),
@@ -213,7 +220,7 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         http: node.http,
         data_dir: node.dirs.data.clone(),
         loader_socket: node.dirs.loader_socket(),
-        mode: if node.dirs.data.starts_with("/var/lib") { "service" } else { "single-user" }.into(),
+        mode: if node.is_service() { "service" } else { "single-user" }.into(),
         layers: layers.len(),
         layer_bytes: layers.iter().map(|(_, info)| info.size).sum(),
         free_bytes: node.store.available_bytes().map_err(Error::from)?,
@@ -295,7 +302,8 @@ async fn members(node: &Arc<Node>) -> Result<Vec<MemberRow>> {
         this_host: member.key == node.host,
         connected: connected.contains(&member.key),
     };
-    Ok(ledger.members(now()).map(row).collect())
+    let listed = ledger.members(now()).filter(|member| !node.forgotten.contains(&member.key));
+    Ok(listed.map(row).collect())
 }
 
 fn submit(node: &Node, json: &str) -> Result<Submitted> {

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use weighlock_cache::Store;
 use weighlock_protocol::statement::{Keypair, Resolution};
+use weighlock_protocol::wire::capability;
 use weighlock_protocol::wire::host::{ADDRS_MAX, HeldManifest, HostRecord};
 use weighlock_protocol::wire::join::{Contact, JoinAnswer};
 use weighlock_protocol::{ClusterId, KeyId};
@@ -22,6 +23,8 @@ use crate::config::{Config, Dirs};
 use crate::error::{Error, Result};
 use crate::facts::Facts;
 use crate::fetch::{DeltaLimits, FetchLimits, Fetcher, blocking};
+use crate::forgotten::ForgottenHosts;
+use crate::live::Live;
 use crate::net::control::{self, ControlConfig, ControlHandle};
 use crate::net::data::{DataConfig, DataPlane, Doors};
 use crate::preflight::listen_error;
@@ -58,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) gc: gc::Counts,
     pub(crate) audit: Audit,
     pub(crate) scrubber: Arc<Scrubber>,
+    pub(crate) live: Arc<Live>,
+    pub(crate) forgotten: ForgottenHosts,
     pub(crate) http: SocketAddr,
     pub(crate) stop: CancellationToken,
 }
@@ -82,6 +87,7 @@ pub async fn run(
     config: Config,
     store: Store,
     host: Keypair,
+    live: Arc<Live>,
     stop: CancellationToken,
     ready: impl FnOnce(&Ready),
 ) -> Result<()> {
@@ -90,6 +96,7 @@ pub async fn run(
         cluster::of(&store)?.ok_or_else(|| Error::internal("the store belongs to no cluster yet"))?;
     let facts = Facts::open(store.clone(), host.clone(), cluster)?;
     let name = cluster::host_name(config.name.as_deref());
+    let forgotten = ForgottenHosts::open(&store)?;
     let audit = Audit::open(&dirs.data, &config.audit, cluster, host.clone(), name.clone())?;
     let keypair = libp2p::identity::Keypair::ed25519_from_bytes(host.seed()).map_err(Error::internal)?;
     // What serves stops after what asks: doors first, then fetches, then the planes, the store last.
@@ -181,6 +188,8 @@ pub async fn run(
         gc: gc::Counts::default(),
         audit,
         scrubber,
+        live,
+        forgotten,
         http,
         stop: doors_stop.clone(),
     });
@@ -323,6 +332,7 @@ fn join_door(facts: Facts, contacts: Arc<OnceLock<ControlHandle>>) -> crate::net
 /// Tells other hosts about this one: on change, and what it holds in the provider table.
 async fn announce(node: Arc<Node>, data_addr: SocketAddr) {
     let mut changed = node.fetcher.changed();
+    let mut labels = node.live.labels();
     let mut provided = BTreeSet::new();
     loop {
         let gather = node.clone();
@@ -342,8 +352,9 @@ async fn announce(node: Arc<Node>, data_addr: SocketAddr) {
                 record.data_addrs = node.data_addrs(data_addr);
                 record.control_addrs = node.control_addrs();
                 record.hardware.clone_from(&node.hardware);
-                record.labels.clone_from(&node.config.labels);
+                record.labels.clone_from(&labels.borrow_and_update());
                 record.version = env!("CARGO_PKG_VERSION").into();
+                record.capabilities = capability::OURS;
                 record.hold(held);
                 if let Err(e) = node.control.announce(record).await {
                     warn!(error = %e, "this host's record was not announced");
@@ -355,6 +366,7 @@ async fn announce(node: Arc<Node>, data_addr: SocketAddr) {
         tokio::select! {
             () = node.stop.cancelled() => return,
             woken = changed.changed() => if woken.is_err() { return },
+            Ok(()) = labels.changed() => {}
         }
         // Many changes at once are one announcement.
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -90,7 +90,7 @@ pub(crate) fn channels(node: &Node, told: &[String]) -> BTreeMap<(Artifact, Stag
     let mut all = BTreeMap::new();
     let ledger = node.facts.ledger();
     let mut labels = ledger.member(&node.host, now()).map(|member| member.labels).unwrap_or_default();
-    labels.extend(node.config.labels.clone());
+    labels.extend(node.live.labels().borrow().as_ref().clone());
     for rule in ledger.follows() {
         if rule.on.iter().all(|(key, value)| labels.get(key) == Some(value)) {
             all.insert((rule.artifact, rule.stage), Because::Rule);

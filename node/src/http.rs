@@ -13,6 +13,7 @@ use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tracing::warn;
@@ -22,6 +23,7 @@ use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::gc::{self, What};
+use crate::net::control::ControlLimits;
 
 /// Serves until the daemon stops.
 pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) {
@@ -70,6 +72,59 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
         }
         Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response(),
     }
+}
+
+/// What whoever looks after many hosts watches: release, expiries, descriptors.
+fn fleet(node: &Node, registry: &mut Registry) {
+    let release = [("version", env!("CARGO_PKG_VERSION")), ("hardware", &node.hardware)];
+    registry.register(
+        "build",
+        "The release that runs here",
+        Info::new(release.map(|(k, v)| (k, v.to_owned()))),
+    );
+    let (root, admission) = {
+        let ledger = node.facts.ledger();
+        let root = ledger.root(now()).map_or(0, |root| root.root.expires.0);
+        (root, ledger.member(&node.host, now()).map_or(0, |member| member.expires.0))
+    };
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let gauges: [(&str, &str, u64); 6] = [
+        (
+            "root_expires_seconds",
+            "When the cluster's root expires, in seconds since 1970; 0 without a root",
+            root,
+        ),
+        (
+            "admission_expires_seconds",
+            "When this host's admission expires, in seconds since 1970; 0 for no member",
+            admission,
+        ),
+        (
+            "connections_wanted",
+            "Members that this host would be connected to if all were there",
+            wanted(node),
+        ),
+        (
+            "local_connections_max",
+            "Local connections that are served at once",
+            node.config.limits.local_connections_max as u64,
+        ),
+        ("open_files", "File descriptors in use", open as u64),
+        ("open_files_max", "File descriptors that may be in use", most.unwrap_or(u64::MAX)),
+    ];
+    for (name, help, value) in gauges {
+        registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
+    }
+}
+
+/// Members, but this one and those that somebody here said are gone, as far as it keeps connections.
+fn wanted(node: &Node) -> u64 {
+    let ledger = node.facts.ledger();
+    let others = ledger
+        .members(now())
+        .filter(|member| member.key != node.host && !node.forgotten.contains(&member.key));
+    others.count().min(ControlLimits::default().peers_max) as u64
 }
 
 /// Read at the moment of asking, so that nothing has to be counted twice.
@@ -139,6 +194,7 @@ async fn gather(node: &Arc<Node>) -> Result<String> {
     for (name, help, value) in counters {
         registry.register(name, help, ConstCounter::new(value));
     }
+    fleet(node, &mut registry);
     let copy = node.clone();
     let registry = blocking(move || {
         copy.scrubber.measure(&copy.store, &mut registry)?;

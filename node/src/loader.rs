@@ -20,7 +20,7 @@ use weighlock_protocol::{LayerId, ManifestDigest, Reference, Selector};
 use crate::audit::{Asked, Recorder, Why, grounds};
 use crate::cluster::now;
 use crate::daemon::Node;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::facts::{Basis, Purpose};
 use crate::fetch::{Step, blocking};
 use crate::local::frame::{self, FRAME_FDS_MAX};
@@ -181,6 +181,12 @@ impl Session {
                 frame::write(stream, &Event::Error(error)).await
             }
             Err(Failed::Socket(e)) => Err(e),
+            // Closed rather than answered: whoever waits opens it again when the daemon is back.
+            Err(Failed::Request(error))
+                if self.node.stop.is_cancelled() && error.kind == Kind::Unavailable =>
+            {
+                Err(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, error.message))
+            }
             Err(Failed::Request(error)) => {
                 debug!(uid = self.uid, %error, "request failed");
                 frame::write(stream, &Event::Error(error)).await

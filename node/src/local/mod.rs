@@ -1,5 +1,6 @@
 //! What crosses the local sockets: frames, and the messages in them.
 
+pub mod fleet;
 pub mod frame;
 pub mod integrity;
 pub mod ladder;

@@ -100,6 +100,18 @@ pub enum AdminRequest {
     },
     /// Answers a list of [`MemberRow`].
     Members,
+    /// Drops a host that is gone from this one's lists. Answers [`Forgotten`](crate::local::fleet::Forgotten).
+    Forget {
+        /// Whom.
+        host: KeyId,
+    },
+    /// Reads file and labels again. Answers [`Reloaded`](crate::local::fleet::Reloaded).
+    Reload,
+    /// Answers [`LogLevel`](crate::local::fleet::LogLevel), after setting it if there is one.
+    LogLevel {
+        /// The new filter.
+        filter: Option<String>,
+    },
     /// Answers a list of [`PeerRow`].
     Peers,
     /// Answers [`Whereabouts`].
