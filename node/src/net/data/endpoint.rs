@@ -91,6 +91,9 @@ impl DataPlane {
         if gso == 1 {
             warn!("UDP segmentation offload (GSO) is off: expect a quarter of the usual throughput");
         }
+        if gro == 1 {
+            warn!("UDP receive offload (GRO) is off: expect more CPU time for each byte fetched");
+        }
         // Derived from the host key, so that after a restart this host can tell its peers at once that the connections
         // of its earlier life are gone (RFC 9000, section 10.3).
         let secret = keypair.derive_secret(b"weighlock data plane stateless reset").unwrap_or_default();

@@ -109,37 +109,6 @@ impl DataConfig {
             .max_idle_timeout(Some(
                 quinn::VarInt::from_u32((self.idle_timeout_s as u32).saturating_mul(1000)).into(),
             ));
-        self.tune(&mut transport);
         Arc::new(transport)
-    }
-
-    fn tune(&self, transport: &mut quinn::TransportConfig) {
-        let Ok(text) = std::env::var("WL_TUNE") else { return };
-        for part in text.split(',') {
-            let Some((key, value)) = part.split_once('=') else { continue };
-            let n: u64 = value.parse().unwrap_or(0);
-            match key {
-                "ack" => {
-                    let mut ack = quinn::AckFrequencyConfig::default();
-                    ack.ack_eliciting_threshold(quinn::VarInt::from_u32(n as u32));
-                    transport.ack_frequency_config(Some(ack));
-                }
-                "bbr" => {
-                    transport
-                        .congestion_controller_factory(Arc::new(quinn::congestion::BbrConfig::default()));
-                }
-                "fair" => {
-                    transport.send_fairness(n > 0);
-                }
-                "swin" => {
-                    transport.stream_receive_window(quinn::VarInt::from_u32((n << 10) as u32));
-                }
-                "cwin" => {
-                    transport.receive_window(quinn::VarInt::from_u32((n << 10) as u32));
-                    transport.send_window(n << 10);
-                }
-                _ => {}
-            }
-        }
     }
 }
