@@ -120,7 +120,12 @@ pub async fn run(
         possession: possession.clone(),
         join: join_door(facts.clone(), contacts.clone()),
     };
-    let data_config = DataConfig { connections_max: config.limits.connections_max, ..DataConfig::default() };
+    let data_config = DataConfig {
+        connections_max: config.limits.connections_max,
+        packet_bytes_max: config.network.packet_bytes_max,
+        windows_bytes_max: config.network.windows_bytes_max,
+        ..DataConfig::default()
+    };
     let data =
         DataPlane::bind(config.listen.data, &keypair, cluster, data_config, doors, planes_stop.clone())
             .map_err(|e| listen_error("data plane", config.listen.data, "--data-listen", &e))?;

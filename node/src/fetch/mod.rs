@@ -262,23 +262,30 @@ impl Fetcher {
             return Ok(Some(manifest));
         }
         let connected = self.inner.control.peers().await.map_err(Error::unavailable)?;
-        let mut peers: Vec<KeyId> = connected.into_iter().map(|peer| peer.key).collect();
-        for provider in self.inner.control.providers(digest).await.unwrap_or_default() {
-            if !peers.contains(&provider) && provider != self.inner.control.key() {
-                peers.push(provider);
-            }
+        let mut asked: Vec<KeyId> = connected.into_iter().map(|peer| peer.key).collect();
+        if !self.ask_for_manifest(&asked, digest).await? {
+            // Only now: where the provider table leads to a host that is gone, looking it up takes seconds.
+            asked.push(self.inner.control.key());
+            let mut others = self.inner.control.providers(digest).await.unwrap_or_default();
+            others.retain(|provider| !asked.contains(provider));
+            self.ask_for_manifest(&others, digest).await?;
         }
+        let store = self.inner.store.clone();
+        blocking(move || facts::manifest(&store, &digest)).await
+    }
+
+    /// Asks hosts for a manifest, one after the other. True once it is here.
+    async fn ask_for_manifest(&self, peers: &[KeyId], digest: ManifestDigest) -> Result<bool> {
         for peer in peers {
-            let Ok(bytes) = self.inner.control.request_manifest(peer, digest).await else { continue };
+            let Ok(bytes) = self.inner.control.request_manifest(*peer, digest).await else { continue };
             let store = self.inner.store.clone();
             match blocking(move || store.put_manifest(&bytes).map_err(Error::from)).await {
-                Ok(_) => break,
+                Ok(_) => return Ok(true),
                 // The bytes have the digest that was published, so the publisher made them.
                 Err(e) => warn!(%digest, error = %e, "a published manifest is not usable"),
             }
         }
-        let store = self.inner.store.clone();
-        blocking(move || facts::manifest(&store, &digest)).await
+        Ok(false)
     }
 
     /// Ends the fetch of `digest`, if one runs, and waits for its end. What it stored stays.
