@@ -19,6 +19,21 @@ pub enum StoreError {
         /// Bytes that the file system had left.
         available_bytes: u64,
     },
+    /// The store has as many bytes as it may.
+    #[error(
+        "the quota of {} is used up: {needed_bytes} bytes more are needed, {used_bytes} of {quota_bytes} are used; `weighlock gc --dry-run` says what could go, store.quota_bytes sets the quota",
+        path.display()
+    )]
+    Quota {
+        /// The data directory.
+        path: PathBuf,
+        /// Bytes that were to come.
+        needed_bytes: u64,
+        /// Bytes that are used or promised.
+        used_bytes: u64,
+        /// The quota.
+        quota_bytes: u64,
+    },
     /// Another process has this store open.
     #[error("store {} is in use by process {pid}; stop it, or choose another --data-dir", path.display())]
     Locked {

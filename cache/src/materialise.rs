@@ -20,6 +20,26 @@ const MARKER: &str = ".weighlock/digest";
 /// Inside a view: what tells whether its files were touched since they were put there.
 const STAMPS: &str = ".weighlock/stamps";
 
+/// Inside a view: all its files share their blocks with the store.
+const SHARED: &str = ".weighlock/shared";
+
+/// The file in a materialised directory that names what it is a copy of.
+pub(crate) fn marker(dir: &Path) -> PathBuf {
+    dir.join(MARKER)
+}
+
+/// The age of its marker tells when a view was last asked for.
+fn touch(dir: &Path) -> Result<(), StoreError> {
+    let marker = marker(dir);
+    let touched = File::open(&marker).and_then(|file| file.set_modified(std::time::SystemTime::now()));
+    touched.map_err(at(&marker, "touch"))
+}
+
+/// Whether a view takes no space of its own.
+pub(crate) fn is_shared(dir: &Path) -> bool {
+    dir.join(SHARED).exists()
+}
+
 /// How a directory is filled.
 #[derive(Debug, Clone, Default)]
 pub struct MaterialiseOptions {
@@ -121,15 +141,24 @@ impl Store {
         };
         let _one = self.view_lock();
         if is_copy_of(manifest, &path) && self.view_holds(manifest, &path)? {
+            touch(&path)?;
             return Ok(path);
         }
         if path.exists() {
-            fs::remove_file(&path.join(MARKER)).or_else(|_| fs::remove_dir(&path))?;
+            fs::remove_dir_at_once(&path)?;
         }
-        self.materialise(manifest, &path, &options)?;
+        let bytes = manifest.total_bytes();
+        let _room =
+            if self.reflink_works(manifest)? { None } else { Some(self.reserve_import(bytes, bytes)?) };
+        let report = self.materialise(manifest, &path, &options)?;
+        if report.copied == 0 {
+            let shared = path.join(SHARED);
+            std::fs::write(&shared, b"").map_err(at(&shared, "write"))?;
+        }
         write_stamps(manifest, &path)?;
         // A stranger to the store may read a view, and nobody is invited to change it.
         fs::chmod_dirs(&path, 0o555)?;
+        touch(&path)?;
         Ok(path)
     }
 
@@ -177,6 +206,18 @@ impl Store {
         if let Err(error) = doubt() {
             tracing::warn!(layer = %id, %error, "views of a damaged layer could not be marked");
         }
+    }
+
+    /// Whether views share blocks with the layers, tried with the smallest file that has any.
+    fn reflink_works(&self, manifest: &Manifest) -> Result<bool, StoreError> {
+        let Some(least) = manifest.files().iter().filter(|f| f.size > 0).min_by_key(|f| f.size) else {
+            return Ok(true);
+        };
+        let probe = self.temp_path("probe");
+        let sealed = self.open_sealed(&least.id)?;
+        let works = reflink_copy::reflink(&sealed.path, &probe).is_ok();
+        fs::remove_file(&probe)?;
+        Ok(works)
     }
 
     fn fill(

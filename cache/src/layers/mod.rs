@@ -36,6 +36,10 @@ impl Layout {
         self.root.join("weighlock.redb")
     }
 
+    pub(crate) fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
     pub(crate) fn layers(&self) -> PathBuf {
         self.root.join("layers")
     }

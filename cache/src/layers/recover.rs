@@ -39,6 +39,7 @@ impl Store {
                 fs::remove_dir(&path)?;
             }
         }
+        self.finish_removals()?;
         self.undo_half_moves()?;
         self.check_layers(&mut report)?;
         self.check_records(&mut report)?;
@@ -54,6 +55,18 @@ impl Store {
             );
         }
         Ok(report)
+    }
+
+    /// Layers that were let go of while their files were still there.
+    fn finish_removals(&self) -> Result<(), StoreError> {
+        let gone = self.meta().gone()?;
+        for id in &gone {
+            if self.meta().layer(id)?.is_none() {
+                fs::remove_file(&self.layout().layer(id))?;
+                fs::remove_file(&self.layout().layer_tree(id))?;
+            }
+        }
+        self.meta().clear_gone(&gone)
     }
 
     /// A seal that was cut between its two renames has moved the tree alone: back with it.

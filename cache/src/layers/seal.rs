@@ -40,6 +40,7 @@ impl Store {
         if !sync_each {
             fs::sync_fs(&self.layout().layers())?;
         }
+        let _placing = self.placing();
         let mut rows = Vec::with_capacity(layers.len());
         // All locks are held to the end: no late write may change a file between its sync and its record.
         let mut fates = Vec::with_capacity(layers.len());
@@ -189,9 +190,13 @@ impl Store {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                tracing::error!(layer = %id, "the file of a sealed layer is gone; it has to be fetched again");
-                self.meta().set_aside(&[(*id, DamageRow::all(info.size, "its file is gone".into()))])?;
-                fs::remove_file(&self.layout().layer_tree(id))?;
+                let _placing = self.placing_alone();
+                // Let go of a moment ago, or brought here again since: then the record is another, or gone.
+                if self.meta().layer(id)? == Some(*info) && !path.exists() {
+                    tracing::error!(layer = %id, "the file of a sealed layer is gone; it has to be fetched again");
+                    self.meta().set_aside(&[(*id, DamageRow::all(info.size, "its file is gone".into()))])?;
+                    fs::remove_file(&self.layout().layer_tree(id))?;
+                }
                 return Err(StoreError::NotHeld(*id));
             }
             Err(e) => return Err(at(&path, "open")(e)),

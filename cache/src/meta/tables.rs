@@ -26,5 +26,11 @@ pub(super) const STATEMENTS: TableDefinition<u64, ([u8; 32], &[u8])> = TableDefi
 pub(super) const STATEMENT_INDEX: TableDefinition<[u8; 32], u64> = TableDefinition::new("statement_index_v1");
 /// Small values of the node by key.
 pub(super) const SETTINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("settings_v1");
+/// Why artifacts are pinned, as JSON.
+pub(super) const PINS: TableDefinition<[u8; 32], &[u8]> = TableDefinition::new("pins_v1");
+/// When held artifacts were last used, Unix seconds.
+pub(super) const USED: TableDefinition<[u8; 32], u64> = TableDefinition::new("used_v1");
+/// Layers without a record whose files are being removed.
+pub(super) const GONE: TableDefinition<[u8; 32], ()> = TableDefinition::new("gone_v1");
 /// Heads by channel; each is written with the statement that moved it.
 pub(super) const HEADS: TableDefinition<&str, &[u8]> = TableDefinition::new("heads_v1");

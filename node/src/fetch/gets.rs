@@ -45,6 +45,7 @@ pub(super) fn prepare(
     let progress = entry.and_then(|work| work.fetch.as_ref()).map(|fetch| fetch.proven.clone());
     let options = GetOptions {
         batch_bytes: inner.data.config().batch_bytes,
+        buffers: inner.data.buffers().clone(),
         stall: inner.limits.stall,
         progress: progress.unwrap_or_default(),
         cancel,
@@ -129,7 +130,7 @@ pub(super) fn input(inner: &Inner, answer: Answer) -> Input {
         GetError::Stalled(_) => Fault::Timeout,
         GetError::Lost(_) => Fault::Lost,
         GetError::Cancelled => Fault::Cancelled,
-        GetError::Local(StoreError::NoSpace { .. }) => Fault::NoSpace,
+        GetError::Local(StoreError::NoSpace { .. } | StoreError::Quota { .. }) => Fault::NoSpace,
         GetError::Local(e) => {
             inner.set_disk_error(e.into());
             Fault::Local

@@ -273,6 +273,9 @@ pub struct Removed {
     /// Other names of the same manifest, whose bytes went with it.
     #[serde(default)]
     pub also: Vec<String>,
+    /// No other host is known to hold it: what this host had of it is lost.
+    #[serde(default)]
+    pub last_copy: bool,
 }
 
 /// Answer to [`AdminRequest::View`].

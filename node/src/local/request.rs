@@ -100,6 +100,18 @@ pub enum AdminRequest {
     },
     /// Answers a list of [`MemberRow`].
     Members,
+    /// Drops a host that is gone from this one's lists. Answers [`Forgotten`](crate::local::fleet::Forgotten).
+    Forget {
+        /// Whom.
+        host: KeyId,
+    },
+    /// Reads file and labels again. Answers [`Reloaded`](crate::local::fleet::Reloaded).
+    Reload,
+    /// Answers [`LogLevel`](crate::local::fleet::LogLevel), after setting it if there is one.
+    LogLevel {
+        /// The new filter.
+        filter: Option<String>,
+    },
     /// Answers a list of [`PeerRow`].
     Peers,
     /// Answers [`Whereabouts`].
@@ -169,6 +181,25 @@ pub enum AdminRequest {
     Envelope {
         /// The statement's id, or its beginning.
         id: String,
+    },
+    /// Answers [`Collected`](crate::local::store::Collected): lets go of what may go, or tells what would.
+    Gc {
+        /// Only tell.
+        dry_run: bool,
+        /// All that may go, even if there is room.
+        all: bool,
+    },
+    /// Answers a list of [`PinRow`](crate::local::store::PinRow): what is pinned after the change.
+    Pin {
+        /// The change.
+        change: crate::local::store::PinChange,
+    },
+    /// Answers [`DiskUse`](crate::local::store::DiskUse).
+    DiskUse,
+    /// Answers [`CopyCount`](crate::local::store::CopyCount).
+    Copies {
+        /// A reference.
+        reference: String,
     },
     /// Answers a [`Page`](crate::audit::Page) of this host's audit log, or of another member's.
     Audit {
