@@ -172,9 +172,7 @@ fn who_got_wrong_bytes_says_so_and_the_accused_looks_and_heals() {
     assert!(beta.term().success());
     flip(&alpha, 7_000_000, true);
     let mut pull = gamma.command().args(["pull", MODEL]).spawn().expect("the program runs");
-    until("the accused hears of it", || {
-        (measured(&alpha, "weighlock_scrub_doubts_total") > 0).then_some(())
-    });
+    until("the accused hears of it", || (measured(&alpha, "weighlock_scrub_doubts_total") > 0).then_some(()));
     until("it has set the layer aside", || {
         (measured(&alpha, "weighlock_quarantined_layers") == 1).then_some(())
     });
