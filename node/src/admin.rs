@@ -1,6 +1,7 @@
 //! The command line's door: answers each request on `weighlock.sock`.
 
 mod add;
+mod adopt;
 mod audit;
 mod evidence;
 mod fleet;
@@ -9,6 +10,8 @@ mod list;
 mod observe;
 mod open;
 mod remove;
+mod scrub;
+mod store;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,6 +27,7 @@ use crate::cluster::{self, now};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::gc;
 use crate::loader;
 use crate::local::frame;
 use crate::local::message::*;
@@ -110,6 +114,10 @@ async fn answer(
             Recorder::new(node, stream).evidence(digest).await?;
             json(viewed)
         }
+        AdminRequest::Adopt { path, dry_run } => json(adopt::adopt(node, stream, path, dry_run).await?),
+        AdminRequest::Scrub { reference, bytes_per_s } => {
+            json(scrub::scrub(node, stream, reference.as_deref(), bytes_per_s).await?)
+        }
         AdminRequest::Members => json(members(node).await?),
         AdminRequest::Forget { host } => json(fleet::forget(node, host).await?),
         AdminRequest::Reload => {
@@ -157,6 +165,18 @@ async fn answer(
             let node = in_background;
             json(blocking(move || ladder::envelope(&node, &id)).await?)
         }
+        AdminRequest::Gc { dry_run, all } => {
+            json(gc::collect(node, gc::What { dry_run, all, ..gc::What::default() }).await?)
+        }
+        AdminRequest::Pin { change } => {
+            let node = in_background;
+            json(blocking(move || store::pin(&node, &change)).await?)
+        }
+        AdminRequest::DiskUse => json(store::disk_use(node).await?),
+        AdminRequest::Copies { reference } => {
+            let node = in_background;
+            json(blocking(move || store::copies(&node, &reference)).await?)
+        }
         AdminRequest::Audit { host, query } => json(audit::answer(node, host.as_deref(), query).await?),
     }
 }
@@ -167,7 +187,12 @@ fn json(value: impl Serialize) -> Result<serde_json::Value> {
 
 async fn status(node: &Arc<Node>) -> Result<Status> {
     let copy = node.clone();
-    let layers = blocking(move || copy.store.layers().map_err(Error::from)).await?;
+    let (layers, integrity) = blocking(move || {
+        let integrity = copy.scrubber.report(&copy.store)?;
+        Ok((copy.store.layers().map_err(Error::from)?, integrity))
+    })
+    .await?;
+    let damage = crate::scrub::alarms(&integrity);
     let peers = node.control.peers().await.map(|peers| peers.len()).unwrap_or_default();
     let now = now();
     let ledger = node.facts.ledger();
@@ -202,7 +227,15 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         leases: node.leases.open().len(),
         fetches,
         ungated,
-        alarms: ledger.alarms(now).iter().map(ToString::to_string).chain(node.audit.alarm()).collect(),
+        alarms: ledger
+            .alarms(now)
+            .iter()
+            .map(ToString::to_string)
+            .chain(node.audit.alarm())
+            .chain(damage)
+            .chain(node.gc.alarm())
+            .collect(),
+        integrity,
     })
 }
 

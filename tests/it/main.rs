@@ -1,5 +1,6 @@
 //! Weighlock from outside: the real program, and the workspace's own rules.
 
+mod adopt;
 mod audit;
 mod bad_files;
 mod bad_input;
@@ -7,6 +8,7 @@ mod delta;
 mod diff;
 mod fleet;
 mod garbage;
+mod heal;
 mod http;
 mod ladder;
 mod mixed;
@@ -15,6 +17,7 @@ mod pod;
 mod resume;
 mod rolling;
 mod share;
+mod store;
 mod stranger;
 mod streaming;
 mod swarm;

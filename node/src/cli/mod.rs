@@ -1,15 +1,18 @@
 //! The command line: one file per command; this one holds what they share.
 
 mod add;
+mod adopt;
 mod audit;
 mod completions;
 mod config;
 mod demo;
+mod df;
 mod diff;
 mod eval;
 mod evidence;
 mod follow;
 mod gate;
+mod gc;
 mod init;
 mod inspect;
 mod invite;
@@ -24,6 +27,7 @@ mod mlflow;
 mod output;
 mod path;
 mod peers;
+mod pin;
 mod policy;
 mod progress;
 mod promote;
@@ -33,6 +37,7 @@ mod revoke;
 mod rm;
 mod rollback;
 mod rollout;
+mod scrub;
 mod sides;
 mod sign;
 mod statement;
@@ -116,6 +121,8 @@ enum Command {
     Config(config::ConfigCommand),
     /// Import a checkpoint and publish it under an immutable tag
     Add(add::Add),
+    /// Keep what other tools have downloaded, such as a Hugging Face cache, as this host's copy
+    Adopt(adopt::Adopt),
     /// A model registry: verdicts and stages written back to it
     #[command(subcommand)]
     Mlflow(mlflow::MlflowCommand),
@@ -163,6 +170,17 @@ enum Command {
     /// Drop this host's copy of an artifact
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
+    /// Read what lies here again, prove it, and heal what is damaged from other hosts
+    Scrub(scrub::Scrub),
+    /// Let go of what nobody needs, until there is room
+    #[command(visible_alias = "prune")]
+    Gc(gc::Gc),
+    /// Keep artifacts on this host, whatever else needs room
+    Pin(pin::Pin),
+    /// Let pinned artifacts go again when room is needed
+    Unpin(pin::Unpin),
+    /// What uses the disk, what of it may go, and how much there may be
+    Df(df::Df),
     /// Fetch an artifact and write it to a directory
     Pull(pull::Pull),
     /// Fetch an artifact and print a read-only directory that holds it
@@ -218,6 +236,7 @@ pub fn main() -> ExitCode {
         Command::Member(command) => command.run(&context),
         Command::Config(command) => command.run(&context),
         Command::Add(command) => command.run(&context),
+        Command::Adopt(command) => command.run(&context),
         Command::Ls(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),
         Command::Diff(command) => return command.run(&context),
@@ -243,6 +262,11 @@ pub fn main() -> ExitCode {
         },
         Command::Statement(command) => command.run(&context),
         Command::Rm(command) => command.run(&context),
+        Command::Scrub(command) => command.run(&context),
+        Command::Gc(command) => command.run(&context),
+        Command::Pin(command) => command.run(&context),
+        Command::Unpin(command) => command.run(&context),
+        Command::Df(command) => command.run(&context),
         Command::Pull(command) => command.run(&context),
         Command::Path(command) => command.run(&context),
         Command::Peers(command) => command.run(&context),

@@ -2,9 +2,11 @@
 
 pub mod fleet;
 pub mod frame;
+pub mod integrity;
 pub mod ladder;
 pub mod loader;
 pub mod message;
 pub mod observe;
 pub mod request;
+pub mod store;
 pub mod weighed;
