@@ -1,10 +1,13 @@
 //! Weighlock from outside: the real program, and the workspace's own rules.
 
+mod abuse;
+mod at_once;
 mod audit;
 mod bad_files;
 mod bad_input;
 mod delta;
 mod diff;
+mod flood;
 mod garbage;
 mod http;
 mod ladder;

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::binary;
 use crate::loader::Loader;
+use crate::process::Process;
 use crate::wait::{PATIENCE, until};
 
 /// A temporary directory for hosts and sources. Declare it before the hosts, so that it goes after them.
@@ -210,6 +211,20 @@ impl Host {
     /// Whether the daemon is alive.
     pub fn runs(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Its daemon, as the kernel sees it.
+    ///
+    /// # Panics
+    /// None runs.
+    pub fn process(&self) -> Process {
+        Process(Pid::from_child(self.child.as_ref().expect("a running daemon")))
+    }
+
+    /// How many lines of its log contain `words`.
+    pub fn logged(&self, words: &str) -> usize {
+        let text = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        text.lines().filter(|line| line.contains(words)).count()
     }
 
     /// Runs a command with `--json`.

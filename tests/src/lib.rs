@@ -9,6 +9,7 @@ pub mod data;
 pub mod host;
 pub mod http;
 pub mod loader;
+pub mod process;
 pub mod wait;
 
 pub use host::{Host, Lab, Ran};

@@ -26,6 +26,9 @@ use super::link::refuse_link;
 /// How often at most a change is told to those who observe.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Requests up to this long are read as they come.
+const SHORT_BYTES: usize = 4 << 10;
+
 /// An asker that takes nothing for this long loses its upload.
 const TAKE_MAX: Duration = Duration::from_secs(30);
 
@@ -80,19 +83,35 @@ impl Drop for Pass {
     }
 }
 
+/// What requests share.
+#[derive(Clone, Copy)]
+pub struct Shares<'a> {
+    /// Leave to send: of the connection, and of the host.
+    pub uploads: [&'a Semaphore; 2],
+    /// Leave to read a long request.
+    pub long_requests: &'a Semaphore,
+}
+
 /// Reads one request from a stream and answers it; resets the stream where it cannot.
 pub async fn serve_stream(
     possession: Arc<dyn Possession>,
     config: &DataConfig,
-    uploads: [&Semaphore; 2],
+    Shares { uploads, long_requests }: Shares<'_>,
     peer: KeyId,
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
-    let request = match read_request(&mut recv).await {
-        Ok(Ok(Request::Link { manifest })) => return possession.link(peer, manifest, send, recv),
-        Ok(request) => request,
-        Err(e) => return debug!(%peer, error = e, "request could not be read"),
+    let wait = Duration::from_secs(config.request_timeout_s);
+    let request = match tokio::time::timeout(wait, read_request(&mut recv, long_requests)).await {
+        Ok(Ok(Ok(Request::Link { manifest }))) => return possession.link(peer, manifest, send, recv),
+        Ok(Ok(request)) => request,
+        Ok(Err(e)) => return debug!(%peer, error = e, "request could not be read"),
+        Err(_) => {
+            debug!(%peer, "a stream was opened and not used");
+            let _ = send.reset(VarInt::from_u32(reset::LIMIT));
+            let _ = recv.stop(VarInt::from_u32(reset::LIMIT));
+            return;
+        }
     };
     let refused = match request {
         Ok(Request::Get { layer, chunks }) => {
@@ -143,7 +162,10 @@ pub async fn serve_stream(
 }
 
 /// A request, read to its end unless it is a link, on which frames follow.
-async fn read_request(recv: &mut RecvStream) -> Result<Result<Request, RequestError>, String> {
+async fn read_request(
+    recv: &mut RecvStream,
+    long_requests: &Semaphore,
+) -> Result<Result<Request, RequestError>, String> {
     let mut first = [0];
     match recv.read_exact(&mut first).await {
         Ok(()) => {}
@@ -156,7 +178,17 @@ async fn read_request(recv: &mut RecvStream) -> Result<Result<Request, RequestEr
         recv.read_exact(&mut rest).await.map_err(|e| e.to_string())?;
         bytes.extend(rest);
     } else {
-        bytes.extend(recv.read_to_end(MESSAGE_BYTES_MAX).await.map_err(|e| e.to_string())?);
+        let mut long = None;
+        while let Some(chunk) = recv.read_chunk(MESSAGE_BYTES_MAX, true).await.map_err(|e| e.to_string())? {
+            if bytes.len() + chunk.bytes.len() > MESSAGE_BYTES_MAX {
+                return Err("a request is over the limit".into());
+            }
+            if long.is_none() && bytes.len() + chunk.bytes.len() > SHORT_BYTES {
+                // Few are, and none for long: what waits here is memory.
+                long = long_requests.acquire().await.ok();
+            }
+            bytes.extend_from_slice(&chunk.bytes);
+        }
     }
     Ok(Request::parse(&bytes))
 }
@@ -403,8 +435,12 @@ async fn observe(
         if first || !news.is_empty() {
             let item =
                 ObserveItem::of_groups(&news, size).encode().ok_or_else(|| refuse("too fragmented"))?;
-            if send.write_all(&item).await.is_err() {
-                return Ok(());
+            match tokio::time::timeout(TAKE_MAX, send.write_all(&item)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ok(()),
+                Err(_) => {
+                    return Err(Refusal { code: reset::LIMIT, why: "the asker takes nothing".into() });
+                }
             }
             told = have;
             first = false;
