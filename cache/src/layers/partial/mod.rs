@@ -7,7 +7,7 @@
 mod adopt;
 mod handout;
 mod prove;
-mod subtree;
+pub(super) mod subtree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -62,6 +62,8 @@ pub struct PartialLayer {
     tree: Option<File>,
     have_file: File,
     state: Mutex<State>,
+    /// Held while groups are written: the kernel lets only one at a time write to a file, and those who wait there spin.
+    data_io: Mutex<()>,
     /// Held while pages of the have-map are written, so that an older image never follows a newer one.
     have_io: Mutex<()>,
     /// Shared by writers, held alone by who seals or removes: nothing is written to a file that was sealed.
@@ -137,9 +139,12 @@ impl PartialLayer {
 
     /// Writes what was proven, in the order that the invariant asks for. The caller holds `fate`.
     fn commit(&self, batch: &Batch<'_>) -> Result<(), StoreError> {
-        for (first, parts) in &batch.runs {
-            fs::write_all_at(&self.data, parts, first * GROUP_BYTES)
-                .map_err(at(&self.paths.data, "write"))?;
+        {
+            let _io = self.data_io.lock().unwrap_or_else(PoisonError::into_inner);
+            for (first, parts) in &batch.runs {
+                fs::write_all_at(&self.data, parts, first * GROUP_BYTES)
+                    .map_err(at(&self.paths.data, "write"))?;
+            }
         }
         if let Some(tree) = &self.tree {
             for (first, bytes) in runs_of_pairs(&batch.pairs) {
@@ -191,7 +196,9 @@ impl PartialLayer {
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         self.sync_content()?;
         self.flush_have()?;
-        self.have_file.sync_data().map_err(at(&self.paths.have, "sync"))
+        self.have_file.sync_data().map_err(at(&self.paths.have, "sync"))?;
+        // Their names, too: the files may be new.
+        self.paths.have.parent().map_or(Ok(()), fs::sync_dir)
     }
 
     /// Creates the files of a layer, with their space reserved. The have-map comes last: files without one are not
@@ -252,12 +259,16 @@ impl PartialLayer {
         if file_len(&data, &paths.data)? != size {
             return Ok(None);
         }
-        let (claimed, bad_pages) =
+        let (mut claimed, bad_pages) =
             have::read_bitmap(&have_file, &id, size).map_err(at(&paths.have, "read"))?;
-        if bad_pages > 0 {
-            tracing::warn!(layer = %id.short(), bad_pages, "pages of a have-map do not check; fetching their groups again");
+        if !bad_pages.is_empty() {
+            // A write that was torn by a power loss, most likely: the tree tells what is here.
+            tracing::warn!(layer = %id.short(), "a have-map does not check; proving the layer again");
         }
-        let trusted = header.boot_id == boot_id;
+        let trusted = header.boot_id == boot_id && bad_pages.is_empty();
+        for group in bad_pages.into_iter().flatten() {
+            claimed.set(group);
+        }
         let have = if trusted { claimed.clone() } else { Bitmap::new(claimed.len()) };
         let layer = Self::assemble(paths, id, size, (data, tree, have_file), have);
         if !trusted {
@@ -350,6 +361,7 @@ impl PartialLayer {
             tree,
             have_file,
             state: Mutex::new(State { have, nodes, dirty: BTreeSet::new() }),
+            data_io: Mutex::new(()),
             have_io: Mutex::new(()),
             fate: RwLock::new(Fate::Open),
         }
