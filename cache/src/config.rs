@@ -28,7 +28,7 @@ pub struct StoreConfig {
     pub view_keep_s: u64,
     /// Seconds that a damaged layer stays in quarantine.
     pub quarantine_keep_s: u64,
-    /// Most bytes of quarantine.
+    /// Bytes of files that are kept aside because they are not the layers in whose place they lay, oldest gone first.
     pub quarantine_bytes_max: u64,
     /// Memory that the embedded database may use as cache, in bytes.
     pub meta_cache_bytes_max: usize,
@@ -39,9 +39,7 @@ pub struct StoreConfig {
     pub import_block_bytes: usize,
     /// Files above which an import syncs the whole file system once instead of each file.
     pub sync_each_max: usize,
-    /// Bytes of files that are kept aside because they are not the layers in whose place they lay, oldest gone first.
-    pub quarantine_bytes_max: u64,
-    /// Most files kept aside.
+    /// Most files kept in quarantine.
     pub quarantine_files_max: usize,
     /// Stands for the kernel's boot id; `None` reads it from the kernel.
     pub boot_id: Option<String>,
@@ -63,7 +61,6 @@ impl Default for StoreConfig {
             import_files_max: cores.clamp(1, 8),
             import_block_bytes: 2 << 20,
             sync_each_max: 64,
-            quarantine_bytes_max: 8 << 30,
             quarantine_files_max: 16,
             boot_id: None,
         }

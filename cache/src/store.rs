@@ -16,7 +16,7 @@ use crate::config::StoreConfig;
 use crate::error::{StoreError, at};
 use crate::fs;
 use crate::gc::Gone;
-use crate::layers::outboard::{hash_file_beside, tree_bytes};
+use crate::layers::outboard::hash_file_beside;
 use crate::layers::partial::{PartialLayer, PartialPaths};
 use crate::layers::recover::Recovery;
 use crate::layers::{Layout, have};

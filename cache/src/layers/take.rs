@@ -57,13 +57,14 @@ impl Store {
         let out_tree = fs::create_reserved(&tree, tree_bytes(size))?;
         let reflinked = size > 0 && reflink_copy::reflink_file(&file, &out).is_ok();
         let sink = |offset: u64, bytes: &[u8]| out_tree.write_all_at(bytes, offset);
+        let mut _room = None;
         let id = if reflinked {
             hash_file(&File::open(&data).map_err(at(&data, "open"))?, &data, size, sink)?
         } else if wanted.dry_run {
             hash_file(&file, source, size, sink)?
         } else {
             out.set_len(0).map_err(at(&data, "truncate"))?;
-            self.need_space(size)?;
+            _room = Some(self.reserve_import(size, size)?);
             fs::reserve(&out, &data, size)?;
             let (mut offset, mut written) = (0, Ok(()));
             let id = hash_file_beside(&file, source, size, sink, |bytes| {

@@ -184,19 +184,6 @@ impl Meta {
         })
     }
 
-    pub(crate) fn drop_layers(&self, ids: &[LayerId]) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        self.urgent("forget layers", |txn| {
-            let mut table = txn.open_table(LAYERS)?;
-            for id in ids {
-                table.remove(id.0)?;
-            }
-            Ok(())
-        })
-    }
-
     /// Everything of one commit in one transaction.
     pub(crate) fn commit(
         &self,

@@ -84,7 +84,7 @@ fn a_disk_that_was_full_to_the_last_byte_is_used_again_once_it_has_room() {
 /// A rollback with its head, a pin, a last use, an artifact that goes: each all there or not at all.
 fn steps(meta: &Meta) -> [Result<(), StoreError>; 4] {
     let (layer, digest) = (LayerId([7; 32]), ManifestDigest([8; 32]));
-    let info = LayerInfo { size: 5, sha256: None, mtime_ns: 0, inode: 1 };
+    let info = LayerInfo { size: 5, sha256: None, mtime_ns: 0, inode: 1, proven_s: 0 };
     let said = [(StatementId([1; 32]), vec![1; 20_000])];
     [
         meta.commit(&[], &[], &said, &[("head".to_owned(), Some(b"one".to_vec()))]),

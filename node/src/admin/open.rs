@@ -10,7 +10,7 @@ use weighlock_protocol::{ManifestDigest, Reference, Selector};
 use super::{looking, tell};
 use crate::audit::{Asked, Recorder, grounds};
 use crate::daemon::Node;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::facts::Purpose;
 use crate::fetch::{Step, blocking};
 use crate::local::message::{OpenFor, Viewed};

@@ -156,11 +156,8 @@ async fn heal(node: &Arc<Node>, stream: &mut UnixStream, layers: &[LayerId]) -> 
         return Ok(());
     }
     for mut arrival in arrivals {
-        loop {
-            match arrival.next().await {
-                Ok(Step::Progress(step)) => tell(stream, Progress { phase: "heal".into(), ..step }).await?,
-                Ok(Step::Here(_)) | Err(_) => break,
-            }
+        while let Ok(Step::Progress(step)) = arrival.next().await {
+            tell(stream, Progress { phase: "heal".into(), ..step }).await?;
         }
     }
     Ok(())

@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn a_store_too_large_for_the_rate_is_read_faster() {
         assert_eq!(bytes_per_s(16 << 20, 1 << 40, 30 * DAY_S), 16 << 20, "1 TiB takes 18 hours");
-        assert_eq!(bytes_per_s(16 << 20, 15 * DAY_S << 30, 30 * DAY_S), 1 << 30);
+        assert_eq!(bytes_per_s(16 << 20, (15 * DAY_S) << 30, 30 * DAY_S), 1 << 30);
         assert_eq!(bytes_per_s(16 << 20, 1 << 40, 0), 16 << 20);
     }
 }
