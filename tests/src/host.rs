@@ -14,7 +14,6 @@ use tempfile::TempDir;
 
 use crate::binary;
 use crate::loader::Loader;
-use crate::process::Process;
 use crate::wait::{PATIENCE, until};
 
 /// A temporary directory for hosts and sources. Declare it before the hosts, so that it goes after them.
@@ -28,8 +27,8 @@ pub struct Lab {
 pub struct Host {
     /// Its name, also in the cluster.
     pub name: String,
-    dir: PathBuf,
-    child: Option<Child>,
+    pub(crate) dir: PathBuf,
+    pub(crate) child: Option<Child>,
     ready: Value,
     ports: Option<[SocketAddr; 3]>,
     /// Further arguments of `weighlock up`.
@@ -226,20 +225,6 @@ impl Host {
     /// Whether the daemon is alive.
     pub fn runs(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
-    }
-
-    /// Its daemon, as the kernel sees it.
-    ///
-    /// # Panics
-    /// None runs.
-    pub fn process(&self) -> Process {
-        Process(Pid::from_child(self.child.as_ref().expect("a running daemon")))
-    }
-
-    /// How many lines of its log contain `words`.
-    pub fn logged(&self, words: &str) -> usize {
-        let text = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
-        text.lines().filter(|line| line.contains(words)).count()
     }
 
     /// Runs a command with `--json`.

@@ -4,6 +4,8 @@ use std::fs;
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
+use crate::host::Host;
+
 /// A running process.
 #[derive(Debug, Clone, Copy)]
 pub struct Process(pub Pid);
@@ -56,5 +58,21 @@ impl Process {
     fn read(self, name: &str) -> String {
         let path = format!("/proc/{}/{name}", self.0.as_raw_nonzero());
         fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+}
+
+impl Host {
+    /// Its daemon, as the kernel sees it.
+    ///
+    /// # Panics
+    /// None runs.
+    pub fn process(&self) -> Process {
+        Process(Pid::from_child(self.child.as_ref().expect("a running daemon")))
+    }
+
+    /// How many lines of its log contain `words`.
+    pub fn logged(&self, words: &str) -> usize {
+        let text = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        text.lines().filter(|line| line.contains(words)).count()
     }
 }

@@ -7,6 +7,7 @@ mod inflow;
 mod joining;
 mod link;
 mod pool;
+mod request;
 mod serve;
 mod tree;
 

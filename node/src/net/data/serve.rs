@@ -14,21 +14,17 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::debug;
 use weighlock_cache::LayerReader;
 use weighlock_protocol::wire::bao::{self, GROUP_BYTES, GroupSet};
-use weighlock_protocol::wire::data::{
-    KIND_LINK, LINK_BYTES, MESSAGE_BYTES_MAX, ObserveItem, Request, RequestError, reset,
-};
+use weighlock_protocol::wire::data::{ObserveItem, Request, RequestError, reset};
 use weighlock_protocol::wire::tree::{PAIR_BYTES, tree_bytes};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
 use super::buffers::Buffers;
 use super::link::refuse_link;
+use super::request::{asked_groups, read_request};
 use super::{DataConfig, PRIORITY_SHORT};
 
 /// How often at most a change is told to those who observe.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Requests up to this long are read as they come.
-const SHORT_BYTES: usize = 4 << 10;
 
 /// An asker that takes nothing for this long loses its upload.
 const TAKE_MAX: Duration = Duration::from_secs(30);
@@ -180,50 +176,6 @@ pub async fn serve_stream(
             let _ = send.reset(VarInt::from_u32(code));
         }
     }
-}
-
-/// A request, read to its end unless it is a link, on which frames follow.
-async fn read_request(
-    recv: &mut RecvStream,
-    long_requests: &Semaphore,
-) -> Result<Result<Request, RequestError>, String> {
-    let mut first = [0];
-    match recv.read_exact(&mut first).await {
-        Ok(()) => {}
-        Err(quinn::ReadExactError::FinishedEarly(_)) => return Ok(Request::parse(&[])),
-        Err(e) => return Err(e.to_string()),
-    }
-    let mut bytes = first.to_vec();
-    if first[0] == KIND_LINK {
-        let mut rest = [0; LINK_BYTES];
-        recv.read_exact(&mut rest).await.map_err(|e| e.to_string())?;
-        bytes.extend(rest);
-    } else {
-        let mut long = None;
-        while let Some(chunk) = recv.read_chunk(MESSAGE_BYTES_MAX, true).await.map_err(|e| e.to_string())? {
-            if bytes.len() + chunk.bytes.len() > MESSAGE_BYTES_MAX {
-                return Err("a request is over the limit".into());
-            }
-            if long.is_none() && bytes.len() + chunk.bytes.len() > SHORT_BYTES {
-                // Few are, and none for long: what waits here is memory.
-                long = long_requests.acquire().await.ok();
-            }
-            bytes.extend_from_slice(&chunk.bytes);
-        }
-    }
-    Ok(Request::parse(&bytes))
-}
-
-/// The groups between the first and the last chunk that a peer asks for. The layer's end is not known here.
-fn asked_groups(chunks: &ChunkRanges) -> Range<u64> {
-    let boundaries = chunks.boundaries();
-    let first = boundaries.first().map_or(0, |chunk| chunk.0 / bao::GROUP_CHUNKS);
-    let last = match boundaries.len() % 2 {
-        0 => boundaries.last().map_or(first, |chunk| chunk.0.div_ceil(bao::GROUP_CHUNKS)),
-        // Open: to the end of the layer.
-        _ => boundaries.last().map_or(first, |chunk| chunk.0 / bao::GROUP_CHUNKS + 1),
-    };
-    first..last.max(first + 1)
 }
 
 /// Why a request ends in a stream reset.
