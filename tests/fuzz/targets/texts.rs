@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use weighlock_protocol::audit::Verifier;
 use weighlock_protocol::gate::Policy;
-use weighlock_protocol::lock::LockFile;
+use weighlock_protocol::lock::Lock;
 use weighlock_protocol::manifest::{Contract, Manifest};
 use weighlock_protocol::ticket::Ticket;
 use weighlock_protocol::{Artifact, ManifestDigest, Reference, Stage, Tag};
@@ -46,17 +46,17 @@ fuzz_target!(|input: &[u8]| {
                 }
                 let _ = (text.parse::<Artifact>(), text.parse::<Tag>(), text.parse::<Stage>());
                 if let Ok(ticket) = text.parse::<Ticket>() {
-                    let again: Ticket = ticket.to_string().parse().expect("what is written can be read");
-                    assert_eq!(again.to_string(), ticket.to_string());
+                    let again: Ticket = ticket.to_text().parse().expect("what is written can be read");
+                    assert_eq!(again.to_text(), ticket.to_text());
                 }
             } else {
                 if let Ok(policy) = Policy::parse(text) {
                     let _ = format!("{policy:?}");
                 }
-                if let Ok(lock) = LockFile::parse(text) {
-                    let written = lock.to_string();
+                if let Ok(lock) = Lock::parse(text) {
+                    let written = lock.to_toml();
                     assert_eq!(
-                        LockFile::parse(&written).expect("what is written can be read").to_string(),
+                        Lock::parse(&written).expect("what is written can be read").to_toml(),
                         written
                     );
                 }
