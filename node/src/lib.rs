@@ -36,5 +36,6 @@ pub mod sandbox;
 mod scrub;
 mod server;
 mod service;
+mod shortage;
 mod weigh;
 mod witness;
