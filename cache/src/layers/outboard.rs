@@ -59,10 +59,11 @@ impl TreeBuilder {
         Self { size, block_groups, blocks: Vec::new(), done: 0 }
     }
 
-    /// Takes the next block; `sink(offset, bytes)` gets the block's part of the tree file, contiguous.
+    /// Takes the next block, on all cores if `parallel`; `sink(offset, bytes)` gets the block's part of the tree file, contiguous.
     pub(crate) fn block(
         &mut self,
         data: &[u8],
+        parallel: bool,
         mut sink: impl FnMut(u64, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let total = group_count(self.size);
@@ -72,7 +73,7 @@ impl TreeBuilder {
             |(i, bytes): (usize, &[u8])| subtree_hash(start + i as u64 * GROUP_BYTES, bytes, total == 1);
         let groups: Vec<Hash> = if data.is_empty() {
             vec![subtree_hash(0, data, true)]
-        } else if data.len() >= PARALLEL_BYTES_MIN {
+        } else if parallel && data.len() >= PARALLEL_BYTES_MIN {
             data.par_chunks(GROUP_BYTES as usize).enumerate().map(group).collect()
         } else {
             data.chunks(GROUP_BYTES as usize).enumerate().map(group).collect()
@@ -164,7 +165,7 @@ pub(crate) fn hash_file(
     loop {
         let len = buffer.len().min(usize::try_from(size - offset).unwrap_or(usize::MAX));
         file.read_exact_at(&mut buffer[..len], offset).map_err(at(path, "read"))?;
-        builder.block(&buffer[..len], &mut sink).map_err(at(path, "write the tree of"))?;
+        builder.block(&buffer[..len], true, &mut sink).map_err(at(path, "write the tree of"))?;
         offset += len as u64;
         if offset == size {
             return builder.finish(sink).map_err(at(path, "write the tree of"));
@@ -196,7 +197,7 @@ mod tests {
                     blocks.push(&[]);
                 }
                 for part in blocks {
-                    builder.block(part, &mut sink).expect("memory");
+                    builder.block(part, true, &mut sink).expect("memory");
                 }
                 let root = builder.finish(&mut sink).expect("memory");
                 assert_eq!(root.0, *reference.root.as_bytes(), "{size} {block}");

@@ -36,6 +36,8 @@ pub fn identify(
         block_bytes: config.import_block_bytes.max(64 << 10).next_power_of_two(),
         reflink: AtomicBool::new(false),
         sync_each: false,
+        cores: super::cores(),
+        at_work: AtomicUsize::new(0),
         cancel,
         progress,
         done_bytes: AtomicU64::new(0),
