@@ -183,3 +183,61 @@ impl<'scope> WriteBack<'scope> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+
+    use weighlock_protocol::manifest::LayerKind;
+
+    use super::*;
+    use crate::plan::TensorSpan;
+
+    #[test]
+    fn one_core_and_many_find_the_same() {
+        let dir = tempfile::tempdir().expect("dir");
+        let source = dir.path().join("file");
+        let bytes: Vec<u8> =
+            (0..3_000_001_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        std::fs::write(&source, &bytes).expect("written");
+        let spans = [(100, 700_000), (700_100, 0), (700_100, 2_200_000)];
+        let tensors = spans.map(|(offset, len)| TensorSpan {
+            name: format!("at {offset}"),
+            dtype: "U8".into(),
+            shape: vec![len],
+            offset,
+            len,
+        });
+        let file = PlanFile {
+            path: "file".into(),
+            source: source.clone(),
+            kind: LayerKind::Weights,
+            size: bytes.len() as u64,
+            tensors: tensors.to_vec(),
+        };
+        let from = File::open(&source).expect("opened");
+        for (cores, block_bytes) in [(0, 64 << 10), (64, 64 << 10), (0, 1 << 20), (64, 1 << 20)] {
+            let run = Run {
+                dir: Some(dir.path()),
+                block_bytes,
+                reflink: AtomicBool::new(false),
+                sync_each: false,
+                cores,
+                at_work: AtomicUsize::new(0),
+                cancel: &AtomicBool::new(false),
+                progress: &|_| {},
+                done_bytes: AtomicU64::new(0),
+                total_bytes: file.size,
+                done_files: AtomicUsize::new(0),
+                total_files: 1,
+            };
+            let out = Out::named(run.dir, &format!("{cores}-{block_bytes}"), file.size).expect("staged");
+            let (id, sha256, hashes) = run.large(&file, &from, &out, true).expect("hashed");
+            assert_eq!(id, LayerId::of(&bytes));
+            assert_eq!(sha256, Sha256::of(&bytes));
+            let wanted = spans.map(|(at, len)| LayerId::of(&bytes[at as usize..(at + len) as usize]));
+            assert_eq!(hashes, wanted);
+            assert!(std::fs::read(&out.data).expect("read") == bytes, "the copy is the file");
+        }
+    }
+}

@@ -30,7 +30,7 @@ pub fn identify(
     progress: &(dyn Fn(ImportProgress) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Identified, StoreError> {
-    plan.files.iter().try_for_each(describe::check_spans)?;
+    describe::check(plan)?;
     let run = Run {
         dir: None,
         block_bytes: config.import_block_bytes.max(64 << 10).next_power_of_two(),

@@ -112,7 +112,7 @@ impl Store {
         progress: &(dyn Fn(ImportProgress) + Sync),
         cancel: &AtomicBool,
     ) -> Result<Staged, StoreError> {
-        plan.files.iter().try_for_each(describe::check_spans)?;
+        describe::check(plan)?;
         let dir = StagingDir::new(self.temp_path("import"))?;
         let reflink = options.reflink && reflink_works(plan, &dir.0);
         let trees: u64 = plan.files.iter().map(|file| tree_bytes(file.size)).sum();
@@ -251,15 +251,15 @@ impl Run<'_> {
         let mut out = Out::named(self.dir, &index.to_string(), file.size)?;
         let mut reflinked = false;
         if let Some(staged) = out.file.as_ref().filter(|_| file.size > 0) {
-            reflinked =
-                self.reflink.load(Ordering::Relaxed) && reflink_copy::reflink_file(&source, staged).is_ok();
-            if !reflinked {
+            let tried = self.reflink.load(Ordering::Relaxed);
+            reflinked = tried && reflink_copy::reflink_file(&source, staged).is_ok();
+            if tried && !reflinked {
                 self.reflink.store(false, Ordering::Relaxed);
                 staged.set_len(0).map_err(at(&out.data, "truncate"))?;
-                if file.size > self.block_bytes as u64 {
-                    // One of a single block is told of a full disk by its single write.
-                    fs::reserve(staged, &out.data, file.size)?;
-                }
+            }
+            // One of a single block is told of a full disk by its single write.
+            if !reflinked && file.size > self.block_bytes as u64 {
+                fs::reserve(staged, &out.data, file.size)?;
             }
         }
         // Of a clone, the clone is what is hashed: it can no longer change.
