@@ -54,6 +54,7 @@ pub(crate) struct Node {
     pub(crate) fetcher: Fetcher,
     pub(crate) leases: Arc<loader::Leases>,
     pub(crate) audit: Audit,
+    pub(crate) views: crate::views::Views,
     pub(crate) http: SocketAddr,
     pub(crate) stop: CancellationToken,
 }
@@ -171,9 +172,13 @@ pub async fn run(
         fetcher,
         leases,
         audit,
+        views: crate::views::Views::default(),
         http,
         stop: doors_stop.clone(),
     });
+    // Before a door opens: a rollback may have come to this host just before it stopped.
+    let swept = node.clone();
+    blocking(move || crate::views::sweep(&swept)).await?;
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     spawn(&mut tasks, "membership", membership::run(node.clone(), data_addr));
     spawn(&mut tasks, "announcements", announce(node.clone(), data_addr));
@@ -181,6 +186,7 @@ pub async fn run(
     spawn(&mut tasks, "proofs", proof::run(node.clone()));
     spawn(&mut tasks, "channels", crate::follow::run(node.clone()));
     spawn(&mut tasks, "cosignatures", crate::witness::run(node.clone()));
+    spawn(&mut tasks, "views", crate::views::run(node.clone()));
     spawn(&mut tasks, "resumption", resume(node.clone()));
     spawn(&mut tasks, "audit", node.audit.clone().run(doors_stop.clone()));
     spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));
@@ -389,7 +395,7 @@ async fn ask_for_manifests(node: &Arc<Node>) {
         let published = crate::facts::published(&gather.facts.ledger());
         let mut missing = Vec::new();
         let published = published.into_iter().filter_map(|(_, _, resolution)| match resolution {
-            Resolution::Resolved(digest) => Some(digest),
+            Resolution::Resolved(digest) | Resolution::Unproven(digest) => Some(digest),
             _ => None,
         });
         let evidence: Vec<_> = gather.facts.ledger().evidence().copied().collect();

@@ -29,5 +29,6 @@ mod readiness;
 mod rollout;
 pub mod sandbox;
 mod server;
+mod views;
 mod weigh;
 mod witness;
