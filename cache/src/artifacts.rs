@@ -228,7 +228,7 @@ impl Store {
                 ids.retain(|id| !used.contains(id));
             }
         }
-        fs::remove_dir(&self.layout().views().join(digest.hex()))?;
+        fs::remove_dir_at_once(&self.layout().views().join(digest.hex()))?;
         for id in &ids {
             self.remove_partial(id)?;
         }

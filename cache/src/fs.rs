@@ -72,6 +72,19 @@ pub(crate) fn create_dir(dir: &Path, mode: u32) -> Result<(), StoreError> {
     DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(at(dir, "create directory"))
 }
 
+/// Removes a directory and all below it. It goes at once: a crash on the way leaves a name beside it that begins with
+/// a dot, never half of it under its own.
+pub(crate) fn remove_dir_at_once(dir: &Path) -> Result<(), StoreError> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let gone = dir.with_file_name(format!(".{name}.gone"));
+    remove_dir(&gone)?;
+    match std::fs::rename(dir, &gone) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(at(dir, "move away"))?,
+    }
+    remove_dir(&gone)
+}
+
 /// Syncs a directory, so that names in it survive power loss.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     let file = File::open(dir).map_err(at(dir, "open directory"))?;

@@ -59,7 +59,11 @@ impl Store {
         let dir = std::path::absolute(dir.as_ref()).map_err(at(dir.as_ref(), "resolve"))?;
         fs::refuse_network_fs(&dir)?;
         let layout = Layout { root: dir };
-        fs::create_dir(&layout.root, 0o750)?;
+        if !layout.root.exists() {
+            fs::create_dir(&layout.root, 0o750)?;
+            // As well as it goes: where a directory may be made it may not always be opened.
+            let _ = layout.root.parent().map(fs::sync_dir);
+        }
         fs::create_dir(&layout.run(), 0o750)?;
         let lock = lock(&layout)?;
         fs::create_dir(&layout.layers(), 0o750)?;
@@ -370,6 +374,8 @@ impl Store {
             fs::remove_file(&self.layout().layer(id))?;
             fs::remove_file(&self.layout().layer_tree(id))?;
         }
+        // Else they are back after a power loss, without a record.
+        crate::layers::seal::sync_places(self.layout(), &known)?;
         Ok(freed)
     }
 }

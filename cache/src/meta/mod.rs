@@ -76,6 +76,14 @@ impl Meta {
     /// Opens or creates the database at `path`; refuses one of a newer format.
     pub(crate) fn open(path: PathBuf, store: &Path, cache_bytes_max: usize) -> Result<Self, StoreError> {
         let open = move |path: &Path| Database::builder().set_cache_size(cache_bytes_max).create(path);
+        if !path.exists() {
+            // Under another name first: a database that was cut off while it was made cannot be opened again.
+            let new = path.with_extension("new");
+            fs::remove_file(&new)?;
+            drop(open(&new).map_err(|e| meta_error(&new, "create")(e.into()))?);
+            std::fs::rename(&new, &path).map_err(at(&new, "move into place"))?;
+            fs::sync_dir(store)?;
+        }
         Self::open_by(path, store, Box::new(open))
     }
 
