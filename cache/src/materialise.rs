@@ -149,15 +149,11 @@ impl Store {
         still: impl FnOnce() -> bool,
     ) -> Result<bool, StoreError> {
         let path = self.layout().views().join(digest.hex());
-        // A name that recovery removes after a kill.
-        let gone = self.layout().views().join(format!(".{}.gone", digest.hex()));
         let _one = self.view_lock();
         if !path.exists() || !still() {
             return Ok(false);
         }
-        fs::remove_dir(&gone)?;
-        std::fs::rename(&path, &gone).map_err(at(&path, "take away"))?;
-        fs::remove_dir(&gone)?;
+        fs::remove_dir_at_once(&path)?;
         Ok(true)
     }
 
