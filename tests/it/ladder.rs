@@ -318,6 +318,7 @@ fn what_is_followed_is_here_before_the_head_moves_and_watchers_hear_of_it() {
     until("the hook has run again", || same(&out, &fleet.lab.path("1.1.0/model.safetensors")).then_some(()));
     let [good, bad] =
         ["1.0.0", "1.1.0"].map(|tag| string(&alpha.ok(&["inspect", &format!("acme/bot:{tag}")])["digest"]));
+    until_head(&fleet.hosts, "production", &bad);
     for reference in ["acme/bot:1.0.0", "acme/bot:production"] {
         gamma.ok(&["path", reference]);
     }

@@ -161,10 +161,13 @@ impl Authority {
                 }
                 last = Some((version, one.id));
             }
-            of.is_strict = said
-                .iter()
-                .filter(good)
-                .any(|one| one.is_strict && of.in_force.is_none_or(|at| at.id == one.id));
+            of.is_strict = match of.in_force {
+                Some(at) => said.iter().any(|one| one.id == at.id && one.is_strict),
+                None if said.iter().any(|one| good(&one)) => {
+                    said.iter().filter(good).any(|one| one.is_strict)
+                }
+                None => said.iter().any(|one| one.is_strict),
+            };
             for one in &said {
                 let status = if self.void.contains_key(&one.id) {
                     Status::Ignored(Why::Revoked)

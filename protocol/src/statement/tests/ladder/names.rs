@@ -76,6 +76,16 @@ fn where_policies_dispute_or_are_gone_the_strictest_that_is_known_holds() {
     assert_eq!(head, ids[1]);
     let envelope = world.admin.say(world.now(), revoke(Target::Statement { id: ids[1] }));
     world.put(&envelope);
-    assert!(world.ledger.names_need_verdict(&bot()));
+    assert!(world.ledger.names_need_verdict(&bot()), "the strict one is in force again");
+    assert_eq!(resolve(&world.ledger, "1"), Resolution::Unproven(manifest(1)));
+
+    let mut world = strict();
+    world.publish(1);
+    let id = world.ledger.policy_of(&bot()).and_then(|p| p.in_force).expect("in force").0;
+    let verdict = world.judge(1, Outcome::Pass, None);
+    assert_eq!(resolve(&world.ledger, "1"), Resolution::Resolved(manifest(1)), "{verdict:?}");
+    let envelope = world.admin.say(world.now(), revoke(Target::Statement { id }));
+    world.put(&envelope);
+    assert!(world.ledger.names_need_verdict(&bot()), "revoking it gives no name away");
     assert_eq!(resolve(&world.ledger, "1"), Resolution::Unproven(manifest(1)));
 }
