@@ -97,6 +97,11 @@ pub(crate) fn sync_fs(path: &Path) -> Result<(), StoreError> {
     rustix::fs::syncfs(&file).map_err(|e| at(path, "sync file system of")(e.into()))
 }
 
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// Sets a file's mode.
 pub(crate) fn chmod(path: &Path, mode: u32) -> Result<(), StoreError> {
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(at(path, "set mode of"))
@@ -211,6 +216,33 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), StoreError> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(path, "remove")(e)),
         _ => Ok(()),
     }
+}
+
+/// Bytes on the disk of a file, or of all files below a directory; what goes meanwhile counts nothing.
+pub(crate) fn path_bytes(path: &Path) -> Result<u64, StoreError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => dir_bytes(path),
+        Ok(meta) => Ok(meta.blocks().saturating_mul(512)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(at(path, "stat")(e)),
+    }
+}
+
+/// As [`path_bytes`], of a directory.
+pub(crate) fn dir_bytes(path: &Path) -> Result<u64, StoreError> {
+    let entries = match std::fs::read_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries.map_err(at(path, "list"))?,
+    };
+    let mut sum = 0u64;
+    for entry in entries {
+        match entry {
+            Ok(entry) => sum = sum.saturating_add(path_bytes(&entry.path())?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(at(path, "list")(e)),
+        }
+    }
+    Ok(sum)
 }
 
 /// Sets the mode of a directory and of all directories in it.

@@ -1,16 +1,23 @@
 //! The configuration file and where things lie: flags beat the environment, which beats the file.
 
 mod dirs;
+pub mod env;
+mod integrity;
+mod load;
+mod store;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use weighlock_protocol::swarm::SwarmConfig;
 
-use crate::error::{Error, Result};
+use crate::net::data::{DataConfig, PACKET_BYTES_MAX, PACKET_BYTES_MIN};
 pub use dirs::{Dirs, default_config_path, default_data_dir, default_keys_dir};
+pub use integrity::Integrity;
+pub use load::{Loaded, differing};
+pub use store::Store;
 
 /// Default port of the control plane (UDP and TCP).
 pub const CONTROL_PORT: u16 = 7400;
@@ -33,10 +40,16 @@ pub struct Config {
     pub listen: Listen,
     /// How hosts find each other.
     pub discovery: Discovery,
+    /// How the data plane uses the network.
+    pub network: Network,
     /// Limits.
     pub limits: Limits,
+    /// When what lies in the store is proven again.
+    pub integrity: Integrity,
     /// Local sockets.
     pub sockets: Sockets,
+    /// How much is kept.
+    pub store: Store,
     /// The log of opens.
     pub audit: Audit,
     /// Logs.
@@ -68,6 +81,18 @@ pub struct Discovery {
     pub mdns: bool,
     /// Provider records in a Kademlia table.
     pub kademlia: bool,
+}
+
+/// How the data plane uses the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// Largest UDP payload that path MTU discovery tries, 1200 to 6500 bytes; 1452 is what plain Ethernet carries.
+    /// Lower it only on a path that swallows larger packets instead of refusing them.
+    pub packet_bytes_max: u16,
+    /// Bytes on their way of all connections together, unread or unacknowledged; bounds memory and, on long paths,
+    /// the rate. Each connection uses at most 32 MiB.
+    pub windows_bytes_max: u64,
 }
 
 /// Bounds on what a daemon uses.
@@ -150,6 +175,13 @@ impl Default for Discovery {
     }
 }
 
+impl Default for Network {
+    fn default() -> Self {
+        let DataConfig { packet_bytes_max, windows_bytes_max, .. } = DataConfig::default();
+        Self { packet_bytes_max, windows_bytes_max }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -220,46 +252,6 @@ pub fn check_log_filter(filter: &str) -> Result<(), String> {
 }
 
 impl Config {
-    /// Reads `path`, or the default file if there is one, or the defaults.
-    ///
-    /// # Errors
-    /// A named file that is missing; TOML that does not parse; unknown keys; values out of range.
-    pub fn load(path: Option<&Path>) -> Result<(Self, Option<PathBuf>)> {
-        let (path, text) = match path {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| {
-                    Error::invalid(format!("cannot read configuration {}: {e}", path.display()))
-                        .hint("check the path given with --config or WEIGHLOCK_CONFIG")
-                })?;
-                (path.to_owned(), text)
-            }
-            None => {
-                let path = default_config_path();
-                match std::fs::read_to_string(&path) {
-                    Ok(text) => (path, text),
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((Self::default(), None)),
-                    Err(e) => {
-                        return Err(Error::invalid(format!(
-                            "cannot read configuration {}: {e}",
-                            path.display()
-                        )));
-                    }
-                }
-            }
-        };
-        let config: Self = toml::from_str(&text).map_err(|e| {
-            Error::invalid(format!(
-                "configuration {}{}: {}",
-                path.display(),
-                line_of(&text, e.span()),
-                e.message()
-            ))
-            .hint("`weighlock config show` prints every key with its value")
-        })?;
-        config.check().map_err(|e| Error::invalid(format!("configuration {}: {e}", path.display())))?;
-        Ok((config, Some(path)))
-    }
-
     /// Checks what types cannot say.
     ///
     /// # Errors
@@ -274,6 +266,12 @@ impl Config {
             ("limits.stall_timeout_s", self.limits.stall_timeout_s),
             ("audit.days_max", self.audit.days_max),
         ];
+        if !(PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(&self.network.packet_bytes_max) {
+            return Err(format!("network.packet_bytes_max must be {PACKET_BYTES_MIN} to {PACKET_BYTES_MAX}"));
+        }
+        if !(4 << 20..=16 << 30).contains(&self.network.windows_bytes_max) {
+            return Err(format!("network.windows_bytes_max must be {} to {}", 4 << 20, 16u64 << 30));
+        }
         if let Some((key, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key} must be at least 1"));
         }
@@ -291,6 +289,7 @@ impl Config {
         if let Some((key, _, max)) = bounded.into_iter().find(|(_, value, max)| value > max) {
             return Err(format!("{key} must be at most {max}"));
         }
+        self.integrity.check()?;
         if self.audit.segment_bytes < 64 << 10 {
             return Err("audit.segment_bytes must be at least 65536".into());
         }
@@ -303,6 +302,7 @@ impl Config {
                 self.listen.http
             ));
         }
+        self.store.check()?;
         check_log_filter(&self.log.level).map_err(|e| format!("log.level `{}`: {e}", self.log.level))?;
         if self.labels.len() > 32 {
             return Err("labels has more than 32 entries".into());
@@ -317,14 +317,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-/// Where a part of a text begins: ` line 3 (the line itself)`.
-fn line_of(text: &str, span: Option<std::ops::Range<usize>>) -> String {
-    let Some(before) = span.and_then(|span| text.get(..span.start)) else { return String::new() };
-    let number = before.matches('\n').count();
-    let line: String = text.lines().nth(number).unwrap_or_default().trim().chars().take(80).collect();
-    format!(" line {} ({line})", number + 1)
 }
 
 #[cfg(test)]
@@ -344,6 +336,11 @@ mod tests {
         let mut config = Config::default();
         config.limits.uploads_max = 0;
         assert!(config.check().expect_err("zero").contains("limits.uploads_max"));
+        for bytes in [0, 1199, 6501, u16::MAX] {
+            let mut config = Config::default();
+            config.network.packet_bytes_max = bytes;
+            assert!(config.check().expect_err("out of range").contains("network.packet_bytes_max"));
+        }
         let mut config = Config::default();
         config.audit.bytes_max = config.audit.segment_bytes;
         assert!(config.check().expect_err("one file").contains("audit.bytes_max"));

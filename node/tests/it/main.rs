@@ -4,6 +4,7 @@ mod control;
 mod data;
 mod diff;
 mod facts;
+mod flips;
 mod interop;
 mod liar;
 mod plane;

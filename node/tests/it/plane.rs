@@ -14,7 +14,7 @@ use quinn::{Connection, Endpoint};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weighlock::net::control::{keypair_id, peer_id};
-use weighlock::net::data::{DataConfig, DataPlane, Doors, GetOptions, JoinDoor, Possession};
+use weighlock::net::data::{Buffers, DataConfig, DataPlane, Doors, GetOptions, JoinDoor, Possession};
 use weighlock::net::tls::Identity;
 use weighlock_cache::{Commit, LayerReader, PartialLayer, Store, StoreConfig, inspect};
 use weighlock_protocol::wire::bao::{
@@ -183,6 +183,7 @@ impl Disk {
 pub(crate) fn options() -> GetOptions {
     GetOptions {
         batch_bytes: 64 << 10,
+        buffers: Buffers::new(8),
         stall: PATIENCE,
         progress: Arc::default(),
         cancel: CancellationToken::new(),

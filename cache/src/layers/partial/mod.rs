@@ -7,7 +7,7 @@
 mod adopt;
 mod handout;
 mod prove;
-mod subtree;
+pub(super) mod subtree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -62,6 +62,8 @@ pub struct PartialLayer {
     tree: Option<File>,
     have_file: File,
     state: Mutex<State>,
+    /// Held while groups are written: the kernel lets only one at a time write to a file, and those who wait there spin.
+    data_io: Mutex<()>,
     /// Held while pages of the have-map are written, so that an older image never follows a newer one.
     have_io: Mutex<()>,
     /// Shared by writers, held alone by who seals or removes: nothing is written to a file that was sealed.
@@ -137,9 +139,12 @@ impl PartialLayer {
 
     /// Writes what was proven, in the order that the invariant asks for. The caller holds `fate`.
     fn commit(&self, batch: &Batch<'_>) -> Result<(), StoreError> {
-        for (first, parts) in &batch.runs {
-            fs::write_all_at(&self.data, parts, first * GROUP_BYTES)
-                .map_err(at(&self.paths.data, "write"))?;
+        {
+            let _io = self.data_io.lock().unwrap_or_else(PoisonError::into_inner);
+            for (first, parts) in &batch.runs {
+                fs::write_all_at(&self.data, parts, first * GROUP_BYTES)
+                    .map_err(at(&self.paths.data, "write"))?;
+            }
         }
         if let Some(tree) = &self.tree {
             for (first, bytes) in runs_of_pairs(&batch.pairs) {
@@ -356,6 +361,7 @@ impl PartialLayer {
             tree,
             have_file,
             state: Mutex::new(State { have, nodes, dirty: BTreeSet::new() }),
+            data_io: Mutex::new(()),
             have_io: Mutex::new(()),
             fate: RwLock::new(Fate::Open),
         }

@@ -13,13 +13,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
+use weighlock_protocol::wire::capability;
 use weighlock_protocol::wire::data::{ALPN_DATA, ALPN_JOIN, HELLO_BYTES_MAX, Hello, close};
 use weighlock_protocol::wire::join::{JOIN_ANSWER_BYTES_MAX, JOIN_REQUEST_BYTES_MAX};
 use weighlock_protocol::{ClusterId, KeyId};
 
+use super::buffers::Buffers;
 use super::pool::Pool;
 use super::serve::{Possession, serve_stream};
-use super::{DataConfig, GetError};
+use super::{DataConfig, GetError, PRIORITY_SHORT};
 use crate::net::control;
 use crate::net::tls::{self, Identity};
 
@@ -53,6 +55,7 @@ struct Inner {
     cluster: ClusterId,
     doors: Doors,
     pool: Pool,
+    buffers: Buffers,
     inbound: Arc<Semaphore>,
     joins: Arc<Semaphore>,
     joins_by_address: Mutex<BTreeMap<IpAddr, usize>>,
@@ -89,6 +92,9 @@ impl DataPlane {
         if gso == 1 {
             warn!("UDP segmentation offload (GSO) is off: expect a quarter of the usual throughput");
         }
+        if gro == 1 {
+            warn!("UDP receive offload (GRO) is off: expect more CPU time for each byte fetched");
+        }
         // Derived from the host key, so that after a restart this host can tell its peers at once that the connections
         // of its earlier life are gone (RFC 9000, section 10.3).
         let secret = keypair.derive_secret(b"weighlock data plane stateless reset").unwrap_or_default();
@@ -114,6 +120,7 @@ impl DataPlane {
                 cluster,
                 doors,
                 pool: Pool::default(),
+                buffers: Buffers::new(config.buffers_max),
                 inbound: Arc::new(Semaphore::new(config.connections_max)),
                 joins: Arc::new(Semaphore::new(config.joins_max)),
                 joins_by_address: Mutex::default(),
@@ -143,6 +150,11 @@ impl DataPlane {
         &self.inner.config
     }
 
+    /// Buffers for gets, shared with what is served.
+    pub fn buffers(&self) -> &Buffers {
+        &self.inner.buffers
+    }
+
     /// A connection to `peer`, an open one if there is one. Tries `addresses` in order.
     ///
     /// # Errors
@@ -154,7 +166,7 @@ impl DataPlane {
         }
         let connect = || async {
             let connection = self.dial(peer, addresses, ALPN_DATA).await?;
-            inner.pool.add(peer, connection.clone());
+            self.keep(peer, &connection);
             let serve = self.clone();
             let served = connection.clone();
             // The other side may ask us over the connection that we opened.
@@ -311,7 +323,7 @@ impl DataPlane {
             info!(%peer, %remote, "refused a stranger on the data plane");
             return connection.close(VarInt::from_u32(close::NOT_A_MEMBER), b"not a member of this cluster");
         }
-        self.inner.pool.add(peer, connection.clone());
+        self.keep(peer, &connection);
         self.serve_connection(peer, connection).await;
     }
 
@@ -348,11 +360,12 @@ impl DataPlane {
         let hello = Hello {
             version: 1,
             cluster: self.inner.cluster,
-            capabilities: 0,
+            capabilities: capability::OURS,
             software: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let say = async {
             let mut stream = connection.open_uni().await?;
+            let _ = stream.set_priority(PRIORITY_SHORT);
             stream.write_all(&hello.encode()).await?;
             Ok(())
         };
@@ -392,10 +405,17 @@ impl DataPlane {
             self.inner.tasks.spawn(async move {
                 let inner = &plane.inner;
                 let uploads = [&*share, &*inner.uploads];
-                serve_stream(inner.doors.possession.clone(), &inner.config, uploads, peer, send, recv).await;
+                let possession = inner.doors.possession.clone();
+                serve_stream(possession, &inner.config, &inner.buffers, uploads, peer, send, recv).await;
             });
         }
         self.inner.pool.forget(peer, &connection);
+        self.inner.pool.share(|open| self.inner.config.window_bytes(open));
+    }
+
+    fn keep(&self, peer: KeyId, connection: &Connection) {
+        self.inner.pool.add(peer, connection.clone());
+        self.inner.pool.share(|open| self.inner.config.window_bytes(open));
     }
 
     /// The first one-way stream must be a hello of our own cluster.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use quinn::{Connection, ReadError, ReadExactError, RecvStream, VarInt};
+use bytes::{Bytes, BytesMut};
+use quinn::{Connection, ReadError, ReadExactError, RecvStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weighlock_cache::{PartialLayer, StoreError};
@@ -13,8 +13,15 @@ use weighlock_protocol::LayerId;
 use weighlock_protocol::wire::bao::{DecodeError, Decoder, GROUP_BYTES, GroupSet, Verified};
 use weighlock_protocol::wire::data::{MESSAGE_BYTES_MAX, ObserveItem, Request, RequestError, reset};
 
+use super::PRIORITY_SHORT;
+use super::buffers::Buffers;
+use super::inflow::{Inflow, Plan};
+
 /// Longest wait for a peer to take a question about what it has.
 const ASK_MAX: Duration = Duration::from_secs(10);
+
+/// Longest wait to tell a peer that it sent wrong bytes.
+const DOUBT_MAX: Duration = Duration::from_secs(1);
 
 /// Why a range did not arrive.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +65,8 @@ pub struct Got {
 pub struct GetOptions {
     /// Bytes proven and written at once.
     pub batch_bytes: usize,
+    /// Where buffers for them come from.
+    pub buffers: Buffers,
     /// Longest wait for the next bytes.
     pub stall: Duration,
     /// Counts proven bytes as they are written.
@@ -75,18 +84,27 @@ pub async fn get(
     options: GetOptions,
 ) -> Got {
     let (layer, size) = (partial.id(), partial.size());
-    let GetOptions { batch_bytes, stall, progress, cancel } = options;
-    let wanted = groups;
-    let decoder = Decoder::new(layer, size, &wanted);
+    let GetOptions { batch_bytes, buffers, stall, progress, cancel } = options;
+    let decoder = Decoder::new(layer, size, &groups);
+    let mut plan = Plan::new(size, &groups);
     // Raw bytes to the thread that proves and writes; two batches in flight bound the memory of a slot.
-    let (raw, batches) = mpsc::channel::<BytesMut>(2);
-    let writer = tokio::task::spawn_blocking(move || write_proven(decoder, &partial, batches, &progress));
-    let request = Request::get(layer, &wanted, size).encode();
+    let (raw, batches) = mpsc::channel::<BytesMut>(1);
+    let used = buffers.clone();
+    let writer = tokio::task::spawn_blocking(move || {
+        let sink = Sink { partial: &partial, buffers: &used, progress: &progress };
+        sink.write_proven(decoder, batches)
+    });
+    let request = Request::get(layer, &groups, size).encode();
+    let inflow = async {
+        let mut inflow = Inflow::open(connection, &request, size, stall).await?;
+        inflow.pass_on(&raw, &buffers, || plan.batch(batch_bytes)).await
+    };
     let received = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(GetError::Cancelled),
-        received = receive(connection, &request, size, raw, batch_bytes, stall) => received,
+        received = inflow => received,
     };
+    drop(raw);
     let Ok((stored, bytes, proven)) = writer.await else {
         return Got {
             stored: GroupSet::empty(),
@@ -103,102 +121,82 @@ pub async fn get(
     Got { stored, bytes, end }
 }
 
-/// Sends `request`, checks the size header, passes everything after it on in batches.
-pub(super) async fn receive(
-    connection: &Connection,
-    request: &[u8],
-    size: u64,
-    raw: mpsc::Sender<BytesMut>,
-    batch_bytes: usize,
-    stall: Duration,
-) -> Result<(), GetError> {
-    let mut recv = within(stall, open(connection, request)).await??;
-    let mut header = [0; 8];
-    within(stall, recv.read_exact(&mut header)).await?.map_err(exact_error)?;
-    let claimed = u64::from_le_bytes(header);
-    if claimed != size {
-        let _ = recv.stop(VarInt::from_u32(0));
-        return Err(GetError::Protocol(format!("says that the layer has {claimed} bytes instead of {size}")));
-    }
-    let mut batch = BytesMut::with_capacity(batch_bytes);
-    let end = loop {
-        let chunk = match within(stall, recv.read_chunk(batch_bytes, true)).await {
-            Ok(Ok(Some(chunk))) => chunk,
-            Ok(Ok(None)) => break Ok(()),
-            Ok(Err(e)) => break Err(read_error(e)),
-            Err(e) => break Err(e),
-        };
-        batch.extend_from_slice(&chunk.bytes);
-        if batch.len() >= batch_bytes {
-            let full = std::mem::replace(&mut batch, BytesMut::with_capacity(batch_bytes));
-            if raw.send(full).await.is_err() {
-                // The writer gave up; it says why.
-                let _ = recv.stop(VarInt::from_u32(0));
-                return Ok(());
-            }
-        }
-    };
-    // What came before an early end counts too.
-    let _ = raw.send(batch).await;
-    end
+/// What proven bytes meet on their way to the disk.
+struct Sink<'a> {
+    partial: &'a PartialLayer,
+    buffers: &'a Buffers,
+    progress: &'a AtomicU64,
 }
 
-/// Blocking: proves and writes what comes. Returns what was stored, its bytes, and whether the range is whole.
-fn write_proven(
-    mut decoder: Decoder,
-    partial: &PartialLayer,
-    mut batches: mpsc::Receiver<BytesMut>,
-    progress: &AtomicU64,
-) -> (GroupSet, u64, Result<bool, GetError>) {
-    let mut buffer = BytesMut::new();
-    let mut stored = GroupSet::empty();
-    let mut bytes = 0;
-    let mut run = || -> Result<bool, GetError> {
-        let mut ended = false;
-        while !ended {
-            match batches.blocking_recv() {
-                Some(batch) if buffer.is_empty() => buffer = batch,
-                Some(batch) => buffer.extend_from_slice(&batch),
-                None => ended = true,
-            }
-            let mut items: Vec<Verified> = Vec::new();
-            let mut fault = None;
-            while let Some(need) = decoder.need() {
-                if buffer.len() < need || (need == 0 && !ended) {
+impl Sink<'_> {
+    /// Blocking: proves and writes what comes. Returns what was stored, its bytes, and whether the range is whole.
+    fn write_proven(
+        &self,
+        mut decoder: Decoder,
+        mut batches: mpsc::Receiver<BytesMut>,
+    ) -> (GroupSet, u64, Result<bool, GetError>) {
+        let (mut stored, mut bytes) = (GroupSet::empty(), 0);
+        let mut end = Ok(());
+        while end.is_ok()
+            && let Some(batch) = batches.blocking_recv()
+        {
+            end = self.write_batch(&mut decoder, batch.freeze(), &mut stored, &mut bytes);
+        }
+        // An empty layer is proven by its end.
+        if end.is_ok() && decoder.need() == Some(0) {
+            end = self.write_batch(&mut decoder, Bytes::new(), &mut stored, &mut bytes);
+        }
+        if let (Err(e), Ok(())) = (self.partial.flush_have(), &end) {
+            end = Err(e.into());
+        }
+        (stored, bytes, end.map(|()| decoder.need().is_none()))
+    }
+
+    /// Batches end where items do, but for the last one of an answer that was cut off.
+    fn write_batch(
+        &self,
+        decoder: &mut Decoder,
+        batch: Bytes,
+        stored: &mut GroupSet,
+        bytes: &mut u64,
+    ) -> Result<(), GetError> {
+        let mut rest = batch.clone();
+        let mut items: Vec<Verified> = Vec::with_capacity(batch.len() / (GROUP_BYTES as usize / 2) + 32);
+        let mut fault = None;
+        while let Some(need) = decoder.need().filter(|need| *need <= rest.len()) {
+            match decoder.feed(rest.split_to(need)) {
+                Ok(item) => items.push(item),
+                Err(e) => {
+                    fault = Some(e);
                     break;
                 }
-                match decoder.feed(buffer.split_to(need).freeze()) {
-                    Ok(item) => items.push(item),
-                    Err(e) => {
-                        fault = Some(e);
-                        break;
-                    }
-                }
-            }
-            // What was proven before a lie is kept.
-            partial.write(&items)?;
-            for item in &items {
-                if let Verified::Leaf(leaf) = item {
-                    let group = leaf.offset() / GROUP_BYTES;
-                    stored |= GroupSet::from(group..group + 1);
-                    bytes += leaf.data().len() as u64;
-                    progress.fetch_add(leaf.data().len() as u64, Ordering::Relaxed);
-                }
-            }
-            if let Some(fault) = fault {
-                return Err(fault.into());
-            }
-            if decoder.need().is_none() && !buffer.is_empty() {
-                return Err(GetError::Protocol("sent more than was asked for".into()));
             }
         }
-        Ok(decoder.need().is_none())
-    };
-    let mut end = run();
-    if let (Err(e), Ok(_)) = (partial.flush_have(), &end) {
-        end = Err(e.into());
+        // What was proven before a lie is kept.
+        self.partial.write(&items)?;
+        let mut run = 0..0;
+        for item in &items {
+            let Verified::Leaf(leaf) = item else { continue };
+            let group = leaf.offset() / GROUP_BYTES;
+            if run.end != group {
+                *stored |= GroupSet::from(run);
+                run = group..group;
+            }
+            run.end += 1;
+            *bytes += leaf.data().len() as u64;
+            self.progress.fetch_add(leaf.data().len() as u64, Ordering::Relaxed);
+        }
+        *stored |= GroupSet::from(run);
+        if let Some(fault) = fault {
+            return Err(fault.into());
+        }
+        if decoder.need().is_none() && !rest.is_empty() {
+            return Err(GetError::Protocol("sent more than was asked for".into()));
+        }
+        drop((items, rest));
+        self.buffers.give(batch);
+        Ok(())
     }
-    (stored, bytes, end)
 }
 
 /// What a peer declares, as it declares it.
@@ -214,6 +212,16 @@ pub struct Declared<T> {
 pub async fn observe(connection: &Connection, layer: LayerId) -> Result<Declared<ObserveItem>, GetError> {
     let recv = ask(connection, &Request::Observe { layer }).await?;
     Ok(Declared { recv, parse: ObserveItem::parse })
+}
+
+/// Tells a peer that bytes of a layer that it sent failed verification, so that it looks at its own copy. Without
+/// effect on one that does not know this.
+pub async fn doubt(connection: &Connection, layer: LayerId, error: &DecodeError) {
+    let at = match error {
+        DecodeError::Parent { start, .. } | DecodeError::Leaf { start, .. } => *start,
+        DecodeError::Length { .. } => return,
+    };
+    let _ = within(DOUBT_MAX, open(connection, &Request::Doubt { layer, at }.encode())).await;
 }
 
 impl<T> Declared<T> {
@@ -234,8 +242,9 @@ async fn ask(connection: &Connection, request: &Request) -> Result<RecvStream, G
 }
 
 /// Opens a stream and sends a request; a peer may let either wait.
-async fn open(connection: &Connection, request: &[u8]) -> Result<RecvStream, GetError> {
+pub(super) async fn open(connection: &Connection, request: &[u8]) -> Result<RecvStream, GetError> {
     let (mut send, recv) = connection.open_bi().await.map_err(|e| GetError::Lost(e.to_string()))?;
+    let _ = send.set_priority(PRIORITY_SHORT);
     send.write_all(request).await.map_err(|e| GetError::Lost(e.to_string()))?;
     let _ = send.finish();
     Ok(recv)
@@ -275,7 +284,7 @@ pub(super) fn exact_error(error: ReadExactError) -> GetError {
     }
 }
 
-fn read_error(error: ReadError) -> GetError {
+pub(super) fn read_error(error: ReadError) -> GetError {
     match error {
         ReadError::Reset(code) => GetError::Miss(u32::try_from(code.into_inner()).unwrap_or(u32::MAX)),
         error => GetError::Lost(error.to_string()),

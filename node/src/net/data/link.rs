@@ -5,8 +5,8 @@ use weighlock_protocol::ManifestDigest;
 use weighlock_protocol::wire::data::{Request, reset};
 use weighlock_protocol::wire::swarm::{FRAME_BYTES_MAX, Frame};
 
-use super::GetError;
 use super::get::{exact_error, within};
+use super::{GetError, PRIORITY_SHORT};
 
 /// Longest wait for a peer to take a link.
 const OPEN_MAX: std::time::Duration = std::time::Duration::from_secs(10);
@@ -21,6 +21,7 @@ pub async fn open_link(
 ) -> Result<(SendStream, RecvStream), GetError> {
     let open = async {
         let (mut send, recv) = connection.open_bi().await.map_err(|e| GetError::Lost(e.to_string()))?;
+        let _ = send.set_priority(PRIORITY_SHORT);
         let request = Request::Link { manifest }.encode();
         send.write_all(&request).await.map_err(|e| GetError::Lost(e.to_string()))?;
         Ok((send, recv))

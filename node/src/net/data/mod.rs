@@ -1,7 +1,9 @@
 //! The data plane: layers over QUIC in the iroh-blobs wire protocol, verified group by group.
 
+mod buffers;
 mod endpoint;
 mod get;
+mod inflow;
 mod link;
 mod pool;
 mod serve;
@@ -9,11 +11,22 @@ mod tree;
 
 use std::sync::Arc;
 
+pub use buffers::Buffers;
 pub use endpoint::{DataPlane, Doors, JoinDoor};
-pub use get::{Declared, GetError, GetOptions, Got, get, observe};
+pub use get::{Declared, GetError, GetOptions, Got, doubt, get, observe};
 pub use link::{open_link, read_frame, refuse_link};
 pub use serve::{Pass, Possession, serve_stream};
 pub use tree::tree;
+
+/// Largest UDP payload that may be configured: ten of them must fit into one message to the kernel.
+pub const PACKET_BYTES_MAX: u16 = 6500;
+/// Smallest one: what every path of QUIC carries.
+pub const PACKET_BYTES_MIN: u16 = 1200;
+/// Smallest window of a connection in bytes, however many there are.
+pub const WINDOW_BYTES_MIN: u64 = 256 << 10;
+
+/// Priority of streams that carry short messages: they go before the bytes of layers.
+const PRIORITY_SHORT: i32 = 1;
 
 /// Limits and tuning of the data plane. Sizes in bytes, times in seconds.
 #[derive(Debug, Clone)]
@@ -30,12 +43,17 @@ pub struct DataConfig {
     pub uploads_max: usize,
     /// Unread bytes of one stream.
     pub stream_window_bytes: u32,
-    /// Unread or unacknowledged bytes of one connection.
+    /// Unread, and again unacknowledged, bytes of one connection at most.
     pub connection_window_bytes: u32,
+    /// Unread and unacknowledged bytes of all connections together. Each has an equal part, but never less than
+    /// [`WINDOW_BYTES_MIN`].
+    pub windows_bytes_max: u64,
     /// Largest UDP payload that path MTU discovery tries. Above about 6,550 quinn 0.11 stalls with GSO on.
     pub packet_bytes_max: u16,
     /// Bytes read from disk at once when serving, and written at once when fetching.
     pub batch_bytes: usize,
+    /// Buffers of that size kept for use again.
+    pub buffers_max: usize,
     /// Socket buffers asked of the kernel.
     pub socket_buffer_bytes: usize,
     /// A connection without a sign of life ends after this.
@@ -54,8 +72,10 @@ impl Default for DataConfig {
             uploads_max: 64,
             stream_window_bytes: 4 << 20,
             connection_window_bytes: 16 << 20,
-            packet_bytes_max: 6500,
+            windows_bytes_max: 64 << 20,
+            packet_bytes_max: PACKET_BYTES_MAX,
             batch_bytes: 512 << 10,
+            buffers_max: 48,
             socket_buffer_bytes: 4 << 20,
             idle_timeout_s: 10,
             connect_timeout_s: 10,
@@ -64,7 +84,14 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    fn transport(&self) -> Arc<quinn::TransportConfig> {
+    /// The window of each of `connections`, in bytes, in either direction.
+    pub(super) fn window_bytes(&self, connections: usize) -> u64 {
+        let part = self.windows_bytes_max / 2 / connections.max(1) as u64;
+        part.clamp(WINDOW_BYTES_MIN, u64::from(self.connection_window_bytes).max(WINDOW_BYTES_MIN))
+    }
+
+    /// How each of its connections behaves.
+    pub fn transport(&self) -> Arc<quinn::TransportConfig> {
         let mut discovery = quinn::MtuDiscoveryConfig::default();
         discovery.upper_bound(self.packet_bytes_max);
         let mut transport = quinn::TransportConfig::default();
@@ -73,6 +100,9 @@ impl DataConfig {
             .stream_receive_window(self.stream_window_bytes.into())
             .receive_window(self.connection_window_bytes.into())
             .send_window(u64::from(self.connection_window_bytes))
+            // One answer after the other: packets of many interleaved ones would wake as many readers in turn. What
+            // must not wait behind them has a higher priority.
+            .send_fairness(false)
             .max_concurrent_bidi_streams(self.streams_max.into())
             .max_concurrent_uni_streams(4u32.into())
             .keep_alive_interval(Some(std::time::Duration::from_secs((self.idle_timeout_s / 3).max(1))))

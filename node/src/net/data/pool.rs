@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quinn::Connection;
+use quinn::{Connection, VarInt};
 use weighlock_protocol::KeyId;
 
 use super::GetError;
@@ -54,12 +54,23 @@ impl Pool {
         }
     }
 
-    /// The newest live connection of each peer.
+    /// The live connections.
     pub(super) fn open(&self) -> Vec<(KeyId, Connection)> {
         let peers = self.lock();
         let live =
             peers.iter().flat_map(|(key, slot)| slot.connections.iter().map(|open| (*key, open.clone())));
         live.filter(|(_, connection)| connection.close_reason().is_none()).collect()
+    }
+
+    /// Gives each of them its part of the windows' budget.
+    pub(super) fn share(&self, window_bytes: impl FnOnce(usize) -> u64) {
+        let open = self.open();
+        let bytes = window_bytes(open.len());
+        let receive = VarInt::from_u64(bytes).unwrap_or(VarInt::MAX);
+        for (_, connection) in open {
+            connection.set_receive_window(receive);
+            connection.set_send_window(bytes);
+        }
     }
 
     fn newest(&self, peer: KeyId) -> Option<Connection> {

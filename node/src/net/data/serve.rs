@@ -7,7 +7,7 @@ use std::time::Duration;
 use bao_tree::io::sync::truncate_ranges;
 use bao_tree::iter::BaoChunk;
 use bao_tree::{ChunkRanges, ChunkRangesRef, TreeNode};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -20,8 +20,9 @@ use weighlock_protocol::wire::data::{
 use weighlock_protocol::wire::tree::{PAIR_BYTES, tree_bytes};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
-use super::DataConfig;
+use super::buffers::Buffers;
 use super::link::refuse_link;
+use super::{DataConfig, PRIORITY_SHORT};
 
 /// How often at most a change is told to those who observe.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
@@ -45,6 +46,8 @@ pub trait Possession: Send + Sync + 'static {
     fn admit(&self, _peer: KeyId, _layer: LayerId, _groups: Range<u64>) -> BoxFuture<'static, Option<Pass>> {
         Box::pin(std::future::ready(Some(Pass::new(|_, _| {}))))
     }
+    /// A peer says that bytes of a layer that came from here fail verification.
+    fn doubted(&self, _peer: KeyId, _layer: LayerId, _at: u64) {}
     /// A peer wants to be this host's neighbour in a manifest's swarm.
     fn link(&self, _peer: KeyId, _manifest: ManifestDigest, send: SendStream, recv: RecvStream) {
         refuse_link(send, recv);
@@ -84,13 +87,17 @@ impl Drop for Pass {
 pub async fn serve_stream(
     possession: Arc<dyn Possession>,
     config: &DataConfig,
+    buffers: &Buffers,
     uploads: [&Semaphore; 2],
     peer: KeyId,
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
     let request = match read_request(&mut recv).await {
-        Ok(Ok(Request::Link { manifest })) => return possession.link(peer, manifest, send, recv),
+        Ok(Ok(Request::Link { manifest })) => {
+            let _ = send.set_priority(PRIORITY_SHORT);
+            return possession.link(peer, manifest, send, recv);
+        }
         Ok(request) => request,
         Err(e) => return debug!(%peer, error = e, "request could not be read"),
     };
@@ -107,7 +114,13 @@ pub async fn serve_stream(
             };
             let Ok(_share) = uploads[0].acquire().await else { return };
             let Ok(_permit) = uploads[1].acquire().await else { return };
-            let get = Get { possession: possession.clone(), layer, chunks, batch_bytes: config.batch_bytes };
+            let get = Get {
+                possession: possession.clone(),
+                layer,
+                chunks,
+                batch_bytes: config.batch_bytes,
+                buffers: buffers.clone(),
+            };
             let sent = stream(&*possession, peer, &mut send, move |batches| get.read(batches)).await;
             if sent.is_ok() {
                 // What waits in buffers is still on its way: the upload lasts until the asker has taken all of it.
@@ -124,7 +137,14 @@ pub async fn serve_stream(
             let read = move |batches: &_| read_tree(&*look, &layer, batch_bytes, batches);
             stream(&*possession, peer, &mut send, read).await
         }
-        Ok(Request::Observe { layer }) => observe(possession, layer, &mut send).await.map(|()| 0),
+        Ok(Request::Observe { layer }) => {
+            let _ = send.set_priority(PRIORITY_SHORT);
+            observe(possession, layer, &mut send).await.map(|()| 0)
+        }
+        Ok(Request::Doubt { layer, at }) => {
+            possession.doubted(peer, layer, at);
+            Ok(0)
+        }
         Ok(Request::Link { .. }) => Err(refuse("it was answered above")),
         Err(RequestError::Unsupported(what)) => {
             Err(Refusal { code: reset::PERMISSION, why: what.to_owned() })
@@ -250,6 +270,7 @@ struct Get {
     layer: LayerId,
     chunks: ChunkRanges,
     batch_bytes: usize,
+    buffers: Buffers,
 }
 
 impl Get {
@@ -263,9 +284,8 @@ impl Get {
             return Err(refuse("not all of the range is here"));
         }
         let whole = bao::canonical_chunks(&touched, size).boundaries() == ranges.boundaries();
-        let mut out =
-            Batch { size: self.batch_bytes, buffer: Vec::with_capacity(self.batch_bytes + 4096), batches };
-        out.buffer.extend(size.to_le_bytes());
+        let mut out = Batch::new(self.batch_bytes, &self.buffers, batches);
+        out.next(8).copy_from_slice(&size.to_le_bytes());
         if !whole {
             // Parts of groups need hashes from inside the group; rare (proofs of size), so the library does it.
             let outboard = FileOutboard { reader: &reader, root: self.layer };
@@ -277,16 +297,15 @@ impl Get {
             match item {
                 BaoChunk::Parent { node, .. } => {
                     let (left, right) = reader.pair(node).map_err(refuse)?;
-                    out.buffer.extend(left.as_bytes());
-                    out.buffer.extend(right.as_bytes());
+                    let pair = out.next(PAIR_BYTES);
+                    pair[..PAIR_BYTES / 2].copy_from_slice(left.as_bytes());
+                    pair[PAIR_BYTES / 2..].copy_from_slice(right.as_bytes());
                 }
                 BaoChunk::Leaf { start_chunk, size, .. } => {
-                    let at = out.buffer.len();
-                    out.buffer.resize(at + size, 0);
-                    reader.read_exact_at(&mut out.buffer[at..], start_chunk.to_bytes()).map_err(refuse)?;
+                    reader.read_exact_at(out.next(size), start_chunk.to_bytes()).map_err(refuse)?;
                 }
             }
-            if out.buffer.len() >= out.size && !out.flush_batch() {
+            if out.is_full() && !out.flush_batch() {
                 return Ok(());
             }
         }
@@ -314,31 +333,61 @@ fn touched_groups(ranges: &ChunkRangesRef, size: u64) -> GroupSet {
 /// Collects encoded bytes and hands them on in batches.
 struct Batch<'a> {
     size: usize,
-    buffer: Vec<u8>,
+    buffers: &'a Buffers,
+    /// Written up to `at`.
+    buffer: BytesMut,
+    at: usize,
     batches: &'a mpsc::Sender<Bytes>,
 }
 
-impl Batch<'_> {
+impl<'a> Batch<'a> {
+    /// Room behind a batch for the item that fills it.
+    const SLACK_BYTES: usize = GROUP_BYTES as usize + 4096;
+
+    fn new(size: usize, buffers: &'a Buffers, batches: &'a mpsc::Sender<Bytes>) -> Self {
+        Self { size, buffers, buffer: buffers.take(size + Self::SLACK_BYTES), at: 0, batches }
+    }
+
+    /// The next `len` bytes, to be written over; at most a group.
+    fn next(&mut self, len: usize) -> &mut [u8] {
+        let from = self.at;
+        self.at += len;
+        &mut self.buffer[from..self.at]
+    }
+
+    fn is_full(&self) -> bool {
+        self.at >= self.size
+    }
+
     /// False when nobody listens any more.
     fn flush_batch(&mut self) -> bool {
-        let full =
-            std::mem::replace(&mut self.buffer, Vec::with_capacity(self.size + GROUP_BYTES as usize + 4096));
-        full.is_empty() || self.batches.blocking_send(full.into()).is_ok()
+        let next = self.buffers.take(self.size + Self::SLACK_BYTES);
+        self.hand_on(next)
     }
 
     fn flush_last(mut self) -> Result<(), Refusal> {
-        self.flush_batch();
+        self.hand_on(BytesMut::new());
         Ok(())
+    }
+
+    fn hand_on(&mut self, next: BytesMut) -> bool {
+        let mut full = std::mem::replace(&mut self.buffer, next);
+        full.truncate(std::mem::take(&mut self.at));
+        let full = full.freeze();
+        // It is used again once the asker has acknowledged all of it.
+        self.buffers.give(full.clone());
+        full.is_empty() || self.batches.blocking_send(full).is_ok()
     }
 }
 
 impl std::io::Write for Batch<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= self.size && !self.flush_batch() {
+        let len = bytes.len().min(GROUP_BYTES as usize);
+        self.next(len).copy_from_slice(&bytes[..len]);
+        if self.is_full() && !self.flush_batch() {
             return Err(std::io::ErrorKind::BrokenPipe.into());
         }
-        Ok(bytes.len())
+        Ok(len)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

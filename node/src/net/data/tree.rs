@@ -8,9 +8,10 @@ use tokio::sync::mpsc;
 use weighlock_cache::PartialLayer;
 use weighlock_protocol::wire::bao::Verified;
 use weighlock_protocol::wire::data::Request;
-use weighlock_protocol::wire::tree::{PAIR_BYTES, TreeDecoder};
+use weighlock_protocol::wire::tree::{PAIR_BYTES, TreeDecoder, tree_bytes};
 
-use super::get::{GetError, GetOptions, receive};
+use super::get::{GetError, GetOptions};
+use super::inflow::Inflow;
 
 /// Brings the whole tree of the layer behind `partial` over `connection`. Pairs are written as they are proven; an
 /// early end keeps them. Memory: a few batches. Layers of one group have no tree; nothing is asked then.
@@ -28,15 +29,27 @@ pub async fn tree(
     if decoder.complete() {
         return Ok(());
     }
-    let GetOptions { batch_bytes, stall, cancel, progress: _ } = options;
-    let (raw, batches) = mpsc::channel::<BytesMut>(2);
+    let GetOptions { batch_bytes, buffers, stall, cancel, progress: _ } = options;
+    let (raw, batches) = mpsc::channel::<BytesMut>(1);
     let writer = tokio::task::spawn_blocking(move || write_proven(decoder, &partial, batches));
     let request = Request::Tree { layer }.encode();
+    let mut left = tree_bytes(size);
+    let whole_pairs = (batch_bytes / PAIR_BYTES).max(1) * PAIR_BYTES;
+    let plan = || {
+        let len = left.min(whole_pairs as u64);
+        left -= len;
+        (len > 0).then_some(len as usize)
+    };
+    let inflow = async {
+        let mut inflow = Inflow::open(connection, &request, size, stall).await?;
+        inflow.pass_on(&raw, &buffers, plan).await
+    };
     let received = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(GetError::Cancelled),
-        received = receive(connection, &request, size, raw, batch_bytes, stall) => received,
+        received = inflow => received,
     };
+    drop(raw);
     let written = writer.await.map_err(|_| GetError::Lost("the writer ended".into()))?;
     // A failed proof explains everything after it.
     match (written, received) {
@@ -52,13 +65,7 @@ fn write_proven(
     partial: &PartialLayer,
     mut batches: mpsc::Receiver<BytesMut>,
 ) -> Result<bool, GetError> {
-    let mut buffer = BytesMut::new();
-    while let Some(batch) = batches.blocking_recv() {
-        if buffer.is_empty() {
-            buffer = batch;
-        } else {
-            buffer.extend_from_slice(&batch);
-        }
+    while let Some(mut buffer) = batches.blocking_recv() {
         let mut items: Vec<Verified> = Vec::with_capacity(buffer.len() / PAIR_BYTES);
         let mut fault = None;
         while buffer.len() >= PAIR_BYTES && !decoder.complete() {
