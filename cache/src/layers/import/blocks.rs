@@ -220,6 +220,7 @@ mod tests {
             let run = Run {
                 dir: Some(dir.path()),
                 block_bytes,
+                room: None,
                 reflink: AtomicBool::new(false),
                 sync_each: false,
                 cores,
