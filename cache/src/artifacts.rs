@@ -159,7 +159,23 @@ impl Store {
     /// # Errors
     /// The database failed.
     pub fn hold(&self, digest: &ManifestDigest) -> Result<(), StoreError> {
+        let _change = self.change_lock();
         self.meta().set_held(digest, true)
+    }
+
+    /// Marks an artifact by [`hold`](Self::hold) and looks at what is here, so that nothing of it goes in between.
+    /// Says whether it had the mark, and whether all of it is here.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn begin(&self, manifest: &Manifest) -> Result<(bool, bool), StoreError> {
+        let _change = self.change_lock();
+        let digest = manifest.digest();
+        let kept = self.meta().is_held(&digest)?;
+        if !kept {
+            self.meta().set_held(&digest, true)?;
+        }
+        Ok((kept, self.manifest_complete(manifest)?))
     }
 
     /// Takes the mark of [`hold`](Self::hold) away; nothing is removed.
@@ -207,32 +223,16 @@ impl Store {
         Ok(sum)
     }
 
-    /// Removes what this host holds of an artifact: its layers that no other held or complete manifest uses, its
-    /// partial layers and its view. The manifest stays as metadata. Returns the bytes of layers freed.
+    /// Removes what this host holds of an artifact: its layers that no other held manifest uses, its partial
+    /// layers and its view, whoever has it open. The manifest stays as metadata. Returns the bytes of layers freed.
     ///
     /// # Errors
     /// [`StoreError::NoManifest`]; the database failed or an io error.
     pub fn remove_artifact(&self, digest: &ManifestDigest) -> Result<u64, StoreError> {
-        let _change = self.change_lock();
-        let bytes = self.manifest(digest)?.ok_or(StoreError::NoManifest(*digest))?;
-        let mut ids: BTreeSet<LayerId> = layer_ids(&Manifest::parse(&bytes)?);
-        self.release(digest)?;
-        let held: BTreeSet<ManifestDigest> = self.held()?.into_iter().collect();
-        for other in self.manifests()?.into_iter().filter(|other| other != digest) {
-            let Some(bytes) = self.manifest(&other)? else {
-                continue;
-            };
-            let manifest = Manifest::parse(&bytes)?;
-            let used = layer_ids(&manifest);
-            if !ids.is_disjoint(&used) && (held.contains(&other) || self.manifest_complete(&manifest)?) {
-                ids.retain(|id| !used.contains(id));
-            }
-        }
-        fs::remove_dir(&self.layout().views().join(digest.hex()))?;
-        for id in &ids {
-            self.remove_partial(id)?;
-        }
-        self.remove_layers(&ids)
+        let change = self.change_lock();
+        let gone = self.drop_artifact(digest)?;
+        drop(change);
+        self.remove_gone(gone)
     }
 
     /// Sealed layers that no known manifest names.
@@ -273,6 +273,6 @@ impl Store {
 }
 
 /// The distinct layers of a manifest.
-fn layer_ids(manifest: &Manifest) -> BTreeSet<LayerId> {
+pub(crate) fn layer_ids(manifest: &Manifest) -> BTreeSet<LayerId> {
     manifest.layers().map(|layer| layer.id).collect()
 }

@@ -19,6 +19,21 @@ pub enum StoreError {
         /// Bytes that the file system had left.
         available_bytes: u64,
     },
+    /// The store has as many bytes as it may.
+    #[error(
+        "the quota of {} is used up: {needed_bytes} bytes more are needed, {used_bytes} of {quota_bytes} are used; `weighlock gc --dry-run` says what could go, store.quota_bytes sets the quota",
+        path.display()
+    )]
+    Quota {
+        /// The data directory.
+        path: PathBuf,
+        /// Bytes that were to come.
+        needed_bytes: u64,
+        /// Bytes that are used or promised.
+        used_bytes: u64,
+        /// The quota.
+        quota_bytes: u64,
+    },
     /// Another process has this store open.
     #[error("store {} is in use by process {pid}; stop it, or choose another --data-dir", path.display())]
     Locked {
@@ -35,15 +50,15 @@ pub enum StoreError {
         /// Name of the file system type.
         kind: &'static str,
     },
-    /// A layer's bytes are not what its name says.
-    #[error("layer {layer} is corrupt: {reason}; it was set aside in {} and has to be fetched again", quarantined.display())]
+    /// A layer's bytes are not what its name says; nothing hands them out any more.
+    #[error(
+        "layer {layer} is damaged on disk: {reason}; it was set aside and heals by itself once a host that has it is connected, see `weighlock status`"
+    )]
     Corrupt {
         /// The layer.
         layer: LayerId,
         /// What was found.
         reason: String,
-        /// Where its files went.
-        quarantined: PathBuf,
     },
     /// The store was written by a newer version.
     #[error("store {} has format {found}, this version knows up to {supported}; update weighlock", path.display())]

@@ -72,6 +72,19 @@ pub(crate) fn create_dir(dir: &Path, mode: u32) -> Result<(), StoreError> {
     DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(at(dir, "create directory"))
 }
 
+/// Removes a directory and all below it. It goes at once: a crash on the way leaves a name beside it that begins with
+/// a dot, never half of it under its own.
+pub(crate) fn remove_dir_at_once(dir: &Path) -> Result<(), StoreError> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let gone = dir.with_file_name(format!(".{name}.gone"));
+    remove_dir(&gone)?;
+    match std::fs::rename(dir, &gone) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(at(dir, "move away"))?,
+    }
+    remove_dir(&gone)
+}
+
 /// Syncs a directory, so that names in it survive power loss.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     let file = File::open(dir).map_err(at(dir, "open directory"))?;
@@ -82,6 +95,11 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
 pub(crate) fn sync_fs(path: &Path) -> Result<(), StoreError> {
     let file = File::open(path).map_err(at(path, "open"))?;
     rustix::fs::syncfs(&file).map_err(|e| at(path, "sync file system of")(e.into()))
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Sets a file's mode.
@@ -198,6 +216,33 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), StoreError> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(path, "remove")(e)),
         _ => Ok(()),
     }
+}
+
+/// Bytes on the disk of a file, or of all files below a directory; what goes meanwhile counts nothing.
+pub(crate) fn path_bytes(path: &Path) -> Result<u64, StoreError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => dir_bytes(path),
+        Ok(meta) => Ok(meta.blocks().saturating_mul(512)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(at(path, "stat")(e)),
+    }
+}
+
+/// As [`path_bytes`], of a directory.
+pub(crate) fn dir_bytes(path: &Path) -> Result<u64, StoreError> {
+    let entries = match std::fs::read_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries.map_err(at(path, "list"))?,
+    };
+    let mut sum = 0u64;
+    for entry in entries {
+        match entry {
+            Ok(entry) => sum = sum.saturating_add(path_bytes(&entry.path())?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(at(path, "list")(e)),
+        }
+    }
+    Ok(sum)
 }
 
 /// Sets the mode of a directory and of all directories in it.

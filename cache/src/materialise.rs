@@ -1,18 +1,44 @@
 //! Directories for tools that want one: an artifact's files by reflink or copy, whole or not there at all.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use weighlock_protocol::LayerId;
 use weighlock_protocol::manifest::{Layer, Manifest};
 
+use crate::config::VerifyOnRead;
 use crate::error::{StoreError, at};
-use crate::fs;
+use crate::fs::{self, Stamp};
+use crate::layers::outboard::hash_file;
 use crate::store::Store;
 
 /// Inside a materialised directory: the digest of what it is a copy of.
 const MARKER: &str = ".weighlock/digest";
+/// Inside a view: what tells whether its files were touched since they were put there.
+const STAMPS: &str = ".weighlock/stamps";
+
+/// Inside a view: all its files share their blocks with the store.
+const SHARED: &str = ".weighlock/shared";
+
+/// The file in a materialised directory that names what it is a copy of.
+pub(crate) fn marker(dir: &Path) -> PathBuf {
+    dir.join(MARKER)
+}
+
+/// The age of its marker tells when a view was last asked for.
+fn touch(dir: &Path) -> Result<(), StoreError> {
+    let marker = marker(dir);
+    let touched = File::open(&marker).and_then(|file| file.set_modified(std::time::SystemTime::now()));
+    touched.map_err(at(&marker, "touch"))
+}
+
+/// Whether a view takes no space of its own.
+pub(crate) fn is_shared(dir: &Path) -> bool {
+    dir.join(SHARED).exists()
+}
 
 /// How a directory is filled.
 #[derive(Debug, Clone, Default)]
@@ -114,11 +140,84 @@ impl Store {
             ..MaterialiseOptions::default()
         };
         let _one = self.view_lock();
-        if !self.materialise(manifest, &path, &options)?.up_to_date {
-            // A stranger to the store may read a view, and nobody is invited to change it.
-            fs::chmod_dirs(&path, 0o555)?;
+        if is_copy_of(manifest, &path) && self.view_holds(manifest, &path)? {
+            touch(&path)?;
+            return Ok(path);
         }
+        if path.exists() {
+            fs::remove_dir_at_once(&path)?;
+        }
+        let bytes = manifest.total_bytes();
+        let _room =
+            if self.reflink_works(manifest)? { None } else { Some(self.reserve_import(bytes, bytes)?) };
+        let report = self.materialise(manifest, &path, &options)?;
+        if report.copied == 0 {
+            let shared = path.join(SHARED);
+            std::fs::write(&shared, b"").map_err(at(&shared, "write"))?;
+        }
+        write_stamps(manifest, &path)?;
+        // A stranger to the store may read a view, and nobody is invited to change it.
+        fs::chmod_dirs(&path, 0o555)?;
+        touch(&path)?;
         Ok(path)
+    }
+
+    /// Whether the files of a view are those that were put there, by the same rule as for sealed layers: those that
+    /// changed since, or all of them if so configured, are proven again.
+    fn view_holds(&self, manifest: &Manifest, dir: &Path) -> Result<bool, StoreError> {
+        let known = std::fs::read_to_string(dir.join(STAMPS)).unwrap_or_default();
+        let known: BTreeSet<&str> = known.lines().collect();
+        let mut proven = false;
+        for layer in manifest.files() {
+            let path = dir.join(&layer.path);
+            let line = stamp_line(&Stamp::at(&path)?, &layer.path);
+            if known.contains(line.as_str()) && self.config().verify_on_read == VerifyOnRead::Changed {
+                continue;
+            }
+            proven = true;
+            let file = File::open(&path).map_err(at(&path, "open"))?;
+            if hash_file(&file, &path, layer.size, |_, _| Ok(())).ok() != Some(layer.id) {
+                tracing::warn!(view = %dir.display(), file = layer.path, "a view does not hold; making it anew");
+                return Ok(false);
+            }
+        }
+        if proven {
+            write_stamps(manifest, dir)?;
+        }
+        Ok(true)
+    }
+
+    /// A layer turned out damaged: views that have it, perhaps on the same blocks of the disk, are proven again before
+    /// they are handed out.
+    pub(crate) fn doubt_views(&self, id: &LayerId) {
+        let doubt = || -> Result<(), StoreError> {
+            for digest in self.manifests()? {
+                let stamps = self.layout().views().join(digest.hex()).join(STAMPS);
+                let manifest = match stamps.exists() {
+                    true => self.manifest(&digest)?.map(|bytes| Manifest::parse(&bytes)).transpose()?,
+                    false => None,
+                };
+                if manifest.is_some_and(|manifest| manifest.files().iter().any(|file| file.id == *id)) {
+                    std::fs::write(&stamps, "").map_err(at(&stamps, "empty"))?;
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = doubt() {
+            tracing::warn!(layer = %id, %error, "views of a damaged layer could not be marked");
+        }
+    }
+
+    /// Whether views share blocks with the layers, tried with the smallest file that has any.
+    fn reflink_works(&self, manifest: &Manifest) -> Result<bool, StoreError> {
+        let Some(least) = manifest.files().iter().filter(|f| f.size > 0).min_by_key(|f| f.size) else {
+            return Ok(true);
+        };
+        let probe = self.temp_path("probe");
+        let sealed = self.open_sealed(&least.id)?;
+        let works = reflink_copy::reflink(&sealed.path, &probe).is_ok();
+        fs::remove_file(&probe)?;
+        Ok(works)
     }
 
     fn fill(
@@ -191,6 +290,21 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Writes down how the files of a view are now. Torn by a kill it only means that they are proven again.
+fn write_stamps(manifest: &Manifest, dir: &Path) -> Result<(), StoreError> {
+    let mut lines = String::new();
+    for layer in manifest.files() {
+        lines += &stamp_line(&Stamp::at(&dir.join(&layer.path))?, &layer.path);
+        lines.push('\n');
+    }
+    let path = dir.join(STAMPS);
+    std::fs::write(&path, lines).map_err(at(&path, "write"))
+}
+
+fn stamp_line(stamp: &Stamp, path: &str) -> String {
+    format!("{} {} {} {path}", stamp.size, stamp.mtime_ns, stamp.inode)
 }
 
 /// Whether a directory is a copy of the artifact, as far as marker, names and sizes tell.

@@ -6,20 +6,24 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use weighlock_protocol::manifest::ManifestError;
 use weighlock_protocol::wire::bao::{LAYER_BYTES_MAX, bytes_in};
-use weighlock_protocol::{LayerId, Sha256};
+use weighlock_protocol::{LayerId, ManifestDigest, Sha256};
 
 use crate::config::StoreConfig;
 use crate::error::{StoreError, at};
 use crate::fs;
-use crate::layers::outboard::tree_bytes;
+use crate::gc::Gone;
+use crate::layers::outboard::hash_file_beside;
 use crate::layers::partial::{PartialLayer, PartialPaths};
 use crate::layers::recover::Recovery;
 use crate::layers::{Layout, have};
-use crate::meta::{LayerInfo, Meta};
+use crate::leases::Leases;
+use crate::meta::{LayerInfo, Meta, Reserve};
+use crate::room::{Promises, taken};
+use crate::used::Used;
 
 /// Where one partial layer is handed out, one opener at a time.
 type Slot = Arc<Mutex<Weak<PartialLayer>>>;
@@ -44,6 +48,11 @@ struct Inner {
     change: Mutex<()>,
     /// Held while a view is made.
     views: Mutex<()>,
+    /// Shared while layers are put in their places, held alone while records and files are taken away together.
+    placing: RwLock<()>,
+    leases: Leases,
+    promises: Promises,
+    used: Used,
     temp_next: AtomicU64,
     recovery: Mutex<Recovery>,
     /// Released by the kernel when the process ends, however it ends.
@@ -59,7 +68,11 @@ impl Store {
         let dir = std::path::absolute(dir.as_ref()).map_err(at(dir.as_ref(), "resolve"))?;
         fs::refuse_network_fs(&dir)?;
         let layout = Layout { root: dir };
-        fs::create_dir(&layout.root, 0o750)?;
+        if !layout.root.exists() {
+            fs::create_dir(&layout.root, 0o750)?;
+            // As well as it goes: where a directory may be made it may not always be opened.
+            let _ = layout.root.parent().map(fs::sync_dir);
+        }
         fs::create_dir(&layout.run(), 0o750)?;
         let lock = lock(&layout)?;
         fs::create_dir(&layout.layers(), 0o750)?;
@@ -71,7 +84,9 @@ impl Store {
             Some(id) => id.clone(),
             None => fs::boot_id()?,
         };
-        let meta = Meta::open(layout.meta(), &layout.root, config.meta_cache_bytes_max)?;
+        let reserve = Reserve::new(layout.reserve(), config.metadata_reserve_bytes);
+        let meta = Meta::open(layout.meta(), &layout.root, config.meta_cache_bytes_max, reserve)?;
+        let used = Used::new(meta.used()?.into_iter().collect());
         let store = Self {
             inner: Arc::new(Inner {
                 layout,
@@ -81,6 +96,10 @@ impl Store {
                 slots: Mutex::default(),
                 change: Mutex::default(),
                 views: Mutex::default(),
+                placing: RwLock::default(),
+                leases: Leases::default(),
+                promises: Promises::default(),
+                used,
                 temp_next: AtomicU64::new(0),
                 recovery: Mutex::default(),
                 _lock: lock,
@@ -88,6 +107,7 @@ impl Store {
         };
         let report = store.recover()?;
         *lock_of(&store.inner.recovery) = report;
+        store.refill_reserve();
         Ok(store)
     }
 
@@ -148,20 +168,20 @@ impl Store {
         if known { Ok(()) } else { Err(StoreError::NotHeld(*id)) }
     }
 
-    /// Computes the SHA-256 of a sealed layer from its file and records it.
+    /// Computes the SHA-256 of a sealed layer from its file and records it. The same read proves its bytes again: what
+    /// rotted here must not look like a lie of who published it.
     ///
     /// # Errors
     /// As [`open_sealed`](Self::open_sealed).
     pub fn prove_sha256(&self, id: &LayerId) -> Result<Sha256, StoreError> {
         use sha2::Digest;
-        let mut layer = self.open_sealed(id)?;
+        let layer = self.open_sealed(id)?;
         let mut hasher = sha2::Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match layer.file.read(&mut buffer).map_err(at(&layer.path, "read"))? {
-                0 => break,
-                n => hasher.update(&buffer[..n]),
-            }
+        let beside = |bytes: &[u8]| hasher.update(bytes);
+        let root = hash_file_beside(&layer.file, &layer.path, layer.size, |_, _| Ok(()), beside)?;
+        if root != *id {
+            let slot = self.slot(id);
+            return self.damaged(id, &mut lock_of(&slot), format!("its bytes hash to {}", root.short()));
         }
         let sha256 = Sha256(hasher.finalize().into());
         self.set_sha256(id, sha256)?;
@@ -174,8 +194,10 @@ impl Store {
     /// # Errors
     /// The database failed or an io error.
     pub fn remove_layer(&self, id: &LayerId) -> Result<u64, StoreError> {
-        let _change = self.change_lock();
-        self.remove_layers(&BTreeSet::from([*id]))
+        let change = self.change_lock();
+        let gone = self.drop_layers(&BTreeSet::from([*id]), None)?;
+        drop(change);
+        self.remove_gone(gone)
     }
 
     /// A partial layer to write to: a new one with its space reserved, or the one that is already here. All callers
@@ -212,8 +234,8 @@ impl Store {
             layer.remove()?;
         }
         paths.remove()?;
-        self.need_space(size.saturating_add(tree_bytes(size)))?;
-        let layer = Arc::new(PartialLayer::create(paths, *id, size, self.boot_id())?);
+        let create = || PartialLayer::create(paths, *id, size, self.boot_id());
+        let layer = Arc::new(self.in_room(id, size, create)?);
         *live = Arc::downgrade(&layer);
         Ok(layer)
     }
@@ -255,6 +277,7 @@ impl Store {
         let mut live = lock_of(&slot);
         let living = live.upgrade();
         *live = Weak::new();
+        self.meta().forget_damage(id)?;
         match living {
             Some(layer) => layer.remove(),
             None => PartialPaths::new(&self.layout().partial(), id).remove(),
@@ -294,19 +317,39 @@ impl Store {
         self.layout().staging().join(format!("{what}-{n}"))
     }
 
-    /// Refuses to start what cannot end: `needed` bytes and the floor must be free.
-    pub(crate) fn need_space(&self, needed: u64) -> Result<(), StoreError> {
-        let dir = self.dir();
-        let available = fs::available_bytes(dir).map_err(at(dir, "ask for free space of"))?;
-        let needed = needed.saturating_add(self.config().free_floor_bytes);
-        if available < needed {
-            return Err(StoreError::NoSpace {
-                path: dir.to_owned(),
-                needed_bytes: needed,
-                available_bytes: available,
-            });
+    /// Shared by who puts layers in their places.
+    pub(crate) fn placing(&self) -> RwLockReadGuard<'_, ()> {
+        self.inner.placing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held by who takes records and files of layers away.
+    pub(crate) fn placing_alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.inner.placing.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn leases_book(&self) -> &Leases {
+        &self.inner.leases
+    }
+
+    pub(crate) fn promises_book(&self) -> &Promises {
+        &self.inner.promises
+    }
+
+    pub(crate) fn used_book(&self) -> &Used {
+        &self.inner.used
+    }
+
+    /// Whether somebody has a partial layer open.
+    pub(crate) fn is_live(&self, id: &LayerId) -> bool {
+        let slot = lock_of(&self.inner.slots).get(id).cloned();
+        slot.is_some_and(|slot| slot.try_lock().map_or(true, |live| live.strong_count() > 0))
+    }
+
+    /// Takes the space that is kept for the database again, if there is room.
+    pub fn refill_reserve(&self) {
+        if let Err(e) = self.meta().refill_reserve(self.config().free_floor_bytes) {
+            tracing::debug!(error = %e, "no reserve for metadata now");
         }
-        Ok(())
     }
 
     /// The slot of a layer; whoever locks it is the only one who opens, creates or removes that partial layer.
@@ -355,22 +398,45 @@ impl Store {
         Ok(bytes_in(&have.to_set(), header.size))
     }
 
-    /// Records first: a file without a record is proven or swept at the next open, the reverse would be a loss.
-    pub(crate) fn remove_layers(&self, ids: &BTreeSet<LayerId>) -> Result<u64, StoreError> {
-        let mut freed = 0u64;
-        let mut known = Vec::new();
+    /// Forgets layers, and with them an artifact, and moves their files out of the way. The record goes first, with a
+    /// note that the files are to go too: a kill in between loses nothing and brings nothing back.
+    pub(crate) fn drop_layers(
+        &self,
+        ids: &BTreeSet<LayerId>,
+        artifact: Option<&ManifestDigest>,
+    ) -> Result<Gone, StoreError> {
+        let mut gone = Gone::default();
+        let _placing = self.placing_alone();
         for id in ids {
             if let Some(info) = self.meta().layer(id)? {
-                freed = freed.saturating_add(info.size).saturating_add(tree_bytes(info.size));
-                known.push(*id);
+                gone.freed = gone.freed.saturating_add(taken(info.size));
+                gone.layers.push(*id);
             }
         }
-        self.meta().drop_layers(&known)?;
-        for id in &known {
-            fs::remove_file(&self.layout().layer(id))?;
-            fs::remove_file(&self.layout().layer_tree(id))?;
+        self.meta().drop_for_good(artifact, &gone.layers)?;
+        for id in &gone.layers {
+            for path in [self.layout().layer(id), self.layout().layer_tree(id)] {
+                let trash = self.temp_path("gone");
+                match std::fs::rename(&path, &trash) {
+                    Ok(()) => gone.files.push(trash),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(at(&path, "move away")(e)),
+                }
+            }
         }
-        Ok(freed)
+        Ok(gone)
+    }
+
+    /// Removes what was moved out of the way. Returns the bytes freed.
+    pub(crate) fn remove_gone(&self, gone: Gone) -> Result<u64, StoreError> {
+        for path in &gone.files {
+            fs::remove_file(path)?;
+        }
+        for path in &gone.dirs {
+            fs::remove_dir(path)?;
+        }
+        self.meta().clear_gone(&gone.layers)?;
+        Ok(gone.freed)
     }
 }
 

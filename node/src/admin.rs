@@ -1,13 +1,17 @@
 //! The command line's door: answers each request on `weighlock.sock`.
 
 mod add;
+mod adopt;
 mod audit;
 mod evidence;
+mod fleet;
 mod ladder;
 mod list;
 mod observe;
 mod open;
 mod remove;
+mod scrub;
+mod store;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,6 +27,7 @@ use crate::cluster::{self, now};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::gc;
 use crate::loader;
 use crate::local::frame;
 use crate::local::message::*;
@@ -109,7 +114,17 @@ async fn answer(
             Recorder::new(node, stream).evidence(digest).await?;
             json(viewed)
         }
+        AdminRequest::Adopt { path, dry_run } => json(adopt::adopt(node, stream, path, dry_run).await?),
+        AdminRequest::Scrub { reference, bytes_per_s } => {
+            json(scrub::scrub(node, stream, reference.as_deref(), bytes_per_s).await?)
+        }
         AdminRequest::Members => json(members(node).await?),
+        AdminRequest::Forget { host } => json(fleet::forget(node, host).await?),
+        AdminRequest::Reload => {
+            let node = in_background;
+            json(blocking(move || node.live.reload()).await?)
+        }
+        AdminRequest::LogLevel { filter } => json(node.live.log_level(filter.as_deref())?),
         AdminRequest::Peers => json(observe::peers(node).await?),
         AdminRequest::Where { reference } => json(observe::whereabouts(node, &reference).await?),
         AdminRequest::Top => json(observe::activity(node).await?),
@@ -150,6 +165,18 @@ async fn answer(
             let node = in_background;
             json(blocking(move || ladder::envelope(&node, &id)).await?)
         }
+        AdminRequest::Gc { dry_run, all } => {
+            json(gc::collect(node, gc::What { dry_run, all, ..gc::What::default() }).await?)
+        }
+        AdminRequest::Pin { change } => {
+            let node = in_background;
+            json(blocking(move || store::pin(&node, &change)).await?)
+        }
+        AdminRequest::DiskUse => json(store::disk_use(node).await?),
+        AdminRequest::Copies { reference } => {
+            let node = in_background;
+            json(blocking(move || store::copies(&node, &reference)).await?)
+        }
         AdminRequest::Audit { host, query } => json(audit::answer(node, host.as_deref(), query).await?),
     }
 }
@@ -160,7 +187,12 @@ fn json(value: impl Serialize) -> Result<serde_json::Value> {
 
 async fn status(node: &Arc<Node>) -> Result<Status> {
     let copy = node.clone();
-    let layers = blocking(move || copy.store.layers().map_err(Error::from)).await?;
+    let (layers, integrity) = blocking(move || {
+        let integrity = copy.scrubber.report(&copy.store)?;
+        Ok((copy.store.layers().map_err(Error::from)?, integrity))
+    })
+    .await?;
+    let damage = crate::scrub::alarms(&integrity);
     let peers = node.control.peers().await.map(|peers| peers.len()).unwrap_or_default();
     let now = now();
     let ledger = node.facts.ledger();
@@ -188,14 +220,22 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         http: node.http,
         data_dir: node.dirs.data.clone(),
         loader_socket: node.dirs.loader_socket(),
-        mode: if node.dirs.data.starts_with("/var/lib") { "service" } else { "single-user" }.into(),
+        mode: if node.is_service() { "service" } else { "single-user" }.into(),
         layers: layers.len(),
         layer_bytes: layers.iter().map(|(_, info)| info.size).sum(),
         free_bytes: node.store.available_bytes().map_err(Error::from)?,
         leases: node.leases.open().len(),
         fetches,
         ungated,
-        alarms: ledger.alarms(now).iter().map(ToString::to_string).chain(node.audit.alarm()).collect(),
+        alarms: ledger
+            .alarms(now)
+            .iter()
+            .map(ToString::to_string)
+            .chain(node.audit.alarm())
+            .chain(damage)
+            .chain(node.gc.alarm())
+            .collect(),
+        integrity,
     })
 }
 
@@ -262,7 +302,8 @@ async fn members(node: &Arc<Node>) -> Result<Vec<MemberRow>> {
         this_host: member.key == node.host,
         connected: connected.contains(&member.key),
     };
-    Ok(ledger.members(now()).map(row).collect())
+    let listed = ledger.members(now()).filter(|member| !node.forgotten.contains(&member.key));
+    Ok(listed.map(row).collect())
 }
 
 fn submit(node: &Node, json: &str) -> Result<Submitted> {

@@ -20,6 +20,7 @@ use crate::loader::Leases;
 use crate::net::control::{Acceptance, Backend, IngestReport};
 use crate::net::data::{Pass, Possession, refuse_link};
 use crate::rollout;
+use crate::scrub::Scrubber;
 
 /// Manifests that came by gossip and wait for the statement beside them to be committed.
 const OFFERED_MAX: usize = 32;
@@ -139,6 +140,7 @@ pub(crate) struct DataBackend {
     pub(crate) store: Store,
     pub(crate) facts: Facts,
     pub(crate) grown: watch::Sender<u64>,
+    pub(crate) scrubber: Arc<Scrubber>,
     /// Set once the fetcher stands, which itself needs the data plane.
     pub(crate) fetcher: OnceLock<Fetcher>,
 }
@@ -166,6 +168,10 @@ impl Possession for DataBackend {
         if let Some(fetcher) = self.fetcher.get() {
             fetcher.count_sent(peer, bytes);
         }
+    }
+
+    fn doubted(&self, peer: KeyId, layer: LayerId, at: u64) {
+        self.scrubber.doubt(peer, layer, at);
     }
 
     fn admit(&self, peer: KeyId, layer: LayerId, groups: Range<u64>) -> BoxFuture<'static, Option<Pass>> {

@@ -10,7 +10,7 @@ use weighlock_protocol::statement::{
     Admit, Chain, Envelope, Keypair, Kind, Labels, NamespaceGlob, Role, RoleSpec, Root, Statement,
 };
 use weighlock_protocol::wire::join::Contact;
-use weighlock_protocol::{ClusterId, UnixTime};
+use weighlock_protocol::{ClusterId, KeyId, UnixTime};
 
 use crate::error::{Error, Result};
 use crate::keys;
@@ -95,6 +95,17 @@ pub fn add_contacts(store: &Store, more: &[Contact]) -> Result<()> {
     }
     let all: Vec<Contact> = all.into_values().take(CONTACTS_MAX).collect();
     set(store, SETTING_CONTACTS, Some(&all))
+}
+
+/// Drops the addresses that are remembered of a member.
+///
+/// # Errors
+/// The store cannot be written.
+pub fn drop_contact(store: &Store, host: &KeyId) -> Result<()> {
+    let mut all = contacts(store)?;
+    let before = all.len();
+    all.retain(|contact| contact.host != *host);
+    if all.len() == before { Ok(()) } else { set(store, SETTING_CONTACTS, Some(&all)) }
 }
 
 /// A founded cluster.

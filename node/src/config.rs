@@ -1,17 +1,23 @@
 //! The configuration file and where things lie: flags beat the environment, which beats the file.
 
 mod dirs;
+pub mod env;
+mod integrity;
+mod load;
+mod store;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use weighlock_protocol::swarm::SwarmConfig;
 
-use crate::error::{Error, Result};
 use crate::net::data::{DataConfig, PACKET_BYTES_MAX, PACKET_BYTES_MIN};
 pub use dirs::{Dirs, default_config_path, default_data_dir, default_keys_dir};
+pub use integrity::Integrity;
+pub use load::{Loaded, differing};
+pub use store::Store;
 
 /// Default port of the control plane (UDP and TCP).
 pub const CONTROL_PORT: u16 = 7400;
@@ -38,8 +44,12 @@ pub struct Config {
     pub network: Network,
     /// Limits.
     pub limits: Limits,
+    /// When what lies in the store is proven again.
+    pub integrity: Integrity,
     /// Local sockets.
     pub sockets: Sockets,
+    /// How much is kept.
+    pub store: Store,
     /// The log of opens.
     pub audit: Audit,
     /// Logs.
@@ -242,46 +252,6 @@ pub fn check_log_filter(filter: &str) -> Result<(), String> {
 }
 
 impl Config {
-    /// Reads `path`, or the default file if there is one, or the defaults.
-    ///
-    /// # Errors
-    /// A named file that is missing; TOML that does not parse; unknown keys; values out of range.
-    pub fn load(path: Option<&Path>) -> Result<(Self, Option<PathBuf>)> {
-        let (path, text) = match path {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| {
-                    Error::invalid(format!("cannot read configuration {}: {e}", path.display()))
-                        .hint("check the path given with --config or WEIGHLOCK_CONFIG")
-                })?;
-                (path.to_owned(), text)
-            }
-            None => {
-                let path = default_config_path();
-                match std::fs::read_to_string(&path) {
-                    Ok(text) => (path, text),
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((Self::default(), None)),
-                    Err(e) => {
-                        return Err(Error::invalid(format!(
-                            "cannot read configuration {}: {e}",
-                            path.display()
-                        )));
-                    }
-                }
-            }
-        };
-        let config: Self = toml::from_str(&text).map_err(|e| {
-            Error::invalid(format!(
-                "configuration {}{}: {}",
-                path.display(),
-                line_of(&text, e.span()),
-                e.message()
-            ))
-            .hint("`weighlock config show` prints every key with its value")
-        })?;
-        config.check().map_err(|e| Error::invalid(format!("configuration {}: {e}", path.display())))?;
-        Ok((config, Some(path)))
-    }
-
     /// Checks what types cannot say.
     ///
     /// # Errors
@@ -319,6 +289,7 @@ impl Config {
         if let Some((key, _, max)) = bounded.into_iter().find(|(_, value, max)| value > max) {
             return Err(format!("{key} must be at most {max}"));
         }
+        self.integrity.check()?;
         if self.audit.segment_bytes < 64 << 10 {
             return Err("audit.segment_bytes must be at least 65536".into());
         }
@@ -331,6 +302,7 @@ impl Config {
                 self.listen.http
             ));
         }
+        self.store.check()?;
         check_log_filter(&self.log.level).map_err(|e| format!("log.level `{}`: {e}", self.log.level))?;
         if self.labels.len() > 32 {
             return Err("labels has more than 32 entries".into());
@@ -345,14 +317,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-/// Where a part of a text begins: ` line 3 (the line itself)`.
-fn line_of(text: &str, span: Option<std::ops::Range<usize>>) -> String {
-    let Some(before) = span.and_then(|span| text.get(..span.start)) else { return String::new() };
-    let number = before.matches('\n').count();
-    let line: String = text.lines().nth(number).unwrap_or_default().trim().chars().take(80).collect();
-    format!(" line {} ({line})", number + 1)
 }
 
 #[cfg(test)]

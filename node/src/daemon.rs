@@ -1,6 +1,7 @@
 //! The composition root: what a daemon consists of, in the order it starts and stops.
 
-use std::collections::BTreeSet;
+mod tell;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use weighlock_cache::{Store, StoreConfig};
 use weighlock_protocol::statement::{Keypair, Resolution};
-use weighlock_protocol::wire::host::{ADDRS_MAX, HeldManifest, HostRecord};
+use weighlock_protocol::wire::host::ADDRS_MAX;
 use weighlock_protocol::wire::join::{Contact, JoinAnswer};
 use weighlock_protocol::{ClusterId, KeyId};
 
@@ -22,10 +23,13 @@ use crate::config::{Config, Dirs};
 use crate::error::{Error, Result};
 use crate::facts::Facts;
 use crate::fetch::{DeltaLimits, FetchLimits, Fetcher, blocking};
+use crate::forgotten::ForgottenHosts;
+use crate::live::Live;
 use crate::net::control::{self, ControlConfig, ControlHandle};
 use crate::net::data::{DataConfig, DataPlane, Doors};
 use crate::preflight::listen_error;
-use crate::{cluster, hardware, http, loader, membership, proof, server};
+use crate::scrub::{self, Scrubber};
+use crate::{cluster, gc, hardware, http, loader, membership, proof, server};
 
 /// After a full disk, fetching goes on once so many bytes are available, or all that are missing.
 const ROOM_BYTES_MIN: u64 = 256 << 20;
@@ -53,7 +57,12 @@ pub(crate) struct Node {
     pub(crate) data: DataPlane,
     pub(crate) fetcher: Fetcher,
     pub(crate) leases: Arc<loader::Leases>,
+    pub(crate) room: gc::Room,
+    pub(crate) gc: gc::Counts,
     pub(crate) audit: Audit,
+    pub(crate) scrubber: Arc<Scrubber>,
+    pub(crate) live: Arc<Live>,
+    pub(crate) forgotten: ForgottenHosts,
     pub(crate) http: SocketAddr,
     pub(crate) stop: CancellationToken,
 }
@@ -63,11 +72,9 @@ pub(crate) struct Node {
 /// # Errors
 /// In use, damaged, newer, on a network file system.
 pub fn open_store(dirs: &Dirs, config: &Config) -> Result<Store> {
-    let store = Store::open(
-        &dirs.data,
-        StoreConfig { free_floor_bytes: config.limits.free_bytes_min, ..StoreConfig::default() },
-    )
-    .map_err(Error::from)?;
+    let of_cache = config.store.of_cache(config.limits.free_bytes_min);
+    let of_cache = StoreConfig { verify_on_read: config.integrity.verify_on_read, ..of_cache };
+    let store = Store::open(&dirs.data, of_cache).map_err(Error::from)?;
     Ok(store)
 }
 
@@ -80,6 +87,7 @@ pub async fn run(
     config: Config,
     store: Store,
     host: Keypair,
+    live: Arc<Live>,
     stop: CancellationToken,
     ready: impl FnOnce(&Ready),
 ) -> Result<()> {
@@ -88,6 +96,7 @@ pub async fn run(
         cluster::of(&store)?.ok_or_else(|| Error::internal("the store belongs to no cluster yet"))?;
     let facts = Facts::open(store.clone(), host.clone(), cluster)?;
     let name = cluster::host_name(config.name.as_deref());
+    let forgotten = ForgottenHosts::open(&store)?;
     let audit = Audit::open(&dirs.data, &config.audit, cluster, host.clone(), name.clone())?;
     let keypair = libp2p::identity::Keypair::ed25519_from_bytes(host.seed()).map_err(Error::internal)?;
     // What serves stops after what asks: doors first, then fetches, then the planes, the store last.
@@ -96,10 +105,13 @@ pub async fn run(
 
     // Data plane.
     let grown = watch::Sender::new(0);
+    let (scrubber, doubts) = Scrubber::new();
+    let scrubber = Arc::new(scrubber);
     let possession = Arc::new(DataBackend {
         store: store.clone(),
         facts: facts.clone(),
         grown: grown.clone(),
+        scrubber: scrubber.clone(),
         fetcher: OnceLock::new(),
     });
     let contacts = Arc::new(OnceLock::<ControlHandle>::new());
@@ -123,7 +135,7 @@ pub async fn run(
     let mut control_config = ControlConfig::new(keypair, cluster, vec![config.listen.control]);
     control_config.mdns = config.discovery.mdns;
     control_config.kad = config.discovery.kademlia;
-    let leases = Arc::new(loader::Leases::default());
+    let leases = Arc::new(loader::Leases::new(store.clone()));
     let backend = Arc::new(ControlBackend::new(facts.clone(), store.clone(), audit.clone(), leases.clone()));
     let (control, control_driver) =
         control::start(control_config, backend, planes_stop.clone()).await.map_err(|e| {
@@ -152,6 +164,8 @@ pub async fn run(
         stop.child_token(),
     );
     let _ = possession.fetcher.set(fetcher.clone());
+    let (room, asked) = gc::Room::new();
+    fetcher.set_room(room.clone());
 
     // Doors on this host.
     let http_listener = tokio::net::TcpListener::bind(config.listen.http)
@@ -175,17 +189,25 @@ pub async fn run(
         data,
         fetcher,
         leases,
+        room,
+        gc: gc::Counts::default(),
         audit,
+        scrubber,
+        live,
+        forgotten,
         http,
         stop: doors_stop.clone(),
     });
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     spawn(&mut tasks, "membership", membership::run(node.clone(), data_addr));
-    spawn(&mut tasks, "announcements", announce(node.clone(), data_addr));
-    spawn(&mut tasks, "statements", spread(node.clone()));
+    spawn(&mut tasks, "announcements", tell::announce(node.clone(), data_addr));
+    spawn(&mut tasks, "statements", tell::spread(node.clone()));
     spawn(&mut tasks, "proofs", proof::run(node.clone()));
+    spawn(&mut tasks, "scrub", scrub::run(node.clone()));
+    spawn(&mut tasks, "doubts", scrub::doubts(node.clone(), doubts));
     spawn(&mut tasks, "channels", crate::follow::run(node.clone()));
     spawn(&mut tasks, "cosignatures", crate::witness::run(node.clone()));
+    spawn(&mut tasks, "collection", gc::run(node.clone(), asked));
     spawn(&mut tasks, "resumption", resume(node.clone()));
     spawn(&mut tasks, "audit", node.audit.clone().run(doors_stop.clone()));
     spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));
@@ -282,18 +304,6 @@ impl Node {
         all.truncate(ADDRS_MAX);
         all
     }
-
-    /// Artifacts that this host keeps, and whether they are whole. Blocks on the disk.
-    fn held(&self) -> Result<Vec<HeldManifest>> {
-        let mut held = Vec::new();
-        for digest in self.store.held().map_err(Error::from)? {
-            if let Some(manifest) = crate::facts::manifest(&self.store, &digest)? {
-                let complete = self.store.manifest_complete(&manifest).map_err(Error::from)?;
-                held.push(HeldManifest { digest, complete });
-            }
-        }
-        Ok(held)
-    }
 }
 
 /// Admits strangers with a ticket and tells them where members are.
@@ -310,47 +320,6 @@ fn join_door(facts: Facts, contacts: Arc<OnceLock<ControlHandle>>) -> crate::net
             answer.encode()
         })
     })
-}
-
-/// Tells other hosts about this one: on change, and what it holds in the provider table.
-async fn announce(node: Arc<Node>, data_addr: SocketAddr) {
-    let mut changed = node.fetcher.changed();
-    let mut provided = BTreeSet::new();
-    loop {
-        let gather = node.clone();
-        match blocking(move || gather.held()).await {
-            Ok(held) => {
-                let now: BTreeSet<_> = held.iter().map(|one| one.digest).collect();
-                for digest in provided.difference(&now) {
-                    let _ = node.control.stop_providing(*digest).await;
-                }
-                for digest in now.difference(&provided) {
-                    if let Err(e) = node.control.provide(*digest).await {
-                        tracing::debug!(%digest, error = %e, "not in the provider table");
-                    }
-                }
-                provided = now;
-                let mut record = HostRecord::new(node.cluster, node.host);
-                record.data_addrs = node.data_addrs(data_addr);
-                record.control_addrs = node.control_addrs();
-                record.hardware.clone_from(&node.hardware);
-                record.labels.clone_from(&node.config.labels);
-                record.version = env!("CARGO_PKG_VERSION").into();
-                record.hold(held);
-                if let Err(e) = node.control.announce(record).await {
-                    warn!(error = %e, "this host's record was not announced");
-                }
-            }
-            Err(e) => warn!(error = %e, "cannot tell what is held here"),
-        }
-        // The control plane repeats the record by itself.
-        tokio::select! {
-            () = node.stop.cancelled() => return,
-            woken = changed.changed() => if woken.is_err() { return },
-        }
-        // Many changes at once are one announcement.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
 
 /// Goes on with artifacts that this host wants and does not have whole: begun before a kill, or damaged since.
@@ -409,45 +378,6 @@ async fn ask_for_manifests(node: &Arc<Node>) {
         // One that nobody has must not keep others waiting.
         if node.stop.is_cancelled() || node.fetcher.manifest_now(digest).await.is_err() {
             return;
-        }
-    }
-}
-
-/// Pushes what this host said, after it is committed, and fetches manifests that were published elsewhere.
-async fn spread(node: Arc<Node>) {
-    let mut changes = node.facts.changes();
-    // Beside the loop: a manifest that nobody has now must not hold up what this host says.
-    let mut fetching = JoinSet::new();
-    loop {
-        let change = tokio::select! {
-            () = node.stop.cancelled() => return,
-            change = changes.recv() => change,
-        };
-        match change {
-            Ok(change) if change.ours => {
-                let manifest = change.manifest.and_then(|digest| node.store.manifest(&digest).ok().flatten());
-                let manifest = manifest.map(|bytes| bytes.to_vec());
-                if let Err(e) = node.control.publish_statements(vec![change.bytes.to_vec()], manifest).await {
-                    warn!(error = %e, "a statement was not pushed; others get it when they reconcile");
-                }
-            }
-            Ok(change) => {
-                if let Some(digest) = change.manifest {
-                    while fetching.try_join_next().is_some() {}
-                    if fetching.len() < MANIFESTS_AT_ONCE_MAX {
-                        let node = node.clone();
-                        fetching.spawn(async move {
-                            if let Err(e) = node.fetcher.manifest_now(digest).await {
-                                tracing::debug!(%digest, error = %e, "manifest not here yet");
-                            }
-                        });
-                    }
-                }
-            }
-            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
-                let _ = node.control.reconcile_now().await;
-            }
-            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
         }
     }
 }

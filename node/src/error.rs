@@ -113,7 +113,7 @@ impl From<weighlock_cache::StoreError> for Error {
     fn from(error: weighlock_cache::StoreError) -> Self {
         use weighlock_cache::StoreError as E;
         let kind = match &error {
-            E::NoSpace { .. } | E::Locked { .. } => Kind::Unavailable,
+            E::NoSpace { .. } | E::Quota { .. } | E::Locked { .. } => Kind::Unavailable,
             E::NetworkFs { .. } | E::ChangedWhileRead { .. } => Kind::Invalid,
             E::Newer { .. } | E::TargetExists { .. } => Kind::Refused,
             E::Corrupt { .. } | E::SizeMismatch { .. } | E::Misfit { .. } | E::Manifest(_) => Kind::Integrity,

@@ -40,14 +40,15 @@ pub(crate) async fn run(node: Arc<Node>) {
     let mut begun: BTreeSet<ManifestDigest> = BTreeSet::new();
     let mut fetching = tokio::task::JoinSet::new();
     loop {
-        match wanted(&node).await {
+        let copy = node.clone();
+        match blocking(move || wanted(&copy)).await {
             Ok(all) => {
                 while let Some(ended) = fetching.try_join_next() {
                     if let Ok(digest) = ended {
                         begun.remove(&digest);
                     }
                 }
-                for digest in all {
+                for digest in all.into_keys() {
                     let copy = node.clone();
                     let here = blocking(move || is_here(&copy, &digest)).await.unwrap_or(false);
                     if here || !begun.insert(digest) {
@@ -89,7 +90,7 @@ pub(crate) fn channels(node: &Node, told: &[String]) -> BTreeMap<(Artifact, Stag
     let mut all = BTreeMap::new();
     let ledger = node.facts.ledger();
     let mut labels = ledger.member(&node.host, now()).map(|member| member.labels).unwrap_or_default();
-    labels.extend(node.config.labels.clone());
+    labels.extend(node.live.labels().borrow().as_ref().clone());
     for rule in ledger.follows() {
         if rule.on.iter().all(|(key, value)| labels.get(key) == Some(value)) {
             all.insert((rule.artifact, rule.stage), Because::Rule);
@@ -132,19 +133,22 @@ pub(crate) fn tell(store: &Store, reference: &Reference, stop: bool) -> Result<(
     store.set_setting(SETTING_FOLLOWS, Some(&all)).map_err(Error::from)
 }
 
-async fn wanted(node: &Arc<Node>) -> Result<BTreeSet<ManifestDigest>> {
-    let node = node.clone();
-    blocking(move || {
-        let told = told(&node.store)?;
-        let mut all = BTreeSet::new();
-        for (artifact, stage) in channels(&node, &told).into_keys() {
-            let ledger = node.facts.ledger();
-            all.extend(ledger.wanted(&artifact, stage, node.facts.hardware()));
-            all.extend(ledger.kept_in(&artifact, stage, node.facts.hardware(), PREVIOUS_HEADS));
+/// What the followed channels run, ran and are about to run, each with a channel that wants it. Blocks on the disk.
+///
+/// # Errors
+/// The store cannot be read.
+pub(crate) fn wanted(node: &Node) -> Result<BTreeMap<ManifestDigest, String>> {
+    let told = told(&node.store)?;
+    let mut all = BTreeMap::new();
+    for (artifact, stage) in channels(node, &told).into_keys() {
+        let ledger = node.facts.ledger();
+        let mut digests = ledger.wanted(&artifact, stage, node.facts.hardware());
+        digests.extend(ledger.kept_in(&artifact, stage, node.facts.hardware(), PREVIOUS_HEADS));
+        for digest in digests {
+            all.entry(digest).or_insert_with(|| format!("{artifact}:{stage}"));
         }
-        Ok(all)
-    })
-    .await
+    }
+    Ok(all)
 }
 
 fn is_here(node: &Node, digest: &ManifestDigest) -> Result<bool> {

@@ -35,6 +35,19 @@ pub fn admin_key_path(keys_dir: &Path, cluster: &ClusterId) -> PathBuf {
     keys_dir.join(cluster.short()).join("admin.key")
 }
 
+/// Key files in a directory of role keys and in those of its clusters.
+pub fn below(keys_dir: &Path) -> Vec<PathBuf> {
+    let listed = |dir: &Path| -> Vec<PathBuf> {
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let top = listed(keys_dir);
+    let inner = top.iter().filter(|path| path.is_dir()).flat_map(|dir| listed(dir)).collect::<Vec<_>>();
+    let mut found: Vec<PathBuf> =
+        top.into_iter().chain(inner).filter(|path| path.extension().is_some_and(|e| e == "key")).collect();
+    found.sort();
+    found
+}
+
 /// A fresh key from the system's randomness.
 ///
 /// # Errors

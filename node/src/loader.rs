@@ -7,53 +7,67 @@ use std::collections::BTreeMap;
 use std::fs::File as StdFile;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tracing::{debug, info};
-use weighlock_cache::{Store, StoreError};
+use weighlock_cache::{Lease, Store, StoreError};
 use weighlock_protocol::audit::Door;
 use weighlock_protocol::manifest::{Contract, Layer, Manifest};
 use weighlock_protocol::statement::Grounds;
 use weighlock_protocol::{LayerId, ManifestDigest, Reference, Selector};
 
 use crate::audit::{Asked, Recorder, Why, grounds};
+use crate::cluster::now;
 use crate::daemon::Node;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::facts::{Basis, Purpose};
 use crate::fetch::{Step, blocking};
 use crate::local::frame::{self, FRAME_FDS_MAX};
 use crate::local::message::{Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved};
-use crate::proof;
+use crate::{proof, scrub};
 
 /// Contracts larger than this leave out their tensor index in an answer; a loader reads it from the files.
 const CONTRACT_INLINE_BYTES_MAX: u64 = 4 << 20;
 /// Artifacts that one socket may hold open.
 const OPEN_MAX: usize = 256;
 
-/// What loaders have open: nothing of it may be removed.
-#[derive(Debug, Default)]
+/// What loaders have open: nothing of it goes by itself.
+#[derive(Debug)]
 pub(crate) struct Leases {
-    counts: Mutex<BTreeMap<ManifestDigest, usize>>,
+    store: Store,
+    last: Mutex<Option<Instant>>,
 }
 
 impl Leases {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store, last: Mutex::default() }
+    }
+
     /// Artifacts open now, with how often.
     pub(crate) fn open(&self) -> BTreeMap<ManifestDigest, usize> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.store.leased()
     }
 
-    fn take(self: &Leases, digest: ManifestDigest) {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(digest).or_default() += 1;
+    /// Whether something was opened so recently.
+    pub(crate) fn taken_within(&self, time: Duration) -> bool {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|since| since.elapsed() < time)
     }
 
-    fn give_back(&self, digest: &ManifestDigest) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(digest) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(digest);
-            }
+    /// Takes a lease; nothing of the artifact goes as long as it lives. Taken first, before the bytes are looked at.
+    ///
+    /// # Errors
+    /// None but that of a worker that ended.
+    pub(crate) async fn take(&self, digest: ManifestDigest) -> Result<Arc<Lease>> {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.store.note_used(&digest, now().0);
+        if let Some(lease) = self.store.try_lease(digest) {
+            return Ok(Arc::new(lease));
         }
+        // It is being let go of: that takes one transaction.
+        let store = self.store.clone();
+        blocking(move || Ok(Arc::new(store.lease(digest)))).await
     }
 }
 
@@ -115,6 +129,7 @@ struct Open {
     /// By its digest, for the gate.
     reference: Reference,
     purpose: Purpose,
+    _lease: Arc<Lease>,
 }
 
 /// What an open asks for.
@@ -152,7 +167,6 @@ impl Session {
             LoaderRequest::Watch { reference } => self.watch(stream, &reference).await,
             LoaderRequest::Close { digest } => {
                 if self.open.remove(&digest).is_some() {
-                    self.node.leases.give_back(&digest);
                     self.record.closed(&digest, Why::Closed);
                     info!(%digest, uid = self.uid, "closed");
                 }
@@ -167,6 +181,12 @@ impl Session {
                 frame::write(stream, &Event::Error(error)).await
             }
             Err(Failed::Socket(e)) => Err(e),
+            // Closed rather than answered: whoever waits opens it again when the daemon is back.
+            Err(Failed::Request(error))
+                if self.node.stop.is_cancelled() && error.kind == Kind::Unavailable =>
+            {
+                Err(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, error.message))
+            }
             Err(Failed::Request(error)) => {
                 debug!(uid = self.uid, %error, "request failed");
                 frame::write(stream, &Event::Error(error)).await
@@ -197,7 +217,7 @@ impl Session {
                 .into());
         }
         // Leased before it is complete: nothing may be removed under a fetch that a loader waits for.
-        let lease = Lease::take(&self.node, digest);
+        let lease = self.node.leases.take(digest).await?;
         let mut arrival = self.node.fetcher.begin(digest).await?;
         let manifest = if partial {
             let manifest = arrival.manifest().clone();
@@ -213,6 +233,9 @@ impl Session {
                 }
             }
         };
+        let (store, contract_layer) = (self.node.store.clone(), manifest.contract().id);
+        let readable = move || store.open_sealed(&contract_layer).map(drop);
+        scrub::whole(&self.node, digest, scrub::Patience::Wait, readable).await?;
         let (node, copy) = (self.node.clone(), manifest.clone());
         let (contract, incomplete) = blocking(move || {
             check_quarantine(&node, &copy)?;
@@ -229,7 +252,7 @@ impl Session {
         // anything more is handed out: a rollback may have come in between.
         let selector = Selector::Digest(digest);
         let by_digest = Reference { artifact: reference.artifact.clone(), selector };
-        let opening = Open { manifest, partial, reference: by_digest, purpose: *purpose };
+        let opening = Open { manifest, partial, reference: by_digest, purpose: *purpose, _lease: lease };
         let opened = self.descriptors(&opening, &paths).await?;
         let answer = Opened {
             reference: reference.to_string(),
@@ -245,9 +268,7 @@ impl Session {
         let admitted = self.node.facts.admit(&opening.reference, *purpose)?;
         self.record.granted(asked, digest, grounds(&self.node, &admitted)).await?;
         info!(%digest, reference = %reference, uid = self.uid, complete = answer.complete, "opened");
-        if self.open.insert(digest, opening).is_none() {
-            lease.keep();
-        }
+        self.open.insert(digest, opening);
         frame::write(stream, &Event::Opened(Box::new(answer))).await.map_err(Failed::Socket)?;
         send(stream, &paths, &opened).await
     }
@@ -292,11 +313,14 @@ impl Session {
             // Files are begun for who fetches them, and for nobody else.
             self.node.fetcher.begin(manifest.digest()).await?;
         }
-        blocking(move || {
-            let open = |(id, size): &(LayerId, u64)| open_file(&store, id, *size, partial);
-            layers.iter().map(open).collect::<std::result::Result<Vec<_>, _>>().map_err(Error::from)
-        })
-        .await
+        let patience = if partial { scrub::Patience::Partial } else { scrub::Patience::Wait };
+        let open = move || {
+            // All are tried, so that all that are damaged are found.
+            let opened: Vec<_> =
+                layers.iter().map(|(id, size)| open_file(&store, id, *size, partial)).collect();
+            opened.into_iter().collect()
+        };
+        scrub::whole(&self.node, manifest.digest(), patience, open).await
     }
 }
 
@@ -364,34 +388,8 @@ const FDS_MAX: usize = 512;
 impl Drop for Session {
     fn drop(&mut self) {
         for digest in self.open.keys() {
-            self.node.leases.give_back(digest);
             self.record.closed(digest, self.why);
             info!(%digest, uid = self.uid, "closed");
-        }
-    }
-}
-
-/// A lease that is given back unless kept.
-struct Lease {
-    node: Option<Arc<Node>>,
-    digest: ManifestDigest,
-}
-
-impl Lease {
-    fn take(node: &Arc<Node>, digest: ManifestDigest) -> Self {
-        node.leases.take(digest);
-        Self { node: Some(node.clone()), digest }
-    }
-
-    fn keep(mut self) {
-        self.node = None;
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(node) = &self.node {
-            node.leases.give_back(&self.digest);
         }
     }
 }

@@ -59,6 +59,7 @@ pub(crate) async fn run(node: Arc<Node>, data_addr: SocketAddr) {
             _ = refresh.tick() => node.facts.refresh_members(),
             _ = look.tick() => {
                 remember(&node, data_addr, &mut contacts_told).await;
+                welcome(&node).await;
             }
         }
     }
@@ -179,6 +180,22 @@ async fn dial(node: &Node, contacts: &[Contact]) {
         if node.control.dial(contact.host, contact.control.clone()).await.is_err() {
             return;
         }
+    }
+}
+
+/// Lists hosts again that somebody forgot and that speak.
+async fn welcome(node: &Arc<Node>) {
+    if node.forgotten.is_empty() {
+        return;
+    }
+    let connected = node.control.peers().await.unwrap_or_default().into_iter().map(|peer| peer.key).collect();
+    let copy = node.clone();
+    let done = blocking(move || {
+        copy.forgotten.welcome(&copy.control, &connected);
+        Ok(())
+    });
+    if let Err(e) = done.await {
+        warn!(error = %e, "cannot tell whether hosts that were forgotten speak");
     }
 }
 

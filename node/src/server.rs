@@ -141,7 +141,10 @@ fn remove_stale(path: &Path) -> Result<()> {
 }
 
 /// The number of a group, by name (from `/etc/group`) or number.
-fn group_id(name: &str) -> Result<u32> {
+///
+/// # Errors
+/// There is none.
+pub(crate) fn group_id(name: &str) -> Result<u32> {
     if let Ok(number) = name.parse() {
         return Ok(number);
     }

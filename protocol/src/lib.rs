@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod gate;
 pub mod id;
+pub mod keep;
 pub mod lock;
 pub mod manifest;
 pub mod names;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use weighlock_tests::checkpoint::{self, Part};
+use weighlock_tests::disk::SmallDisk;
 use weighlock_tests::host::{string, text};
 use weighlock_tests::{Host, Lab, until};
 
@@ -21,6 +22,10 @@ impl Fleet {
     fn new(versions: &[&str]) -> Self {
         let lab = Lab::new();
         let alpha = lab.founder("alpha");
+        Self::of(lab, alpha, versions)
+    }
+
+    fn of(lab: Lab, alpha: Host, versions: &[&str]) -> Self {
         let beta = lab.joined("beta", &alpha);
         let gamma = lab.joined("gamma", &alpha);
         let path = lab.path("gate.toml");
@@ -244,4 +249,28 @@ fn what_is_followed_is_here_before_the_head_moves_and_watchers_hear_of_it() {
 
 fn same(a: &Path, b: &Path) -> bool {
     fs::read(a).is_ok_and(|a| fs::read(b).is_ok_and(|b| a == b))
+}
+
+#[test]
+fn a_rollback_takes_effect_on_a_disk_that_is_full_to_its_last_byte() {
+    let lab = Lab::new();
+    let Some(disk) = SmallDisk::new(&lab.path("disk"), 64 << 20) else { return };
+    let mut alpha = lab.host("alpha");
+    alpha.data_dir = disk.path("data");
+    alpha.configure("[limits]\nfree_bytes_min = 1048576\n");
+    alpha.start();
+    let fleet = Fleet::of(lab, alpha, &["1.0.0", "1.1.0"]);
+    fleet.gate("1.0.0", 0.0, None, 0);
+    fleet.promote("1.0.0", &["canary", "production"]);
+    fleet.gate("1.1.0", -0.1, Some(("1.0.0", 0.0)), 0);
+    fleet.promote("1.1.0", &["canary", "production"]);
+    let alpha = &fleet.hosts[0];
+    let first = string(&alpha.ok(&["inspect", "acme/bot:1.0.0"])["digest"]);
+    disk.fill(0);
+    alpha.ok(&["rollback", "acme/bot", "--reason", "it answers nonsense"]);
+    assert_eq!(head(alpha, "production"), Some(first.clone()));
+    until_head(&fleet.hosts, "production", &first);
+    disk.fill(0);
+    assert!(opens(alpha, "acme/bot:1.1.0").is_err(), "it is shut");
+    alpha.loader().open("acme/bot:production").expect("the last good one opens");
 }

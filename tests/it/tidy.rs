@@ -162,6 +162,7 @@ fn pure_crates_use_no_clock_no_disk_no_net() {
         ("sim/src/main.rs", "std::fs"),
         ("sim/src/main.rs", "Instant"),
         ("protocol/src/statement/tests/golden.rs", "std::fs"),
+        ("protocol/src/wire/golden.rs", "std::fs"),
     ];
     let mut found = Vec::new();
     for path in sources(&["protocol/src", "sim/src"]) {

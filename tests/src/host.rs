@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -32,6 +33,10 @@ pub struct Host {
     ports: Option<[SocketAddr; 3]>,
     /// Further arguments of `weighlock up`.
     pub up_arguments: Vec<String>,
+    /// User and group of its daemon, where they are not the test's.
+    pub user: Option<(u32, u32)>,
+    /// Its environment, beside that of the test.
+    pub environment: Vec<(String, String)>,
     /// Where the store lies; `data` in the host's directory unless a test says otherwise.
     pub data_dir: PathBuf,
 }
@@ -80,6 +85,8 @@ impl Lab {
             ready: Value::Null,
             ports: None,
             up_arguments: Vec::new(),
+            environment: Vec::new(),
+            user: None,
         }
     }
 
@@ -123,6 +130,7 @@ impl Host {
         command.arg("--keys-dir").arg(self.dir.join("keys"));
         command.arg("--config").arg(self.dir.join("config.toml"));
         command.stdin(Stdio::null());
+        command.envs(self.environment.iter().cloned());
         command
     }
 
@@ -134,6 +142,9 @@ impl Host {
         command.args(["--json", "up", "--no-mdns", "--name", &self.name]);
         command.args(["--control-listen", &control, "--data-listen", &data, "--http-listen", &http]);
         command.args(&self.up_arguments);
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
         command
     }
 
@@ -202,7 +213,11 @@ impl Host {
         self.signal(Signal::CONT);
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends the daemon a signal.
+    ///
+    /// # Panics
+    /// None runs.
+    pub fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("a running daemon");
         kill_process(Pid::from_child(child), signal).expect("it takes signals");
     }

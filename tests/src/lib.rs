@@ -6,6 +6,7 @@ pub mod binary;
 pub mod checkpoint;
 pub mod control;
 pub mod data;
+pub mod disk;
 pub mod host;
 pub mod http;
 pub mod loader;

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use weighlock_protocol::LayerId;
@@ -190,10 +191,11 @@ pub(crate) fn write_page(file: &File, page: u64, image: &[u8; PAGE_BYTES]) -> io
     file.write_all_at(image, (page + 1) * PAGE_BYTES as u64)
 }
 
-/// Reads the bitmap of a layer of `size` bytes. Pages that do not check count as empty; their number is returned.
-pub(crate) fn read_bitmap(file: &File, layer: &LayerId, size: u64) -> io::Result<(Bitmap, u64)> {
+/// Reads the bitmap of a layer of `size` bytes. Pages that do not check count as empty; they are returned
+/// as ranges of groups that may be here or not.
+pub(crate) fn read_bitmap(file: &File, layer: &LayerId, size: u64) -> io::Result<(Bitmap, Vec<Range<u64>>)> {
     let mut have = Bitmap::new(group_count(size));
-    let mut bad = 0;
+    let mut bad = Vec::new();
     for page in 0..page_count(size) {
         match read_page(file, page + 1)? {
             Some(bytes) if bytes[BODY_BYTES..] == *page_sum(layer, page, &bytes[..BODY_BYTES]).as_bytes() => {
@@ -202,7 +204,7 @@ pub(crate) fn read_bitmap(file: &File, layer: &LayerId, size: u64) -> io::Result
             // A page that was never written is all zeros, or past the end.
             Some(bytes) if bytes.iter().all(|byte| *byte == 0) => {}
             None => {}
-            Some(_) => bad += 1,
+            Some(_) => bad.push(page * PAGE_GROUPS..((page + 1) * PAGE_GROUPS).min(have.len())),
         }
     }
     Ok((have, bad))
@@ -259,10 +261,10 @@ mod tests {
             write_page(&file, page, &page_image(&layer, &have, page)).expect("write");
         }
         assert_eq!(read_header(&file).expect("read"), Some(header));
-        assert_eq!(read_bitmap(&file, &layer, size).expect("read"), (have, 0));
+        assert_eq!(read_bitmap(&file, &layer, size).expect("read"), (have, Vec::new()));
         file.write_all_at(&[0xff], 2 * PAGE_BYTES as u64 + 100).expect("corrupt");
         let (got, bad) = read_bitmap(&file, &layer, size).expect("read");
-        assert_eq!(bad, 1);
+        assert_eq!(bad.len(), 1);
         let left = [0..1, 7..8, 2 * PAGE_GROUPS..2 * PAGE_GROUPS + 1];
         let left = left.iter().fold(GroupSet::empty(), |set, r| set | GroupSet::from(r.clone()));
         assert_eq!(got.to_set(), left);

@@ -1,12 +1,15 @@
 //! Layer files: where they lie, how they are opened, read and proven.
 
+pub(crate) mod damage;
 pub(crate) mod describe;
 pub(crate) mod have;
 pub(crate) mod import;
 pub(crate) mod outboard;
 pub(crate) mod partial;
 pub(crate) mod recover;
+pub(crate) mod scrub;
 pub(crate) mod seal;
+pub(crate) mod take;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -31,6 +34,10 @@ pub(crate) struct Layout {
 impl Layout {
     pub(crate) fn meta(&self) -> PathBuf {
         self.root.join("weighlock.redb")
+    }
+
+    pub(crate) fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
     }
 
     pub(crate) fn layers(&self) -> PathBuf {

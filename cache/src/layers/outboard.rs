@@ -66,19 +66,7 @@ impl TreeBuilder {
         mut sink: impl FnMut(u64, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let total = group_count(self.size);
-        let is_root = total <= self.block_groups;
-        let start = self.done;
-        let group =
-            |(i, bytes): (usize, &[u8])| subtree_hash(start + i as u64 * GROUP_BYTES, bytes, total == 1);
-        let groups: Vec<Hash> = if data.is_empty() {
-            vec![subtree_hash(0, data, true)]
-        } else if data.len() >= PARALLEL_BYTES_MIN {
-            data.par_chunks(GROUP_BYTES as usize).enumerate().map(group).collect()
-        } else {
-            data.chunks(GROUP_BYTES as usize).enumerate().map(group).collect()
-        };
-        let mut part = vec![0; (groups.len() - 1) * PAIR_BYTES as usize];
-        let top = merge(&groups, &mut part, is_root);
+        let (top, part) = hash_block(self.done, data, total <= self.block_groups);
         if !part.is_empty() {
             sink(self.block_position(self.blocks.len() as u64, total), &part)?;
         }
@@ -135,6 +123,23 @@ impl TreeBuilder {
     }
 }
 
+/// The top hash of a block that begins at byte `start`, and its part of the tree file. `is_root` says that the block is
+/// the whole layer.
+pub(crate) fn hash_block(start: u64, data: &[u8], is_root: bool) -> (Hash, Vec<u8>) {
+    let is_only = is_root && data.len() as u64 <= GROUP_BYTES;
+    let group = |(i, bytes): (usize, &[u8])| subtree_hash(start + i as u64 * GROUP_BYTES, bytes, is_only);
+    let groups: Vec<Hash> = if data.is_empty() {
+        vec![subtree_hash(0, data, true)]
+    } else if data.len() >= PARALLEL_BYTES_MIN {
+        data.par_chunks(GROUP_BYTES as usize).enumerate().map(group).collect()
+    } else {
+        data.chunks(GROUP_BYTES as usize).enumerate().map(group).collect()
+    };
+    let mut part = vec![0; (groups.len() - 1) * PAIR_BYTES as usize];
+    let top = merge(&groups, &mut part, is_root);
+    (top, part)
+}
+
 /// The top hash of neighbouring groups, their pairs written to `out` in pre-order.
 fn merge(groups: &[Hash], out: &mut [u8], is_root: bool) -> Hash {
     if let [single] = groups {
@@ -156,6 +161,17 @@ pub(crate) fn hash_file(
     size: u64,
     sink: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> Result<LayerId, StoreError> {
+    hash_file_beside(file, path, size, sink, |_| {})
+}
+
+/// As [`hash_file`]; `beside` gets the bytes in order.
+pub(crate) fn hash_file_beside(
+    file: &File,
+    path: &Path,
+    size: u64,
+    sink: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    mut beside: impl FnMut(&[u8]),
+) -> Result<LayerId, StoreError> {
     const BLOCK_BYTES: usize = 1 << 20;
     let mut sink = sink;
     let mut builder = TreeBuilder::new(size, BLOCK_BYTES);
@@ -165,6 +181,7 @@ pub(crate) fn hash_file(
         let len = buffer.len().min(usize::try_from(size - offset).unwrap_or(usize::MAX));
         file.read_exact_at(&mut buffer[..len], offset).map_err(at(path, "read"))?;
         builder.block(&buffer[..len], &mut sink).map_err(at(path, "write the tree of"))?;
+        beside(&buffer[..len]);
         offset += len as u64;
         if offset == size {
             return builder.finish(sink).map_err(at(path, "write the tree of"));

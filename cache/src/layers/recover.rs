@@ -9,7 +9,7 @@ use weighlock_protocol::LayerId;
 use super::partial::{PartialLayer, PartialPaths};
 use crate::error::{StoreError, at};
 use crate::fs::{self, Stamp};
-use crate::meta::LayerInfo;
+use crate::meta::{DamageRow, LayerInfo};
 use crate::store::Store;
 
 /// What opening a store found and put right.
@@ -39,6 +39,7 @@ impl Store {
                 fs::remove_dir(&path)?;
             }
         }
+        self.finish_removals()?;
         self.undo_half_moves()?;
         self.check_layers(&mut report)?;
         self.check_records(&mut report)?;
@@ -54,6 +55,18 @@ impl Store {
             );
         }
         Ok(report)
+    }
+
+    /// Layers that were let go of while their files were still there.
+    fn finish_removals(&self) -> Result<(), StoreError> {
+        let gone = self.meta().gone()?;
+        for id in &gone {
+            if self.meta().layer(id)?.is_none() {
+                fs::remove_file(&self.layout().layer(id))?;
+                fs::remove_file(&self.layout().layer_tree(id))?;
+            }
+        }
+        self.meta().clear_gone(&gone)
     }
 
     /// A seal that was cut between its two renames has moved the tree alone: back with it.
@@ -100,6 +113,12 @@ impl Store {
                         self.meta().commit(&[(id, LayerInfo::new(stamp, None))], &[], &[], &[])?;
                         report.registered.push(id);
                     }
+                    // A kill while it was set aside: its have-map is there already.
+                    Err(reason) if self.was_set_aside(&id, stamp.size)? => {
+                        tracing::warn!(layer = %id, reason, "a damaged layer; keeping what of it holds");
+                        let paths = PartialPaths::new(&self.layout().partial(), &id);
+                        self.move_aside(&id, &paths, stamp.size)?;
+                    }
                     Err(reason) => {
                         tracing::warn!(layer = %id, reason, "a file that is not its layer; removing it");
                         fs::remove_file(&path)?;
@@ -112,28 +131,35 @@ impl Store {
         Ok(())
     }
 
+    /// Whether a have-map claims all of a layer that is not on record any more.
+    fn was_set_aside(&self, id: &LayerId, size: u64) -> Result<bool, StoreError> {
+        let have = PartialPaths::new(&self.layout().partial(), id).have;
+        if !have.exists() {
+            return Ok(false);
+        }
+        let header = PartialLayer::peek(&have)?;
+        Ok(header.is_some_and(|h| h.layer == *id && h.size == size && h.boot_id.is_empty()))
+    }
+
     /// Records whose files are gone or of another size.
     fn check_records(&self, report: &mut Recovery) -> Result<(), StoreError> {
+        let mut rows = Vec::new();
         for (id, info) in self.meta().layers()? {
             let path = self.layout().layer(&id);
             let size = std::fs::metadata(&path).map(|meta| meta.len()).ok();
             if size == Some(info.size) {
                 continue;
             }
-            match size {
-                None => {
-                    tracing::error!(layer = %id, "the file of a sealed layer is gone; it has to be fetched again")
-                }
-                Some(size) => {
-                    tracing::error!(layer = %id, size, expected = info.size, "a sealed layer has another size; setting it aside");
-                    let target = self.layout().quarantine().join(id.hex());
-                    std::fs::rename(&path, &target).map_err(at(&path, "set aside"))?;
-                }
-            }
-            fs::remove_file(&self.layout().layer_tree(&id))?;
+            let reason = match size {
+                None => "its file is gone".to_owned(),
+                Some(size) => format!("it has {size} bytes instead of {}", info.size),
+            };
+            tracing::error!(layer = %id, reason, "a sealed layer is damaged; it has to be fetched again");
+            self.quarantine(&id)?;
+            rows.push((id, DamageRow::all(info.size, reason)));
             report.lost.push(id);
         }
-        self.meta().drop_layers(&report.lost)
+        self.meta().set_aside(&rows)
     }
 
     fn check_partials(&self, report: &mut Recovery) -> Result<(), StoreError> {

@@ -14,7 +14,7 @@ use super::{LayerReader, Layout, SealedLayer};
 use crate::config::VerifyOnRead;
 use crate::error::{StoreError, at};
 use crate::fs::{self, Stamp};
-use crate::meta::LayerInfo;
+use crate::meta::{DamageRow, LayerInfo};
 use crate::store::Store;
 
 /// Mode of a sealed file: nobody writes.
@@ -40,6 +40,7 @@ impl Store {
         if !sync_each {
             fs::sync_fs(&self.layout().layers())?;
         }
+        let _placing = self.placing();
         let mut rows = Vec::with_capacity(layers.len());
         // All locks are held to the end: no late write may change a file between its sync and its record.
         let mut fates = Vec::with_capacity(layers.len());
@@ -106,7 +107,7 @@ impl Store {
         }
         // One at a time: two openers need not hash the same file twice.
         let slot = self.slot(id);
-        let _one = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut one = slot.lock().unwrap_or_else(PoisonError::into_inner);
         let info = self.meta().layer(id)?.ok_or(StoreError::NotHeld(*id))?;
         let (layer, stamp) = self.open_recorded(id, &info)?;
         if stamp == info.stamp() && verify == VerifyOnRead::Changed {
@@ -119,26 +120,27 @@ impl Store {
         let after = Stamp::of(&layer.file.metadata().map_err(at(&layer.path, "stat"))?);
         match found {
             Ok(()) if after == stamp => {
-                self.meta().update_layer(id, |row| {
-                    *row = LayerInfo::new(stamp, row.sha256);
-                })?;
+                self.meta().update_layer(id, |row| *row = LayerInfo::new(stamp, row.sha256))?;
                 Ok(layer)
             }
-            Ok(()) => Err(self.quarantine(id, "it is being written to".into())?),
-            Err(reason) => Err(self.quarantine(id, reason)?),
+            Ok(()) => self.damaged(id, &mut one, "it is being written to".into()),
+            Err(reason) => self.damaged(id, &mut one, reason),
         }
     }
 
     /// A reader for serving a layer, sealed or partial; `None` if nothing of it is here. The first reader of a
     /// partial layer after a reboot proves what the layer claims to hold. As who receives proves what it gets, sealed
-    /// layers are proven here only when they changed, also under [`VerifyOnRead::Always`].
+    /// layers are proven here only when they changed, also under [`VerifyOnRead::Always`]. Of a layer that turns out
+    /// damaged, what holds is served.
     ///
     /// # Errors
     /// As [`open_sealed`](Self::open_sealed).
     pub fn reader(&self, id: &LayerId) -> Result<Option<LayerReader>, StoreError> {
         match self.open_proven(id, VerifyOnRead::Changed) {
             Ok(layer) => Ok(Some(LayerReader::sealed(layer, &self.layout().layer_tree(id))?)),
-            Err(StoreError::NotHeld(_)) => Ok(self.resume_partial(id)?.map(LayerReader::partial)),
+            Err(StoreError::NotHeld(_) | StoreError::Corrupt { .. }) => {
+                Ok(self.resume_partial(id)?.map(LayerReader::partial))
+            }
             Err(e) => Err(e),
         }
     }
@@ -183,26 +185,18 @@ impl Store {
         }
     }
 
-    /// Sets a layer's files aside and forgets it. Gives the error that says so.
-    pub(crate) fn quarantine(&self, id: &LayerId, reason: String) -> Result<StoreError, StoreError> {
-        let dir = self.layout().quarantine();
-        tracing::error!(layer = %id, reason, "layer set aside");
-        self.meta().drop_layers(&[*id])?;
-        let target = dir.join(id.hex());
-        let data = self.layout().layer(id);
-        std::fs::rename(&data, &target).map_err(at(&data, "set aside"))?;
-        fs::remove_file(&self.layout().layer_tree(id))?;
-        Ok(StoreError::Corrupt { layer: *id, reason, quarantined: target })
-    }
-
     fn open_recorded(&self, id: &LayerId, info: &LayerInfo) -> Result<(SealedLayer, Stamp), StoreError> {
         let path = self.layout().layer(id);
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                tracing::error!(layer = %id, "the file of a sealed layer is gone; forgetting it");
-                self.meta().drop_layers(&[*id])?;
-                fs::remove_file(&self.layout().layer_tree(id))?;
+                let _placing = self.placing_alone();
+                // Let go of a moment ago, or brought here again since: then the record is another, or gone.
+                if self.meta().layer(id)? == Some(*info) && !path.exists() {
+                    tracing::error!(layer = %id, "the file of a sealed layer is gone; it has to be fetched again");
+                    self.meta().set_aside(&[(*id, DamageRow::all(info.size, "its file is gone".into()))])?;
+                    fs::remove_file(&self.layout().layer_tree(id))?;
+                }
                 return Err(StoreError::NotHeld(*id));
             }
             Err(e) => return Err(at(&path, "open")(e)),

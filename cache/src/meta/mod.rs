@@ -1,8 +1,13 @@
 //! What the store knows about layers, manifests and statements, in one embedded database.
 
+mod integrity;
+mod keep;
+mod reserve;
 mod tables;
+mod upgrade;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{
@@ -13,8 +18,11 @@ use weighlock_protocol::{LayerId, ManifestDigest, Sha256, StatementId};
 
 use crate::error::{StoreError, at, is_full};
 use crate::fs::{self, Stamp};
+pub(crate) use integrity::DamageRow;
+pub(crate) use reserve::Reserve;
 use tables::{
-    FORMAT, FORMAT_KEY, HEADS, HELD, LAYERS, LayerRow, MANIFESTS, META, SETTINGS, STATEMENT_INDEX, STATEMENTS,
+    DAMAGED, FORMAT, FORMAT_KEY, GONE, HEADS, HELD, LAYERS, LayerRow, MANIFESTS, META, PINS, SETTINGS,
+    STATEMENT_INDEX, STATEMENTS, USED,
 };
 
 /// Free space below which nothing is added to the database: a write that meets the end of the disk would make it
@@ -32,11 +40,19 @@ pub struct LayerInfo {
     pub mtime_ns: i64,
     /// Inode when the layer was sealed.
     pub inode: u64,
+    /// When all its bytes were last proven, in seconds since 1970.
+    pub proven_s: u64,
 }
 
 impl LayerInfo {
     pub(crate) fn new(stamp: Stamp, sha256: Option<Sha256>) -> Self {
-        Self { size: stamp.size, sha256, mtime_ns: stamp.mtime_ns, inode: stamp.inode }
+        Self {
+            size: stamp.size,
+            sha256,
+            mtime_ns: stamp.mtime_ns,
+            inode: stamp.inode,
+            proven_s: fs::unix_seconds(),
+        }
     }
 
     pub(crate) fn stamp(&self) -> Stamp {
@@ -44,11 +60,11 @@ impl LayerInfo {
     }
 
     fn row(&self) -> LayerRow {
-        (self.size, self.sha256.map(|sha| sha.0), self.mtime_ns, self.inode)
+        (self.size, self.sha256.map(|sha| sha.0), self.mtime_ns, self.inode, self.proven_s)
     }
 
-    fn from_row((size, sha256, mtime_ns, inode): LayerRow) -> Self {
-        Self { size, sha256: sha256.map(Sha256), mtime_ns, inode }
+    fn from_row((size, sha256, mtime_ns, inode, proven_s): LayerRow) -> Self {
+        Self { size, sha256: sha256.map(Sha256), mtime_ns, inode, proven_s }
     }
 }
 
@@ -63,6 +79,9 @@ pub(crate) struct Meta {
     db: RwLock<Opened>,
     open: Opener,
     path: PathBuf,
+    /// Damaged layers that became whole again since the store was opened.
+    healed: AtomicU64,
+    reserve: Reserve,
 }
 
 /// The database, and how often it was opened.
@@ -73,32 +92,59 @@ struct Opened {
 }
 
 impl Meta {
-    /// Opens or creates the database at `path`; refuses one of a newer format.
-    pub(crate) fn open(path: PathBuf, store: &Path, cache_bytes_max: usize) -> Result<Self, StoreError> {
+    /// Opens or creates the database at `path`; upgrades an older format, refuses a newer one before it writes.
+    pub(crate) fn open(
+        path: PathBuf,
+        store: &Path,
+        cache_bytes_max: usize,
+        reserve: Reserve,
+    ) -> Result<Self, StoreError> {
         let open = move |path: &Path| Database::builder().set_cache_size(cache_bytes_max).create(path);
-        Self::open_by(path, store, Box::new(open))
+        if !path.exists() {
+            // Under another name first: a database that was cut off while it was made cannot be opened again.
+            let new = path.with_extension("new");
+            fs::remove_file(&new)?;
+            drop(open(&new).map_err(|e| meta_error(&new, "create")(e.into()))?);
+            std::fs::rename(&new, &path).map_err(at(&new, "move into place"))?;
+            fs::sync_dir(store)?;
+        }
+        Self::open_by(path, store, Box::new(open), reserve)
     }
 
-    fn open_by(path: PathBuf, store: &Path, open: Opener) -> Result<Self, StoreError> {
-        let db = open(&path).map_err(|e| meta_error(&path, "open")(e.into()))?;
-        let meta = Self { db: RwLock::new(Opened { db: Some(db), times: 1 }), open, path };
-        let found = meta.write("create tables", |txn| {
+    fn open_by(path: PathBuf, store: &Path, open: Opener, reserve: Reserve) -> Result<Self, StoreError> {
+        let opened = open(&path).or_else(|e| {
+            let e = meta_error(&path, "open")(e.into());
+            let again = matches!(e, StoreError::NoSpace { .. }) && reserve.give_back();
+            if again { open(&path).map_err(|e| meta_error(&path, "open")(e.into())) } else { Err(e) }
+        });
+        let opened = RwLock::new(Opened { db: Some(opened?), times: 1 });
+        let meta = Self { db: opened, open, path, healed: AtomicU64::new(0), reserve };
+        let found = meta.read("read the format", |txn| match txn.open_table(META) {
+            Ok(table) => Ok(table.get(FORMAT_KEY)?.map(|format| format.value())),
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(e) => Err(e.into()),
+        })?;
+        if let Some(found) = found.filter(|found| *found > FORMAT) {
+            return Err(StoreError::Newer { path: store.to_owned(), found, supported: FORMAT });
+        }
+        meta.urgent("create tables", |txn| {
             txn.open_table(LAYERS)?;
+            txn.open_table(DAMAGED)?;
             txn.open_table(MANIFESTS)?;
             txn.open_table(HELD)?;
             txn.open_table(STATEMENTS)?;
             txn.open_table(STATEMENT_INDEX)?;
             txn.open_table(SETTINGS)?;
             txn.open_table(HEADS)?;
-            let mut table = txn.open_table(META)?;
-            let found = table.get(FORMAT_KEY)?.map(|format| format.value());
-            if found.is_none() {
-                table.insert(FORMAT_KEY, FORMAT)?;
-            }
-            Ok(found.unwrap_or(FORMAT))
+            txn.open_table(PINS)?;
+            txn.open_table(USED)?;
+            txn.open_table(GONE)?;
+            upgrade::run(txn, found)?;
+            txn.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
+            Ok(())
         })?;
-        if found > FORMAT {
-            return Err(StoreError::Newer { path: store.to_owned(), found, supported: FORMAT });
+        if let Some(from) = found.filter(|found| *found < FORMAT) {
+            tracing::info!(store = %store.display(), from, to = FORMAT, "store upgraded");
         }
         Ok(meta)
     }
@@ -138,19 +184,6 @@ impl Meta {
         })
     }
 
-    pub(crate) fn drop_layers(&self, ids: &[LayerId]) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        self.write("forget layers", |txn| {
-            let mut table = txn.open_table(LAYERS)?;
-            for id in ids {
-                table.remove(id.0)?;
-            }
-            Ok(())
-        })
-    }
-
     /// Everything of one commit in one transaction.
     pub(crate) fn commit(
         &self,
@@ -159,10 +192,15 @@ impl Meta {
         statements: &[(StatementId, Vec<u8>)],
         heads: &[HeadChange],
     ) -> Result<(), StoreError> {
-        self.add("commit", |txn| {
+        // What is said and what it moves goes in on a full disk too, from the reserve; content does not.
+        let urgent = layers.is_empty() && !(statements.is_empty() && heads.is_empty());
+        let run = |txn: &WriteTransaction| {
             let mut table = txn.open_table(LAYERS)?;
+            let mut damaged = txn.open_table(DAMAGED)?;
+            let mut healed = 0;
             for (id, info) in layers {
                 table.insert(id.0, info.row())?;
+                healed += u64::from(damaged.remove(id.0)?.is_some());
             }
             let mut table = txn.open_table(MANIFESTS)?;
             let mut held = txn.open_table(HELD)?;
@@ -191,8 +229,19 @@ impl Meta {
                     None => table.remove(channel.as_str())?,
                 };
             }
-            Ok(())
-        })
+            Ok(healed)
+        };
+        let healed = if urgent { self.urgent("commit", run) } else { self.add("commit", run) }?;
+        if healed > 0 {
+            tracing::info!(layers = healed, "damaged layers are whole again");
+            self.healed.fetch_add(healed, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Takes the reserve again once there is room beside `floor_bytes`.
+    pub(crate) fn refill_reserve(&self, floor_bytes: u64) -> Result<(), StoreError> {
+        self.reserve.refill(floor_bytes)
     }
 
     pub(crate) fn heads(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
@@ -207,7 +256,7 @@ impl Meta {
     }
 
     pub(crate) fn remove_statements(&self, ids: &[StatementId]) -> Result<(), StoreError> {
-        self.write("remove statements", |txn| {
+        self.urgent("remove statements", |txn| {
             let mut table = txn.open_table(STATEMENTS)?;
             let mut index = txn.open_table(STATEMENT_INDEX)?;
             for id in ids {
@@ -234,7 +283,7 @@ impl Meta {
     }
 
     pub(crate) fn remove_manifest(&self, digest: &ManifestDigest) -> Result<bool, StoreError> {
-        self.write("remove a manifest", |txn| {
+        self.urgent("remove a manifest", |txn| {
             txn.open_table(HELD)?.remove(digest.0)?;
             let removed = txn.open_table(MANIFESTS)?.remove(digest.0)?.is_some();
             Ok(removed)
@@ -251,6 +300,10 @@ impl Meta {
             }
             Ok(())
         })
+    }
+
+    pub(crate) fn is_held(&self, digest: &ManifestDigest) -> Result<bool, StoreError> {
+        self.read("read a mark", |txn| Ok(txn.open_table(HELD)?.get(digest.0)?.is_some()))
     }
 
     pub(crate) fn held(&self) -> Result<Vec<ManifestDigest>, StoreError> {
@@ -325,6 +378,20 @@ impl Meta {
             });
         }
         self.write(op, f)
+    }
+
+    /// A transaction that must work on a full disk: the reserve is given back for it.
+    fn urgent<T>(
+        &self,
+        op: &'static str,
+        f: impl Fn(&WriteTransaction) -> Result<T, MetaError>,
+    ) -> Result<T, StoreError> {
+        let short = fs::available_bytes(&self.path).is_ok_and(|available| available < RESERVE_BYTES);
+        let given = short && self.reserve.give_back();
+        match self.write(op, &f) {
+            Err(StoreError::NoSpace { .. }) if !given && self.reserve.give_back() => self.write(op, f),
+            done => done,
+        }
     }
 
     /// One durable transaction; an error in `f` rolls it back.

@@ -27,21 +27,6 @@ fn a_second_store_on_one_directory_is_refused_with_the_pid() {
 }
 
 #[test]
-fn a_store_of_a_newer_format_is_refused_and_left_alone() {
-    const META: redb::TableDefinition<'_, &str, u32> = redb::TableDefinition::new("meta_v1");
-    let dir = tempfile::tempdir().expect("dir");
-    drop(open(dir.path()));
-    {
-        let db = redb::Database::open(dir.path().join("weighlock.redb")).expect("open");
-        let txn = db.begin_write().expect("begin");
-        txn.open_table(META).expect("table").insert("format", 7).expect("insert");
-        txn.commit().expect("commit");
-    }
-    let error = Store::open(dir.path(), config("boot 1")).expect_err("newer");
-    assert!(matches!(error, StoreError::Newer { found: 7, supported: 1, .. }), "{error}");
-}
-
-#[test]
 fn statements_keep_their_order_and_come_once() {
     let dir = tempfile::tempdir().expect("dir");
     let (a, b, c, d) = (statement("a"), statement("b"), statement("c"), statement("d"));

@@ -2,9 +2,13 @@
 
 mod adopt;
 mod commit;
+mod format;
+mod gc;
 mod handout;
 mod import;
 mod materialise;
 mod partial;
+mod room;
+mod scrub;
 mod sealed;
 mod support;

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use weighlock_cache::{Store, StoreConfig, StoreError, VerifyOnRead};
+use weighlock_protocol::wire::bao::{GroupSet, all_groups};
 use weighlock_protocol::{LayerId, Sha256};
 
 use crate::support::{add, config, data, layer_path, open, plan};
@@ -17,7 +18,7 @@ fn with_layer(dir: &Path) -> (Store, LayerId, Vec<u8>) {
     (store, LayerId::of(&bytes), bytes)
 }
 
-fn overwrite(path: &Path, at: u64, keep_mtime: bool) {
+pub(crate) fn overwrite(path: &Path, at: u64, keep_mtime: bool) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o640)).expect("chmod");
     let file = File::options().read(true).write(true).open(path).expect("open");
     let mtime = file.metadata().expect("stat").modified().expect("mtime");
@@ -68,11 +69,11 @@ fn a_changed_layer_is_set_aside() {
     let error = store.open_sealed(&id).expect_err("corrupt");
     assert!(matches!(&error, StoreError::Corrupt { layer, .. } if *layer == id), "{error}");
     assert!(store.layer(&id).expect("layer").is_none());
-    assert!(store.reader(&id).expect("reader").is_none());
-    assert!(store.dir().join("quarantine").join(id.hex()).exists());
     assert!(!layer_path(store.dir(), &id).exists());
-    // It can be fetched again.
-    store.partial(&id, 100_000).expect("partial");
+    // What of it holds is served, and the rest can be fetched.
+    let reader = store.reader(&id).expect("reader").expect("in part");
+    assert_eq!(reader.have(), &all_groups(100_000) - &GroupSet::from(4..5));
+    assert_eq!(store.partial(&id, 100_000).expect("partial").missing(), GroupSet::from(4..5));
 }
 
 #[test]

@@ -25,6 +25,7 @@ class Case(unittest.TestCase):
         environment = mock.patch.dict(os.environ)
         environment.start()
         self.addCleanup(environment.stop)
+        os.environ["WEIGHLOCK_CONNECT_PATIENCE"] = "0"
         for name in ("WEIGHLOCK_CLIENT", "WEIGHLOCK_SOCKET", "WEIGHLOCK_DATA_DIR", "XDG_DATA_HOME"):
             os.environ.pop(name, None)
 

@@ -10,10 +10,11 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tracing::info;
 use weighlock_cache::inspect;
-use weighlock_cache::{ImportOptions, ImportProgress};
+use weighlock_cache::{ImportOptions, ImportProgress, StoreError};
 use weighlock_protocol::Reference;
 use weighlock_protocol::manifest::contract::MlflowOrigin;
 
+use crate::cluster::now;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::local::frame;
@@ -97,7 +98,17 @@ fn import(
     }
     let known: BTreeSet<_> =
         node.store.layers().map_err(Error::from)?.into_iter().map(|(id, _)| id).collect();
-    let staged = node.store.import(&plan, &ImportOptions::default(), step, cancel).map_err(Error::from)?;
+    let import = || node.store.import(&plan, &ImportOptions::default(), step, cancel);
+    let staged = match import() {
+        Err(StoreError::NoSpace { .. } | StoreError::Quota { .. }) if !cancel.load(Ordering::Relaxed) => {
+            // Files with their trees, which take a 256th of them.
+            let bytes = plan.total_bytes();
+            node.room.make_blocking(bytes.saturating_add(bytes / 256));
+            import()
+        }
+        staged => staged,
+    };
+    let staged = staged.map_err(Error::from)?;
     let manifest = staged.manifest().clone();
     // Of the files alone, as the total is: the contract and the configuration blob are ours.
     let new_files: BTreeMap<_, _> =
@@ -105,6 +116,7 @@ fn import(
     let had_all = node.store.held().map_err(Error::from)?.contains(&manifest.digest())
         && node.store.manifest_complete(&manifest).map_err(Error::from)?;
     let (statement, new) = node.facts.publish(reference, staged)?;
+    node.store.note_used(&manifest.digest(), now().0);
     node.fetcher.note_change();
     info!(%reference, digest = %manifest.digest(), new, "added");
     Ok(Added {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use weighlock_protocol::wire::capability;
 use weighlock_protocol::{KeyId, Reference, Selector};
 
 use crate::audit::{Page, Query};
@@ -18,6 +19,14 @@ pub(super) async fn answer(node: &Arc<Node>, host: Option<&str>, query: Query) -
         let node = node.clone();
         return blocking(move || node.audit.answer(&query)).await;
     };
+    let known = node.control.host_records().borrow().get(&host).cloned();
+    if let Some(known) = known.filter(|known| known.record.capabilities & capability::AUDIT == 0) {
+        return Err(Error::refused(format!(
+            "{host} runs release {}, which does not answer about its audit log",
+            known.record.version
+        ))
+        .hint("ask on that host, or upgrade it"));
+    }
     let bytes = serde_json::to_vec(&query).map_err(Error::internal)?;
     let answer = node.control.request_audit(host, bytes).await.map_err(|e| {
         Error::unavailable(format!("no answer about the audit log of {host}: {e}"))

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use weighlock_protocol::statement::Member;
 use weighlock_protocol::swarm::LinkStatus;
+use weighlock_protocol::wire::capability;
 use weighlock_protocol::{KeyId, ManifestDigest, Reference};
 
 use crate::cluster::now;
@@ -75,7 +76,8 @@ pub(super) async fn whereabouts(node: &Arc<Node>, text: &str) -> Result<Whereabo
             name: member.name,
         })
     };
-    let mut holders: Vec<Holder> = ledger.members(now()).filter_map(holder).collect();
+    let listed = ledger.members(now()).filter(|member| !node.forgotten.contains(&member.key));
+    let mut holders: Vec<Holder> = listed.filter_map(holder).collect();
     if holders.is_empty() {
         return Err(Error::not_found(format!("no host is known to hold {reference}, or a part of it")).hint(
             "add it again where its files are, or see `weighlock peers`: those who hold it may be away",
@@ -193,6 +195,7 @@ pub(super) async fn peers(node: &Arc<Node>) -> Result<Vec<PeerRow>> {
             hardware: known.map_or_else(|| "?".into(), |known| known.record.hardware.clone()),
             labels: member.labels.clone(),
             version: known.map_or_else(String::new, |known| known.record.version.clone()),
+            capabilities: known.map_or_else(Vec::new, |known| capability::names(known.record.capabilities)),
             data: known.map(|known| known.record.data_addrs.clone()).unwrap_or_default(),
             data_connections: links.len(),
             mtu: links.first().map(|(_, _, _, mtu)| *mtu),
@@ -204,7 +207,8 @@ pub(super) async fn peers(node: &Arc<Node>) -> Result<Vec<PeerRow>> {
             sent_bytes: counts.sent_bytes,
         }
     };
-    Ok(ledger.members(now()).filter(|member| member.key != node.host).map(row).collect())
+    let listed = |member: &Member| member.key != node.host && !node.forgotten.contains(&member.key);
+    Ok(ledger.members(now()).filter(listed).map(row).collect())
 }
 
 async fn connected(node: &Node) -> BTreeSet<KeyId> {

@@ -10,11 +10,11 @@ use weighlock_protocol::{ManifestDigest, Reference, Selector};
 use super::{looking, tell};
 use crate::audit::{Asked, Recorder, grounds};
 use crate::daemon::Node;
-use crate::error::{Error, Result};
+use crate::error::{Kind, Result};
 use crate::facts::Purpose;
 use crate::fetch::{Step, blocking};
-use crate::loader;
 use crate::local::message::{OpenFor, Viewed};
+use crate::{loader, scrub};
 
 /// A read-only directory of what a reference means, if the gate lets it.
 ///
@@ -69,13 +69,28 @@ pub(super) async fn view_digest(
     stream: &mut UnixStream,
     digest: ManifestDigest,
 ) -> Result<Viewed> {
+    // Taken first: nothing of it goes while its directory is made.
+    let _lease = node.leases.take(digest).await?;
     let manifest = fetch(node, stream, digest).await?;
-    let node = node.clone();
-    let path = blocking(move || {
-        loader::check_quarantine(&node, &manifest)?;
-        node.store.view(&manifest).map_err(Error::from)
-    });
-    Ok(Viewed { digest, path: path.await? })
+    let view = || {
+        let (node, manifest) = (node.clone(), manifest.clone());
+        async move {
+            let (copy, of) = (node.clone(), manifest.clone());
+            blocking(move || loader::check_quarantine(&copy, &of)).await?;
+            let store = node.store.clone();
+            let view = move || store.view(&manifest);
+            scrub::whole(&node, digest, scrub::Patience::Wait, view).await
+        }
+    };
+    let path = match view().await {
+        // Where blocks are not shared it takes as much space again.
+        Err(e) if e.kind == Kind::Unavailable => {
+            node.room.make(manifest.total_bytes()).await;
+            view().await?
+        }
+        made => made?,
+    };
+    Ok(Viewed { digest, path })
 }
 
 /// All of a manifest is here; nothing of it is shown to anybody.

@@ -23,15 +23,24 @@ pub(super) fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
     let Some(manifest) = facts::manifest(&node.store, &digest)? else {
         return Err(Error::not_found(format!("nothing of {reference} is on this host")));
     };
-    if node.store.held_bytes(&manifest).map_err(Error::from)? == 0 {
+    // What was begun and got nothing yet is wanted all the same, until somebody says otherwise.
+    let wanted = node.store.held().map_err(Error::from)?.contains(&digest);
+    if !wanted && node.store.held_bytes(&manifest).map_err(Error::from)? == 0 {
         return Err(Error::not_found(format!("nothing of {reference} is on this host")));
     }
+    let complete = node.store.manifest_complete(&manifest).map_err(Error::from)?;
+    let last_copy = copies_elsewhere(node, &node.control.host_records(), &digest) == 0;
     if !force {
         if let Some(channel) = keeps(node, &digest) {
             return Err(Error::refused(format!(
                 "{reference} is what {channel} runs, or may be rolled back to"
             ))
             .hint("say --force to drop this host's copy all the same"));
+        }
+        if let Some(pin) = node.store.pins().map_err(Error::from)?.get(&digest) {
+            let reason = pin.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            return Err(Error::refused(format!("{reference} is pinned on this host{reason}"))
+                .hint(format!("`weighlock unpin {reference}`, or say --force")));
         }
         if let Some(loaders) = node.leases.open().get(&digest) {
             let loaders = counted(*loaders, "loader");
@@ -43,11 +52,13 @@ pub(super) fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
                 Error::refused(format!("{reference} is being fetched")).hint("wait for it, or say --force")
             );
         }
-        let complete = node.store.manifest_complete(&manifest).map_err(Error::from)?;
-        if complete && copies_elsewhere(node, &node.control.host_records(), &digest) == 0 {
+        if complete && last_copy {
             return Err(Error::refused(format!("this is the last known copy of {reference}"))
                 .hint("open it on another host first, or say --force to lose it for good"));
         }
+    }
+    if force {
+        node.store.unpin(&digest).map_err(Error::from)?;
     }
     let freed_bytes = node.store.remove_artifact(&digest).map_err(Error::from)?;
     node.fetcher.note_change();
@@ -57,7 +68,7 @@ pub(super) fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
         ledger.publishes_of(&digest).map(|p| format!("{}:{}", p.publish.artifact, p.publish.tag)).collect()
     };
     also.remove(&reference.to_string());
-    Ok(Removed { digest, freed_bytes, also: also.into_iter().collect() })
+    Ok(Removed { digest, freed_bytes, also: also.into_iter().collect(), last_copy })
 }
 
 /// A channel whose head, or one of the two before, is this manifest.

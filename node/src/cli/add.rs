@@ -4,8 +4,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde::Serialize;
+use serde_json::json;
 use tempfile::TempDir;
 use weighlock_protocol::Reference;
 use weighlock_protocol::manifest::contract::MlflowOrigin;
@@ -14,8 +17,12 @@ use super::mlflow::Tracking;
 use super::output::{bytes, counted};
 use super::{Context, absolute};
 use crate::error::{Error, Result};
-use crate::local::message::{Added, AdminRequest, Progress};
+use crate::local::message::{Added, AdminRequest, Progress, SCHEMA_VERSION};
+use crate::local::store::CopyCount;
 use crate::mlflow::{Found, ModelUri, download, find};
+
+/// Pause between two looks at who holds it.
+const COPIES_PAUSE: Duration = Duration::from_millis(300);
 
 /// Import a checkpoint and publish it under an immutable tag.
 ///
@@ -44,6 +51,12 @@ pub(super) struct Add {
     from_mlflow: Option<ModelUri>,
     #[command(flatten)]
     tracking: Tracking,
+    /// Wait until so many hosts hold all of it, this one included
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..))]
+    wait_copies: Option<u16>,
+    /// Give up waiting for copies after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, requires = "wait_copies")]
+    timeout: u64,
 }
 
 impl Add {
@@ -79,15 +92,24 @@ impl Add {
         for warning in &added.warnings {
             eprintln!("warning: {warning}");
         }
-        context.output.print(&added, |a| {
+        let copies = match self.wait_copies {
+            Some(wanted) => {
+                let limit = Duration::from_secs(self.timeout);
+                Some(wait_for_copies(context, &reference, wanted.into(), limit)?)
+            }
+            None => None,
+        };
+        context.output.print(&AddedAndCopied { added, copies }, |AddedAndCopied { added: a, copies }| {
             let state = match (a.new, a.again) {
                 (true, _) => "added",
                 (false, true) => "published before, stored here again:",
                 (false, false) => "already there:",
             };
             let rate = if a.seconds > 0.0 { a.total_bytes as f64 / a.seconds } else { 0.0 };
+            let held = copies.as_ref().map(|copies| format!("held by {}\n", copies.join(", ")));
+            let held = held.unwrap_or_default();
             format!(
-                "{state} {} {}\n{} in {}, {} new, {:.1} s, {}/s\n",
+                "{state} {} {}\n{} in {}, {} new, {:.1} s, {}/s\n{held}",
                 a.reference,
                 a.digest,
                 bytes(a.total_bytes),
@@ -105,6 +127,65 @@ impl Add {
             eprintln!("warning: {warning}");
         }
         Ok(found)
+    }
+}
+
+/// What was added, and which hosts hold all of it if that was waited for.
+#[derive(Debug, Serialize)]
+struct AddedAndCopied {
+    #[serde(flatten)]
+    added: Added,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copies: Option<Vec<String>>,
+}
+
+/// Waits until enough hosts hold all of it; answers their names.
+///
+/// # Errors
+/// Not in time: who does, and what would make others fetch it.
+fn wait_for_copies(
+    context: &Context,
+    reference: &Reference,
+    wanted: usize,
+    limit: Duration,
+) -> Result<Vec<String>> {
+    let (began, mut told) = (Instant::now(), None);
+    loop {
+        let count: CopyCount = context.ask(&AdminRequest::Copies { reference: reference.to_string() })?;
+        let have = count.whole.len();
+        if have >= wanted {
+            return Ok(count.whole);
+        }
+        let follow = format!("`weighlock follow {}:STAGE --on LABEL` makes them", reference.artifact);
+        let whole = format!("{have} of {wanted} hosts hold all of it");
+        if began.elapsed() >= limit {
+            let late = format!("{reference} is added, but {whole} after {} s", limit.as_secs());
+            let hint = match count.followed {
+                true => "`weighlock where` tells how far others are".to_owned(),
+                false => format!("no other host is told to fetch it; `weighlock pull` there, or {follow}"),
+            };
+            return Err(Error::unavailable(late).hint(hint));
+        }
+        if told.as_ref() != Some(&(count.whole.clone(), count.begun.clone())) {
+            if context.output.has_lines() {
+                let step = json!({
+                    "schema_version": SCHEMA_VERSION, "event": "progress", "phase": "copies",
+                    "wanted": wanted, "whole": count.whole, "begun": count.begun,
+                });
+                println!("{step}");
+            } else if context.output.has_bars() {
+                if told.is_none() && !count.followed {
+                    eprintln!("note: no other host is told to fetch {}; {follow}", reference.artifact);
+                }
+                let begun = match count.begun.is_empty() {
+                    true => String::new(),
+                    false => format!("; on its way to {}", count.begun.join(", ")),
+                };
+                eprintln!("{whole}: {}{begun}", count.whole.join(", "));
+            }
+            told = Some((count.whole, count.begun));
+        }
+        std::thread::sleep(COPIES_PAUSE);
     }
 }
 

@@ -1,4 +1,4 @@
-//! `weighlock member list|admit|revoke`, and how an admin's statements are signed.
+//! `weighlock member list|admit|revoke|forget`, and how an admin's statements are signed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use super::Context;
 use super::invite::{label, seconds};
 use super::output::table;
 use crate::error::{Error, Kind as Failure, Result};
+use crate::local::fleet::Forgotten;
 use crate::local::message::{AdminRequest, ChainPosition, MemberRow, Submitted};
 use crate::{cluster, keys};
 
@@ -41,6 +42,15 @@ pub(super) enum Member {
         /// Admin key [default: the cluster's in the keys directory]
         #[arg(long, value_name = "FILE", env = "WEIGHLOCK_ADMIN_KEY")]
         key: Option<PathBuf>,
+    },
+    /// Drop a host that is gone from this host's lists and address book; it is listed again once it speaks
+    #[command(
+        long_about = "Drop a host that is gone from this host's lists and address book.\n\nIt stays admitted, here and \
+                      elsewhere, and is listed again once it speaks. `member revoke` shuts a host out for good."
+    )]
+    Forget {
+        /// The host's key, or its name where that is unique
+        host: String,
     },
     /// Shut a host out: both planes close to it wherever this is heard
     Revoke {
@@ -77,6 +87,15 @@ impl Member {
                 let expires = admit.expires;
                 let (_, submitted) = sign_and_submit(context, &admin, Kind::Admit(admit))?;
                 context.output.print(&submitted, |_| format!("admitted {host} until {expires}\n"))
+            }
+            Member::Forget { host } => {
+                let rows: Vec<MemberRow> = context.ask(&AdminRequest::Members)?;
+                let host = find(&rows, &host)?;
+                let forgotten: Forgotten = context.ask(&AdminRequest::Forget { host })?;
+                context.output.print(&forgotten, |forgotten| {
+                    let until = UnixTime(forgotten.admitted_until);
+                    format!("forgot {}, {host}; it stays admitted until {until}\n", forgotten.name)
+                })
             }
             Member::Revoke { host, reason, force, key } => {
                 let rows: Vec<MemberRow> = context.ask(&AdminRequest::Members)?;

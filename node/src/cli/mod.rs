@@ -1,15 +1,18 @@
 //! The command line: one file per command; this one holds what they share.
 
 mod add;
+mod adopt;
 mod audit;
 mod completions;
 mod config;
 mod demo;
+mod df;
 mod diff;
 mod eval;
 mod evidence;
 mod follow;
 mod gate;
+mod gc;
 mod init;
 mod inspect;
 mod invite;
@@ -17,12 +20,14 @@ mod join;
 mod keys;
 mod lock;
 mod log;
+mod log_level;
 mod ls;
 mod member;
 mod mlflow;
 mod output;
 mod path;
 mod peers;
+mod pin;
 mod policy;
 mod progress;
 mod promote;
@@ -32,6 +37,7 @@ mod revoke;
 mod rm;
 mod rollback;
 mod rollout;
+mod scrub;
 mod sides;
 mod sign;
 mod statement;
@@ -49,7 +55,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use weighlock_protocol::ClusterId;
 
-use crate::config::{Config, Dirs};
+use crate::config::{Config, Dirs, Loaded};
 use crate::error::{Error, Kind, Result};
 use crate::local::frame::Client;
 use crate::local::message::{AdminRequest, Event, Introduction};
@@ -115,6 +121,8 @@ enum Command {
     Config(config::ConfigCommand),
     /// Import a checkpoint and publish it under an immutable tag
     Add(add::Add),
+    /// Keep what other tools have downloaded, such as a Hugging Face cache, as this host's copy
+    Adopt(adopt::Adopt),
     /// A model registry: verdicts and stages written back to it
     #[command(subcommand)]
     Mlflow(mlflow::MlflowCommand),
@@ -162,12 +170,25 @@ enum Command {
     /// Drop this host's copy of an artifact
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
+    /// Read what lies here again, prove it, and heal what is damaged from other hosts
+    Scrub(scrub::Scrub),
+    /// Let go of what nobody needs, until there is room
+    #[command(visible_alias = "prune")]
+    Gc(gc::Gc),
+    /// Keep artifacts on this host, whatever else needs room
+    Pin(pin::Pin),
+    /// Let pinned artifacts go again when room is needed
+    Unpin(pin::Unpin),
+    /// What uses the disk, what of it may go, and how much there may be
+    Df(df::Df),
     /// Fetch an artifact and write it to a directory
     Pull(pull::Pull),
     /// Fetch an artifact and print a read-only directory that holds it
     Path(path::PathCommand),
     /// Other hosts of the cluster, as seen from here
     Peers(peers::Peers),
+    /// What the daemon logs, and changing that while it runs
+    LogLevel(log_level::LogLevel),
     /// Which hosts hold an artifact, and how much of it
     Where(whereis::Where),
     /// What was opened here, by whom, and on which grounds
@@ -215,6 +236,7 @@ pub fn main() -> ExitCode {
         Command::Member(command) => command.run(&context),
         Command::Config(command) => command.run(&context),
         Command::Add(command) => command.run(&context),
+        Command::Adopt(command) => command.run(&context),
         Command::Ls(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),
         Command::Diff(command) => return command.run(&context),
@@ -240,9 +262,15 @@ pub fn main() -> ExitCode {
         },
         Command::Statement(command) => command.run(&context),
         Command::Rm(command) => command.run(&context),
+        Command::Scrub(command) => command.run(&context),
+        Command::Gc(command) => command.run(&context),
+        Command::Pin(command) => command.run(&context),
+        Command::Unpin(command) => command.run(&context),
+        Command::Df(command) => command.run(&context),
         Command::Pull(command) => command.run(&context),
         Command::Path(command) => command.run(&context),
         Command::Peers(command) => command.run(&context),
+        Command::LogLevel(command) => command.run(&context),
         Command::Where(command) => command.run(&context),
         Command::Mlflow(command) => command.run(&context),
         Command::Audit(command) => command.run(&context),
@@ -260,21 +288,26 @@ pub fn main() -> ExitCode {
 pub(crate) struct Context {
     pub(crate) dirs: Dirs,
     pub(crate) config: Config,
-    /// The file that the configuration came from, if there is one.
-    pub(crate) config_path: Option<PathBuf>,
+    /// How it was read.
+    pub(crate) loaded: Loaded,
+    /// The file that was named, if one was.
+    pub(crate) config_file: Option<PathBuf>,
     pub(crate) output: Output,
 }
 
 impl Context {
     fn new(global: Global) -> Result<Self> {
-        let (config, config_path) = Config::load(global.config.as_deref())?;
+        let config_file = global.config.map(absolute).transpose()?;
+        let loaded = Loaded::new(config_file.as_deref())?;
+        let config = loaded.config.clone();
         let dirs = Dirs::new(
             global.data_dir.map(absolute).transpose()?,
             global.socket_dir.map(absolute).transpose()?,
             global.keys_dir.map(absolute).transpose()?,
             &config,
         );
-        Ok(Self { dirs, config, config_path, output: Output::new(global.json, global.quiet) })
+        let output = Output::new(global.json, global.quiet);
+        Ok(Self { dirs, config, loaded, config_file, output })
     }
 
     /// Asks the daemon and shows its progress.

@@ -93,7 +93,7 @@ pub(crate) fn fail(error: &Error, json: bool) -> ExitCode {
 /// What to do where an error itself does not say.
 fn usual_hint(kind: Kind) -> &'static str {
     match kind {
-        Kind::Internal => "the daemon's log says more; `weighlock up --log debug` most",
+        Kind::Internal => "the daemon's log says more; `weighlock log-level debug` makes it say more",
         Kind::Invalid => "`weighlock help` and `weighlock help COMMAND` say what is expected",
         Kind::NotFound => "`weighlock ls` lists what there is",
         Kind::Refused => "`weighlock status` tells about this host and its cluster",

@@ -33,6 +33,7 @@ impl Peers {
                     row.host.short(),
                     state,
                     row.rtt_ms.map_or("-".into(), |ms| format!("{ms:.1} ms")),
+                    if row.version.is_empty() { "-".into() } else { row.version.clone() },
                     row.hardware.clone(),
                     row.data.first().map_or("-".into(), ToString::to_string),
                     place(row.shared.near).into(),
@@ -47,10 +48,10 @@ impl Peers {
             });
             table(
                 &[
-                    "NAME", "KEY", "STATE", "RTT", "HARDWARE", "DATA", "PLACE", "HOLDS", "SHARES", "IN",
-                    "OUT", "FETCHED", "SENT", "HEARD",
+                    "NAME", "KEY", "STATE", "RTT", "VERSION", "HARDWARE", "DATA", "PLACE", "HOLDS", "SHARES",
+                    "IN", "OUT", "FETCHED", "SENT", "HEARD",
                 ],
-                &[3, 7, 8, 9, 10, 11, 12],
+                &[3, 8, 9, 10, 11, 12, 13],
                 &cells.collect::<Vec<_>>(),
             )
         })

@@ -13,7 +13,7 @@ use crate::local::message::{AdminRequest, Removed};
 pub(super) struct Rm {
     /// ns/name:tag or ns/name@sha256:...
     reference: String,
-    /// Also when a loader has it open, or when no other host is known to hold all of it
+    /// Also when it is pinned or a loader has it open, or when no other host is known to hold all of it
     #[arg(long)]
     force: bool,
 }
@@ -27,6 +27,9 @@ impl Rm {
             let mut out = format!("dropped {reference}, {} freed\n", bytes(r.freed_bytes));
             if !r.also.is_empty() {
                 out += &format!("the same bytes under other names went with it: {}\n", r.also.join(", "));
+            }
+            if r.last_copy {
+                out += "no other host is known to hold it: these bytes are lost, the name stays\n";
             }
             out
         })

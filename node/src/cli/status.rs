@@ -7,6 +7,7 @@ use clap::Args;
 use super::Context;
 use super::output::{age, bytes, counted};
 use super::progress::{NO_SPACE, disk_full};
+use crate::cluster::now;
 use crate::error::{Error, Kind, Result};
 use crate::local::message::{AdminRequest, Status as Data};
 
@@ -78,6 +79,19 @@ fn text(s: &Data) -> String {
     line("store", s.data_dir.display().to_string());
     line("loaders", format!("{} ({})", s.loader_socket.display(), s.mode));
     line("layers", format!("{} sealed, {}; {} free", s.layers, bytes(s.layer_bytes), bytes(s.free_bytes)));
+    if let Some(since) = s.integrity.proven_since {
+        let ago = age(now().0.saturating_sub(since));
+        let healed = match s.integrity.healed {
+            0 => String::new(),
+            healed => format!(", {healed} healed"),
+        };
+        let damaged = s.integrity.damaged.len();
+        line(
+            "proven",
+            format!("every layer within {ago}; {damaged} damaged{healed}")
+                .replace("within just now", "just now"),
+        );
+    }
     line("open", format!("{} by loaders", s.leases));
     for fetch in &s.fetches {
         let p = &fetch.progress;

@@ -1,24 +1,26 @@
 //! `weighlock up`: the daemon in the foreground.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
-use tracing_subscriber::EnvFilter;
+use tracing::{info, warn};
 
 use super::Context;
 use super::join::{persist, read_ticket};
-use crate::config::check_log_filter;
 use crate::error::{Error, Result};
-use crate::{cluster, daemon, keys, preflight};
+use crate::fetch::blocking;
+use crate::live::Live;
+use crate::logs::Logs;
+use crate::{cluster, daemon, keys, machine, preflight, service};
 
 /// Run the daemon in the foreground; alone it makes a cluster of one host.
 ///
-/// With a ticket (--ticket-file or WEIGHLOCK_TICKET) and no cluster yet, it joins first. SIGTERM and SIGINT drain it.
+/// With a ticket (--ticket-file or WEIGHLOCK_TICKET) and no cluster yet, it joins first. SIGTERM and SIGINT drain it;
+/// SIGHUP has it read log level and labels again.
 #[derive(Debug, Args)]
 pub(super) struct Up {
     /// Control plane address, UDP and TCP [default: 0.0.0.0:7400]
@@ -54,14 +56,9 @@ impl Up {
         config.discovery.mdns &= !self.no_mdns;
         config.check().map_err(Error::invalid)?;
         context.dirs.check_sockets()?;
-        if let Some(filter) = &self.log {
-            check_log_filter(filter).map_err(|e| {
-                Error::invalid(format!("log filter `{filter}`: {e}"))
-                    .hint("for example info, or info,weighlock=debug")
-            })?;
-        }
-        logs(self.log.as_deref().unwrap_or(&config.log.level), config.log.json)?;
-        raise_descriptor_limit();
+        let logs = Logs::start(self.log.as_deref().unwrap_or(&config.log.level), config.log.json)?;
+        let live = Arc::new(Live::new(context.config_file.clone(), &context.config, self.log, logs));
+        raise_descriptor_limit(machine::descriptors_needed(&config));
 
         let store = daemon::open_store(&context.dirs, &config)?;
         let recovery = store.recovery();
@@ -90,18 +87,34 @@ impl Up {
         let dirs = context.dirs.clone();
         let ran = runtime.block_on(async move {
             let stop = CancellationToken::new();
+            let drain = std::time::Duration::from_secs(config.limits.drain_timeout_s);
+            // Also while it drains; it ends with the runtime.
+            tokio::spawn(service::watchdog(CancellationToken::new()));
             let on_signal = stop.clone();
             let mut term = signal(SignalKind::terminate()).map_err(Error::internal)?;
             let mut int = signal(SignalKind::interrupt()).map_err(Error::internal)?;
             tokio::spawn(async move {
                 tokio::select! { _ = term.recv() => {} , _ = int.recv() => {} }
                 on_signal.cancel();
+                service::stopping(drain);
                 tokio::select! { _ = term.recv() => {} , _ = int.recv() => {} }
                 // Twice means now; nothing acknowledged is lost by it.
                 std::process::exit(130);
             });
-            daemon::run(dirs, config, store, host, stop, |ready| {
+            let mut hangup = signal(SignalKind::hangup()).map_err(Error::internal)?;
+            let reloading = live.clone();
+            tokio::spawn(async move {
+                while hangup.recv().await.is_some() {
+                    let reloading = reloading.clone();
+                    let read = blocking(move || reloading.reload());
+                    if let Err(e) = read.await {
+                        warn!(error = %e, "the configuration was not read again; all stays as it was");
+                    }
+                }
+            });
+            daemon::run(dirs, config, store, host, live, stop, |ready| {
                 info!(control = ?ready.control, data = %ready.data, http = %ready.http, "ready");
+                service::ready(&format!("loaders at {}", ready.loader_socket.display()));
                 let _ = output.print(ready, |r| {
                     format!("weighlock is up: loaders at {}, http://{}\n", r.loader_socket.display(), r.http)
                 });
@@ -113,57 +126,15 @@ impl Up {
     }
 }
 
-/// What libraries remark at their lower levels is no news for the user; a filter may ask for it by their names.
-const LIBRARIES: &str = "libp2p=warn,libp2p_kad=error,libp2p_mdns=error,quinn=warn,quinn_proto=warn,quinn_udp=warn,\
-    netlink_proto=warn,if_watch=warn,multistream_select=warn,yamux=warn,rustls=warn,hickory_proto=warn,\
-    hickory_resolver=warn";
-
-fn log_filter(filter: &str) -> Result<EnvFilter> {
-    EnvFilter::try_new(format!("{LIBRARIES},{filter}")).map_err(|e| {
-        Error::invalid(format!("log filter `{filter}`: {e}"))
-            .hint("for example info, or info,weighlock=debug")
-    })
-}
-
-fn logs(filter: &str, json: bool) -> Result<()> {
-    let filter = log_filter(filter)?;
-    let ansi = std::io::stderr().is_terminal();
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
-    let set = if json { logs.json().try_init() } else { logs.with_target(false).try_init() };
-    set.map_err(Error::internal)
-}
-
 /// One artifact may have thousands of files, and each loader holds descriptors too.
-fn raise_descriptor_limit() {
+fn raise_descriptor_limit(needed: u64) {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(e) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(error = %e, "the limit of open files stays low");
+        warn!(error = %e, "the limit of open files stays low");
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tracing::Level;
-    use tracing_subscriber::layer::SubscriberExt;
-
-    #[test]
-    fn libraries_are_quiet_unless_they_are_asked() {
-        let enabled = |filter: &str| {
-            let subscriber = tracing_subscriber::registry().with(log_filter(filter).expect("a filter"));
-            tracing::subscriber::with_default(subscriber, || {
-                [
-                    tracing::enabled!(target: "weighlock::daemon", Level::INFO),
-                    tracing::enabled!(target: "libp2p_gossipsub::behaviour", Level::INFO),
-                    tracing::enabled!(target: "quinn_proto::connection", Level::INFO),
-                    tracing::enabled!(target: "libp2p_swarm", Level::WARN),
-                ]
-            })
-        };
-        assert_eq!(enabled("info"), [true, false, false, true]);
-        assert_eq!(enabled("debug"), [true, false, false, true]);
-        assert_eq!(enabled("info,libp2p=info,quinn_proto=debug"), [true, true, true, true]);
+    if let Some(most) = getrlimit(Resource::Nofile).current.filter(|most| *most < needed) {
+        warn!(most, needed, "few open files are allowed; raise the hard limit (LimitNOFILE=, ulimit -Hn)");
     }
 }

@@ -16,7 +16,7 @@ use weighlock_protocol::{KeyId, LayerId};
 use super::Inner;
 use super::driver::Driver;
 use super::sources;
-use crate::net::data::{GetError, GetOptions, Got, get};
+use crate::net::data::{GetError, GetOptions, Got, doubt, get};
 
 /// Files of a bundle that are asked for at once.
 const PARTS_AT_ONCE: usize = 16;
@@ -105,6 +105,10 @@ async fn one(
         Err(e) => Got { stored: GroupSet::empty(), bytes: 0, end: Err(GetError::Local(e)) },
         Ok(partial) => get(connection, partial, groups, options).await,
     };
+    if let Err(GetError::Verify(e)) = &got.end {
+        // More likely its disk than its will.
+        doubt(connection, layer, e).await;
+    }
     (layer, got)
 }
 
@@ -126,7 +130,7 @@ pub(super) fn input(inner: &Inner, answer: Answer) -> Input {
         GetError::Stalled(_) => Fault::Timeout,
         GetError::Lost(_) => Fault::Lost,
         GetError::Cancelled => Fault::Cancelled,
-        GetError::Local(StoreError::NoSpace { .. }) => Fault::NoSpace,
+        GetError::Local(StoreError::NoSpace { .. } | StoreError::Quota { .. }) => Fault::NoSpace,
         GetError::Local(e) => {
             inner.set_disk_error(e.into());
             Fault::Local

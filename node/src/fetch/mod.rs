@@ -14,7 +14,7 @@ mod wait;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
@@ -31,8 +31,10 @@ pub use delta::DeltaLimits;
 pub use driver::WorkReport;
 
 use self::driver::Happening;
+use crate::cluster::now;
 use crate::error::{Error, Kind, Result};
 use crate::facts;
+use crate::gc::Room;
 use crate::local::message::Progress;
 use crate::net::control::{ControlEvent, ControlHandle};
 use crate::net::data::{DataPlane, Pass};
@@ -84,6 +86,8 @@ struct Inner {
     rack: Option<RackId>,
     /// Tells the loop around the swarm.
     swarm: mpsc::Sender<Happening>,
+    /// Makes room on the disk.
+    room: OnceLock<Room>,
     /// The latest failure of the disk.
     disk_error: Mutex<Option<Error>>,
     /// Admitted hosts other than this one.
@@ -170,6 +174,7 @@ impl Fetcher {
             limits,
             rack: sources::rack(labels),
             swarm,
+            room: OnceLock::new(),
             disk_error: Mutex::default(),
             members,
             running: Mutex::default(),
@@ -199,16 +204,15 @@ impl Fetcher {
     pub async fn begin(&self, digest: ManifestDigest) -> Result<Arrival> {
         let manifest = self.manifest(digest).await?;
         let (store, copy) = (self.inner.store.clone(), manifest.clone());
-        let complete = blocking(move || {
-            let kept = store.held().map_err(Error::from)?.contains(&copy.digest());
-            if !kept {
-                // From here on this host keeps the artifact, also over a restart in the middle.
-                store.hold(&copy.digest()).map_err(Error::from)?;
+        // From here on this host keeps the artifact, also over a restart in the middle.
+        let (kept, complete) = blocking(move || {
+            let begun = store.begin(&copy).map_err(Error::from)?;
+            if !begun.0 {
+                store.note_used(&copy.digest(), now().0);
             }
-            Ok((store.manifest_complete(&copy).map_err(Error::from)?, kept))
+            Ok(begun)
         })
         .await?;
-        let (complete, kept) = complete;
         if complete && !kept {
             // All its layers came with other artifacts.
             self.note_change();
@@ -294,6 +298,21 @@ impl Fetcher {
         let (closed, wait) = oneshot::channel();
         let _ = self.inner.swarm.send(Happening::Close { digest: *digest, closed: Some(closed) }).await;
         let _ = wait.await;
+    }
+
+    /// Whom to ask for room on the disk. Said once.
+    pub(crate) fn set_room(&self, room: Room) {
+        let _ = self.inner.room.set(room);
+    }
+
+    /// What was given of `digest` was let go of: takes part no more, unless it is being fetched again.
+    pub(crate) fn retire(&self, digest: &ManifestDigest) {
+        // Under the lock, so that no fetch begins before this is heard.
+        let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if !running.contains_key(digest) {
+            // A full queue does no harm: whoever asks for it is told that it is not here.
+            let _ = self.inner.swarm.try_send(Happening::Close { digest: *digest, closed: None });
+        }
     }
 
     /// A host opened a link to this one.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use weighlock_cache::{Store, StoreError};
+use weighlock_cache::{Reservation, Store, StoreError};
 use weighlock_protocol::LayerId;
 use weighlock_protocol::manifest::Manifest;
 use weighlock_protocol::swarm::LayerWant;
@@ -29,8 +29,8 @@ pub(super) async fn run(
 ) -> Result<()> {
     let digest = manifest.digest();
     let layers: Vec<(LayerId, u64)> = manifest.layers().map(|layer| (layer.id, layer.size)).collect();
-    let (store, all) = (inner.store.clone(), layers.clone());
-    let (mut open, mut wants) = blocking(move || missing(&store, &all)).await?;
+    // The room lives as long as the fetch.
+    let Begun { mut open, mut wants, _room } = begin(inner, &layers, cancel).await?;
     let reused_bytes = delta::apply(inner, manifest, &mut wants, &mut open, &progress, cancel).await;
     let mut lacks: BTreeMap<LayerId, GroupSet> =
         wants.into_iter().map(|want| (want.layer, want.missing)).collect();
@@ -64,12 +64,39 @@ pub(super) async fn run(
     }
 }
 
-/// What is missing of each distinct layer, resumed partial layers, and room on the disk for the rest.
-fn missing(store: &Store, layers: &[(LayerId, u64)]) -> Result<(OpenLayers, Vec<LayerWant>)> {
+/// What a fetch begins with.
+struct Begun {
+    open: OpenLayers,
+    wants: Vec<LayerWant>,
+    _room: Reservation,
+}
+
+/// What is missing, with room on the disk for it: others' is let go of if need be.
+async fn begin(inner: &Arc<Inner>, layers: &[(LayerId, u64)], cancel: &CancellationToken) -> Result<Begun> {
+    let look = || {
+        let (store, layers) = (inner.store.clone(), layers.to_vec());
+        blocking(move || missing(&store, &layers))
+    };
+    match (look().await?, inner.room.get()) {
+        (Err((needed, _)), Some(room)) => {
+            // Who makes room may be the one who ends this fetch, and waits for that.
+            tokio::select! {
+                () = room.make(needed) => {}
+                () = cancel.cancelled() => {}
+            }
+            look().await?.map_err(|(_, error)| error)
+        }
+        (begun, _) => begun.map_err(|(_, error)| error),
+    }
+}
+
+/// What is missing of each distinct layer, resumed partial layers, and room on the disk for the rest; or how much room
+/// is needed.
+fn missing(store: &Store, layers: &[(LayerId, u64)]) -> Result<Result<Begun, (u64, Error)>> {
     let begun: BTreeSet<LayerId> =
         store.partials().map_err(Error::from)?.into_iter().map(|(layer, _)| layer).collect();
     let (mut open, mut wants, mut seen) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
-    let mut needed = 0;
+    let mut fresh = Vec::new();
     for (layer, size) in layers {
         if !seen.insert(*layer) || store.layer(layer).map_err(Error::from)?.is_some() {
             continue;
@@ -85,18 +112,17 @@ fn missing(store: &Store, layers: &[(LayerId, u64)]) -> Result<(OpenLayers, Vec<
             missing
         } else {
             // A begun layer has its room already.
-            needed += size;
+            fresh.push((*layer, *size));
             all_groups(*size)
         };
         wants.push(LayerWant { layer: *layer, size: *size, missing });
     }
-    let available = store.available_bytes().map_err(Error::from)?;
-    if needed > available {
-        return Err(Error::unavailable(format!(
-            "no space: {needed} bytes are to be fetched and {available} are available in {}",
-            store.dir().display()
-        ))
-        .hint("free some space, for example with `weighlock rm`, and open it again"));
+    match store.reserve(&fresh) {
+        Ok(room) => Ok(Ok(Begun { open, wants, _room: room })),
+        Err(e @ (StoreError::NoSpace { .. } | StoreError::Quota { .. })) => {
+            let needed = fresh.iter().fold(0u64, |sum, (_, size)| sum.saturating_add(size + size / 256));
+            Ok(Err((needed, Error::from(e))))
+        }
+        Err(e) => Err(e.into()),
     }
-    Ok((open, wants))
 }

@@ -9,6 +9,7 @@ use weighlock_protocol::manifest::{Contract, Layer};
 use weighlock_protocol::{ClusterId, KeyId, ManifestDigest, StatementId};
 
 use crate::error::Error;
+pub use crate::local::integrity::{Adopted, AdoptedArtifact, DamagedRow, Integrity, Scrubbed};
 pub use crate::local::ladder::{
     Ballot, ChannelHead, DraftItem, DraftOf, Drafted, FollowRule, FollowedRow, Following, HeadInfo,
     HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, OpenFor, PendingRow, PolicyInfo, RoleRow,
@@ -176,6 +177,9 @@ pub struct Status {
     pub ungated: Vec<String>,
     /// Things that a person should look at.
     pub alarms: Vec<String>,
+    /// How what lies in the store holds.
+    #[serde(default)]
+    pub integrity: Integrity,
 }
 
 /// A fetch in progress.
@@ -269,6 +273,9 @@ pub struct Removed {
     /// Other names of the same manifest, whose bytes went with it.
     #[serde(default)]
     pub also: Vec<String>,
+    /// No other host is known to hold it: what this host had of it is lost.
+    #[serde(default)]
+    pub last_copy: bool,
 }
 
 /// Answer to [`AdminRequest::View`].

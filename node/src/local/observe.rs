@@ -176,6 +176,9 @@ pub struct PeerRow {
     pub labels: BTreeMap<String, String>,
     /// Software version.
     pub version: String,
+    /// What its daemon can do beyond the first version of the protocol.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
     /// Data plane addresses.
     pub data: Vec<SocketAddr>,
     /// Data connections open now.

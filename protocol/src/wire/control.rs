@@ -390,8 +390,8 @@ mod tests {
 
     #[test]
     fn bytes_are_those_of_the_golden_file_and_read_back() {
-        let first = include_str!("../../golden/control-v1.txt");
-        let second = include_str!("../../golden/control-v2.txt");
+        let first = include_str!("../../golden/0.1.0/control-v1.txt");
+        let second = include_str!("../../golden/0.1.0/control-v2.txt");
         for (golden, samples) in [(first, samples()), (second, samples_of_the_second_version())] {
             let now: Vec<String> = samples
                 .iter()

@@ -14,6 +14,7 @@ use crate::id::{ClusterId, LayerId, ManifestDigest};
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Our own request kinds, well away from those of iroh-blobs (0..=9).
 const KIND_TREE: u8 = 0x42;
+const KIND_DOUBT: u8 = 0x43;
 /// Kind of [`Request::Link`]. Unlike the others, it does not end the asker's side of the stream: frames follow.
 pub const KIND_LINK: u8 = 0x41;
 /// Bytes of a link request after its kind: the manifest's digest.
@@ -74,6 +75,14 @@ pub enum Request {
     Tree {
         /// Which layer.
         layer: LayerId,
+    },
+    /// Our own: bytes of a layer that came from this host failed verification. It proves nothing: the host reads its
+    /// own copy again. There is no answer; a host that does not know it resets the stream.
+    Doubt {
+        /// Which layer.
+        layer: LayerId,
+        /// First byte that failed, as far as it is known.
+        at: u64,
     },
 }
 
@@ -140,6 +149,7 @@ impl Request {
             }
             Request::Link { manifest } => (KIND_LINK, postcard::to_allocvec(manifest)),
             Request::Tree { layer } => (KIND_TREE, postcard::to_allocvec(layer)),
+            Request::Doubt { layer, at } => (KIND_DOUBT, postcard::to_allocvec(&(layer, at))),
         };
         let mut out = vec![kind];
         out.extend(body.expect("encoding plain data to memory does not fail"));
@@ -177,6 +187,11 @@ impl Request {
                 let layer =
                     postcard::from_bytes(body).map_err(|_| RequestError::Form("tree is malformed"))?;
                 Ok(Request::Tree { layer })
+            }
+            KIND_DOUBT => {
+                let (layer, at) =
+                    postcard::from_bytes(body).map_err(|_| RequestError::Form("doubt is malformed"))?;
+                Ok(Request::Doubt { layer, at })
             }
             8 => Err(RequestError::Unsupported("push")),
             9 => Err(RequestError::Unsupported("get-many")),
@@ -306,6 +321,10 @@ mod tests {
         assert_eq!(tree.encode(), [&[0x42], &[7; 32][..]].concat());
         assert_eq!(Request::parse(&tree.encode()), Ok(tree));
         assert!(Request::parse(&[0x42; 32]).is_err(), "a layer id has 32 bytes");
+        let doubt = Request::Doubt { layer, at: 300 };
+        assert_eq!(doubt.encode(), [&[0x43], &[7; 32][..], &[0xac, 0x02]].concat());
+        assert_eq!(Request::parse(&doubt.encode()), Ok(doubt));
+        assert!(Request::parse(&[0x43; 33]).is_err(), "it ends with a number");
     }
 
     #[test]

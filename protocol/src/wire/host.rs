@@ -45,7 +45,7 @@ pub struct HostRecord {
     pub labels: BTreeMap<String, String>,
     /// Version of the daemon.
     pub version: String,
-    /// Bit set of what the daemon can do beyond this protocol version.
+    /// What the daemon can do beyond this protocol version, see [`capability`](crate::wire::capability).
     pub capabilities: u64,
     /// Manifests whose layers the host holds, whole or in part, at most [`HELD_MAX`].
     pub held: Vec<HeldManifest>,
@@ -160,11 +160,10 @@ impl SignedHostRecord {
     /// The record, if it is well-formed, of `cluster`, and signed by the host that it names.
     pub fn verify(&self, cluster: ClusterId) -> Result<HostRecord, HostRecordError> {
         let malformed = HostRecordError::Malformed;
-        let (record, rest): (HostRecord, _) =
+        // What a newer release appended is covered by the signature and ignored here: hosts pass records on, so an older
+        // one must not take its neighbours for liars.
+        let (record, _newer): (HostRecord, _) =
             postcard::take_from_bytes(&self.bytes.0).map_err(|_| malformed("its fields do not parse"))?;
-        if !rest.is_empty() {
-            return Err(malformed("bytes follow its end"));
-        }
         record.check()?;
         if record.cluster != cluster {
             return Err(HostRecordError::OtherCluster { host: record.host, cluster: record.cluster });
@@ -240,6 +239,18 @@ pub(super) mod tests {
             bytes: good.bytes,
         };
         assert!(undomained.verify(ClusterId([1; 32])).is_err());
+    }
+
+    #[test]
+    fn fields_that_a_newer_release_appends_are_ignored_and_signed() {
+        let mut bytes = postcard::to_allocvec(&record()).expect("writing to memory");
+        bytes.extend([1, 2, 3]);
+        let signature = key(2).sign(&signed_bytes(&bytes)).to_bytes().to_vec();
+        let newer = SignedHostRecord { bytes: Blob(bytes), signature: Blob(signature) };
+        assert_eq!(newer.verify(ClusterId([1; 32])), Ok(record()));
+        let mut cut = newer.clone();
+        cut.bytes.0.pop();
+        assert_eq!(cut.verify(ClusterId([1; 32])), Err(HostRecordError::Signature(record().host)));
     }
 
     #[test]

@@ -2,8 +2,11 @@
 
 pub mod bao;
 pub mod blob;
+pub mod capability;
 pub mod control;
 pub mod data;
+#[cfg(test)]
+mod golden;
 pub mod host;
 pub mod join;
 pub mod swarm;

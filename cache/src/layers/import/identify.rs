@@ -33,6 +33,7 @@ pub fn identify(
     plan.files.iter().try_for_each(describe::check_spans)?;
     let run = Run {
         dir: None,
+        room: None,
         block_bytes: config.import_block_bytes.max(64 << 10).next_power_of_two(),
         reflink: AtomicBool::new(false),
         sync_each: false,

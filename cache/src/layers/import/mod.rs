@@ -1,7 +1,7 @@
 //! Taking files in: one read gives the copy, the tree, SHA-256 and the tensor hashes; nothing shows until commit.
 
 mod identify;
-mod staging;
+pub(super) mod staging;
 mod tensors;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +22,7 @@ use super::outboard::{TreeBuilder, tree_bytes};
 use crate::error::{StoreError, at};
 use crate::fs::{self, Stamp};
 use crate::plan::{Plan, PlanFile};
+use crate::room::Reservation;
 use crate::store::Store;
 pub use identify::{Identified, identify};
 use staging::{Out, StagingDir};
@@ -68,6 +69,7 @@ pub struct Staged {
     contract: Contract,
     reflinked_files: usize,
     _dir: StagingDir,
+    _room: Reservation,
 }
 
 impl Staged {
@@ -123,10 +125,12 @@ impl Store {
         let dir = StagingDir::new(self.temp_path("import"))?;
         let reflink = options.reflink && reflink_works(plan, &dir.0);
         let trees: u64 = plan.files.iter().map(|file| tree_bytes(file.size)).sum();
-        self.need_space(if reflink { trees } else { trees.saturating_add(plan.total_bytes()) })?;
+        let counted = trees.saturating_add(plan.total_bytes());
+        let room = self.reserve_import(if reflink { trees } else { counted }, counted)?;
 
         let run = Run {
             dir: Some(&dir.0),
+            room: Some(&room),
             block_bytes: self.config().import_block_bytes.max(64 << 10).next_power_of_two(),
             reflink: AtomicBool::new(reflink),
             sync_each: plan.files.len() <= self.config().sync_each_max,
@@ -147,7 +151,8 @@ impl Store {
         }
         fs::sync_dir(&dir.0)?;
         let Described { manifest, contract, reflinked_files, .. } = described;
-        Ok(Staged { layers: layers.into_values().collect(), manifest, contract, reflinked_files, _dir: dir })
+        let layers = layers.into_values().collect();
+        Ok(Staged { layers, manifest, contract, reflinked_files, _dir: dir, _room: room })
     }
 }
 
@@ -172,6 +177,7 @@ struct Described {
 struct Run<'a> {
     /// Where layers are staged; nowhere if only their names are wanted.
     dir: Option<&'a Path>,
+    room: Option<&'a Reservation>,
     block_bytes: usize,
     /// Turned off by the first file that cannot.
     reflink: AtomicBool,
@@ -256,6 +262,9 @@ impl Run<'_> {
                 self.reflink.store(false, Ordering::Relaxed);
                 staged.set_len(0).map_err(at(&out.data, "truncate"))?;
                 fs::reserve(staged, &out.data, file.size)?;
+                if let Some(room) = self.room {
+                    room.arrived(file.size);
+                }
             }
         }
         // Of a clone, the clone is what is hashed: it can no longer change.
@@ -451,7 +460,7 @@ fn reflink_works(plan: &Plan, dir: &Path) -> bool {
 }
 
 /// Opens without waiting: a pipe put in the place of a file must not hang the import.
-fn open_source(path: &Path) -> Result<File, StoreError> {
+pub(super) fn open_source(path: &Path) -> Result<File, StoreError> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(at(path, "open"))
 }

@@ -63,10 +63,10 @@ impl Out {
 
 /// The directory of one import; what is left of it goes when it is dropped.
 #[derive(Debug)]
-pub(super) struct StagingDir(pub(super) PathBuf);
+pub(in crate::layers) struct StagingDir(pub(in crate::layers) PathBuf);
 
 impl StagingDir {
-    pub(super) fn new(path: PathBuf) -> Result<Self, StoreError> {
+    pub(in crate::layers) fn new(path: PathBuf) -> Result<Self, StoreError> {
         fs::create_dir(&path, 0o700)?;
         Ok(Self(path))
     }

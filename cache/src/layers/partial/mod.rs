@@ -7,7 +7,7 @@
 mod adopt;
 mod handout;
 mod prove;
-mod subtree;
+pub(super) mod subtree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -196,7 +196,9 @@ impl PartialLayer {
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         self.sync_content()?;
         self.flush_have()?;
-        self.have_file.sync_data().map_err(at(&self.paths.have, "sync"))
+        self.have_file.sync_data().map_err(at(&self.paths.have, "sync"))?;
+        // Their names, too: the files may be new.
+        self.paths.have.parent().map_or(Ok(()), fs::sync_dir)
     }
 
     /// Creates the files of a layer, with their space reserved. The have-map comes last: files without one are not
@@ -257,12 +259,16 @@ impl PartialLayer {
         if file_len(&data, &paths.data)? != size {
             return Ok(None);
         }
-        let (claimed, bad_pages) =
+        let (mut claimed, bad_pages) =
             have::read_bitmap(&have_file, &id, size).map_err(at(&paths.have, "read"))?;
-        if bad_pages > 0 {
-            tracing::warn!(layer = %id.short(), bad_pages, "pages of a have-map do not check; fetching their groups again");
+        if !bad_pages.is_empty() {
+            // A write that was torn by a power loss, most likely: the tree tells what is here.
+            tracing::warn!(layer = %id.short(), "a have-map does not check; proving the layer again");
         }
-        let trusted = header.boot_id == boot_id;
+        let trusted = header.boot_id == boot_id && bad_pages.is_empty();
+        for group in bad_pages.into_iter().flatten() {
+            claimed.set(group);
+        }
         let have = if trusted { claimed.clone() } else { Bitmap::new(claimed.len()) };
         let layer = Self::assemble(paths, id, size, (data, tree, have_file), have);
         if !trusted {

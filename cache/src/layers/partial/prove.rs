@@ -1,13 +1,16 @@
 //! Proving a partial layer again from the root down, after its have-map lost its credit.
 
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use blake3::Hash;
-use weighlock_protocol::wire::bao::{GROUP_BYTES, parent_hash, subtree_hash};
+use weighlock_protocol::LayerId;
+use weighlock_protocol::wire::bao::{GROUP_BYTES, group_count, parent_hash, subtree_hash};
 
-use super::PartialLayer;
 use super::subtree::{Subtree, mark_ancestors};
+use super::{PartialLayer, PartialPaths};
 use crate::error::{StoreError, at};
+use crate::fs;
 use crate::layers::have::{self, Bitmap, Header};
 use crate::layers::outboard::{PAIR_BYTES, pair_of};
 
@@ -15,6 +18,45 @@ use crate::layers::outboard::{PAIR_BYTES, pair_of};
 const PARALLEL_GROUPS_MIN: u64 = 512;
 
 impl PartialLayer {
+    /// Writes a have-map that claims every group, under no boot id: whoever opens the layer first proves what of it
+    /// holds. Data and tree need not be in their places yet.
+    pub(crate) fn claim_all(paths: &PartialPaths, id: &LayerId, size: u64) -> Result<(), StoreError> {
+        let temp = paths.have.with_extension("new");
+        let made = (|| {
+            let file = fs::create_reserved(&temp, (have::page_count(size) + 1) * 4096)?;
+            let mut all = Bitmap::new(group_count(size));
+            for group in 0..all.len() {
+                all.set(group);
+            }
+            for page in 0..have::page_count(size) {
+                let image = have::page_image(id, &all, page);
+                have::write_page(&file, page, &image).map_err(at(&temp, "write"))?;
+            }
+            let header = Header { layer: *id, size, boot_id: String::new() };
+            have::write_header(&file, &header).map_err(at(&temp, "write"))?;
+            file.sync_all().map_err(at(&temp, "sync"))?;
+            std::fs::rename(&temp, &paths.have).map_err(at(&temp, "rename"))
+        })();
+        if made.is_err() {
+            // The error that made us stop is the one to report.
+            let _ = fs::remove_file(&temp);
+        }
+        made
+    }
+
+    /// Writes proven groups of a byte range to the disk once more, from the page cache.
+    pub(crate) fn rewrite(&self, bytes: Range<u64>) -> Result<(), StoreError> {
+        for group in bytes.start / GROUP_BYTES..bytes.end.div_ceil(GROUP_BYTES) {
+            let offset = group * GROUP_BYTES;
+            let mut data = vec![0; GROUP_BYTES.min(self.size.saturating_sub(offset)) as usize];
+            if self.state().have.has(group) {
+                self.read_exact_at(&mut data, offset)?;
+                self.data.write_all_at(&data, offset).map_err(at(&self.paths.data, "write"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Proves every claimed group from the root down, keeps what holds, and takes the layer over into this boot.
     pub(super) fn prove_again(&self, claimed: &Bitmap, boot_id: &str) -> Result<(), StoreError> {
         let groups = claimed.len();

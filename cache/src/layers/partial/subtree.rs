@@ -5,18 +5,18 @@ use crate::layers::outboard::left_groups;
 
 /// A node of the tree over groups: where its groups start, how many they are, its number in pre-order.
 #[derive(Clone, Copy)]
-pub(super) struct Subtree {
-    pub(super) first: u64,
-    pub(super) groups: u64,
-    pub(super) node: u64,
+pub(crate) struct Subtree {
+    pub(crate) first: u64,
+    pub(crate) groups: u64,
+    pub(crate) node: u64,
 }
 
 impl Subtree {
-    pub(super) fn whole(groups: u64) -> Self {
+    pub(crate) fn whole(groups: u64) -> Self {
         Self { first: 0, groups, node: 0 }
     }
 
-    pub(super) fn children(self) -> (Self, Self) {
+    pub(crate) fn children(self) -> (Self, Self) {
         let left = left_groups(self.groups);
         (
             Self { first: self.first, groups: left, node: self.node + 1 },

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Named
 from . import _gguf, _safetensors
 from ._errors import Invalid, NotFound, ProtocolError, Unavailable
 from ._ranges import Ranges
-from ._socket import FDS_PER_FRAME_MAX, Fd, Session, connect
+from ._socket import FDS_PER_FRAME_MAX, Fd, Session, connect_patiently
 from ._stream import Stream
 from ._tensors import HeaderIncomplete, TensorInfo, Tensors, merge, torch_tensor
 
@@ -54,6 +54,9 @@ def open(  # noqa: A001 - read as weighlock.open
     from it gives up. `socket` names the loader socket, else it is looked for (see the README). `timeout`: give up
     when the daemon says nothing for so many seconds (progress counts as saying something); None waits for ever.
 
+    A daemon that is being restarted is waited for, here and later on, for 30 seconds, or as many as the environment
+    variable WEIGHLOCK_CONNECT_PATIENCE says (0: not at all). Files that are open or mapped do not depend on it.
+
     With `partial` it returns while the files are on their way. Whatever is read then waits for its own bytes: a
     tensor for that tensor, `File.read` for its range, everything else for its file. `Artifact.stream` gives tensors
     in the order in which they arrive.
@@ -62,7 +65,7 @@ def open(  # noqa: A001 - read as weighlock.open
     """
     if not isinstance(ref, str):
         raise Invalid(f"a reference is a text such as ns/name:1.0.0, not {type(ref).__name__}")
-    session = Session(connect(socket, timeout))
+    session = Session(connect_patiently(socket, timeout))
     try:
         hear = None if progress is None else lambda frame: progress(_progress(frame))
         return Artifact(session, ref, session.open(ref, hear, partial))

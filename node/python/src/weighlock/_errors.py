@@ -54,6 +54,9 @@ class FormatError(Invalid):
 class ConnectionError(Error, builtins.ConnectionError):  # noqa: A001 - the builtin is its base
     """No daemon answers, or it went away."""
 
+    denied = False
+    """Whether there is something that this process may not use, so that waiting does not help."""
+
 
 class TimeoutError(Error, builtins.TimeoutError):  # noqa: A001 - the builtin is its base
     """The daemon said nothing for as long as the caller was willing to wait."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import builtins
 import json
+import logging
 import os
 import socket
 import stat
@@ -15,10 +16,12 @@ from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 from ._client import client
-from ._errors import Closed, ConnectionError, Error, ProtocolError, TimeoutError, from_frame
+from ._errors import Closed, ConnectionError, Error, Invalid, ProtocolError, TimeoutError, from_frame
 
 PROTOCOL = 1
 """Version of the loader protocol that is spoken here."""
+SOCKET_PATH_BYTES_MAX = 107
+"""Longest path of a Unix socket, in bytes."""
 FRAME_BYTES_MAX = 16 << 20
 """Largest frame, in bytes, in either direction."""
 FDS_PER_FRAME_MAX = 64
@@ -27,7 +30,12 @@ HELD_FDS_MAX = 256
 """Most descriptors kept open for reuse per artifact. Those that `File.fileno` gave out come on top."""
 SIDE_IDLE_MAX = 4
 """Most further connections kept for waiting, per artifact, when nobody waits."""
+PATIENCE_SECONDS = 30.0
+"""How long a daemon that is away is waited for, unless WEIGHLOCK_CONNECT_PATIENCE says otherwise."""
+RETRY_PAUSE_SECONDS = 0.1
+"""Between two looks at whether it is back."""
 
+_log = logging.getLogger("weighlock")
 _FD = struct.Struct("=i")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(FDS_PER_FRAME_MAX * _FD.size)
 # Set on receipt, so that no other thread's exec can inherit a descriptor in between. (`socket.recv_fds` drops
@@ -49,6 +57,48 @@ def candidates(path: Union[str, os.PathLike, None] = None) -> List[str]:
         "/run/weighlock/loader.sock",
         os.path.join(data_home, "weighlock", "run", "loader.sock"),
     ]
+
+
+def patience_of(environment: Mapping[str, str]) -> float:
+    """Seconds for which a daemon that is away is waited for: it may be restarting."""
+    text = environment.get("WEIGHLOCK_CONNECT_PATIENCE", "").strip()
+    if not text:
+        return PATIENCE_SECONDS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise Invalid(
+            f"WEIGHLOCK_CONNECT_PATIENCE is {text!r}, which is no number of seconds",
+            "for example 60, or 0 to give up at once",
+        )
+    return seconds
+
+
+def connect_patiently(
+    path: Union[str, os.PathLike, None] = None,
+    timeout: Optional[float] = None,
+    patience: Optional[float] = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Connection:
+    """As `connect`; a daemon that is away is looked for again for `patience` seconds (None: as the environment says).
+    One that was never there is not waited for: where nobody named a place, a socket's directory must exist."""
+    patience = patience_of(os.environ) if patience is None else patience
+    until = time.monotonic() + patience
+    waiting = False
+    while True:
+        try:
+            return connect(path, timeout)
+        except ConnectionError as error:
+            named = path is not None or os.environ.get("WEIGHLOCK_SOCKET") or os.environ.get("WEIGHLOCK_DATA_DIR")
+            away = named or any(os.path.isdir(os.path.dirname(place)) for place in candidates(path))
+            if error.denied or not away or given_up() or time.monotonic() + RETRY_PAUSE_SECONDS > until:
+                raise
+            if not waiting:
+                waiting = True
+                _log.warning("%s; waits up to %g s for it", error.message, patience)
+            time.sleep(RETRY_PAUSE_SECONDS)
 
 
 def connect(path: Union[str, os.PathLike, None] = None, timeout: Optional[float] = None) -> Connection:
@@ -74,7 +124,10 @@ def connect(path: Union[str, os.PathLike, None] = None, timeout: Optional[float]
     hint = "start a daemon with `weighlock up`, or name its socket with WEIGHLOCK_SOCKET"
     if denied:
         hint = "the socket belongs to a group that this user is not in; " + hint
-    raise ConnectionError("no Weighlock daemon answers; looked at " + ", ".join(tried), hint)
+    error = ConnectionError("no Weighlock daemon answers; looked at " + ", ".join(tried), hint)
+    # Waiting does not help those who may not, or who name what can be no socket.
+    error.denied = denied or len(os.fsencode(place)) > SOCKET_PATH_BYTES_MAX
+    raise error
 
 
 def _connect(sock: socket.socket, place: str, timeout: Optional[float]) -> None:
@@ -113,6 +166,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket, path: str):
         self._sock = sock
+        self._timeout = sock.gettimeout()
         self.path = path
 
     def close(self) -> None:
@@ -131,11 +185,12 @@ class Connection:
         return self._sock.fileno() < 0
 
     def settimeout(self, timeout: Optional[float]) -> None:
+        self._timeout = timeout
         self._sock.settimeout(timeout)
 
-    def again(self) -> Connection:
-        """A new connection to the same daemon, as patient as this one."""
-        return connect(self.path, self._sock.gettimeout())
+    def again(self, given_up: Callable[[], bool] = lambda: False) -> Connection:
+        """A new connection to the same daemon, or to the one that takes its place after a restart."""
+        return connect_patiently(self.path, self._timeout, None, given_up)
 
     def send(self, message: Mapping[str, Any]) -> None:
         body = json.dumps(message, separators=(",", ":")).encode()
@@ -232,6 +287,7 @@ class Session:
         self._closed = False
         self._digest = ""
         self._name = ""
+        self._partial = False
         self._idle: List[Session] = []
         self.complete = True
         """Whether all files are known to be on this host."""
@@ -281,7 +337,14 @@ class Session:
         request: Dict[str, Any] = {"v": PROTOCOL, "op": "open", "ref": ref, "fds": "none", "client": client()}
         if partial:
             request["partial"] = True
-        self._exchange(request, on_frame)
+        with self._exchanging():
+            try:
+                self._talk(request, on_frame)
+            except ConnectionError as error:
+                # It was restarted under the open; the one that takes its place goes on with what it had fetched.
+                self._connect_again(error)
+                self._talk(request, on_frame)
+        self._partial = partial
         self._digest = str(opened.get("digest"))
         self._name = ref.split("@", 1)[0].rsplit(":", 1)[0]
         # A daemon that knows nothing of partial opens has waited until all was here.
@@ -296,7 +359,7 @@ class Session:
                 raise _closed()
             if self._idle:
                 return self._idle.pop()
-            connection = self._connection.again()
+            connection = self._connection.again(lambda: self._closed)
         side = Session(connection)
         try:
             side.open(f"{self._name}@{self._digest}", None, partial=True)
@@ -317,8 +380,9 @@ class Session:
                 inode.append(inode_of(frame))
             return bool(inode)
 
+        request = {"op": "wait", "digest": self._digest, "path": path, "ranges": ranges}
         try:
-            side._exchange({"op": "wait", "digest": self._digest, "path": path, "ranges": ranges}, on_frame)
+            side._lasting(lambda: side._talk(request, on_frame))
         except Error:
             # An error frame leaves the connection usable.
             self._give_back(side)
@@ -339,13 +403,23 @@ class Session:
     def follow(self, paths: List[str]) -> Iterator[Dict[str, Any]]:
         """Raw `ranges` and `progress` frames until all of the files at `paths` is ready. For a connection of its own
         (see `side`): who stops listening must close it."""
-        with self._exchanging():
-            self._connection.send({"op": "follow", "digest": self._digest, "paths": paths})
+        begun = False
         while True:
             with self._exchanging():
                 if self._closed:
                     return
-                frame, _fds = self._connection.receive()
+                try:
+                    if not begun:
+                        self._connection.send({"op": "follow", "digest": self._digest, "paths": paths})
+                        begun = True
+                    frame, _fds = self._connection.receive()
+                except ConnectionError as error:
+                    if self._closed:
+                        return
+                    # What was told before is told again; that is harmless.
+                    self._open_again(error)
+                    begun = False
+                    continue
             if frame["event"] == "error":
                 raise from_frame(frame)
             if frame["event"] == "complete":
@@ -403,13 +477,48 @@ class Session:
                 got[name] = fd
             return len(got) == len(wanted)
 
-        with self._exchanging():
+        def ask() -> None:
+            got.clear()
             self._talk({"op": "fds", "digest": self._digest, "paths": paths}, on_frame)
+
+        with self._exchanging():
+            self._lasting(ask, locked=True)
             for path, fd in got.items():
                 self._held[path] = fd
             while len(self._held) > HELD_FDS_MAX:
                 self._held.popitem(last=False)
         return got
+
+    def _lasting(self, ask: Callable[[], None], locked: bool = False) -> None:
+        """Asks, and asks once more after opening the artifact again where the daemon was restarted."""
+        if not locked:
+            with self._exchanging():
+                return self._lasting(ask, locked=True)
+        try:
+            ask()
+        except ConnectionError as error:
+            self._open_again(error)
+            ask()
+
+    def _open_again(self, error: ConnectionError) -> None:
+        """A lease for the same digest, and so the same bytes, on a new connection. Descriptors and mappings last."""
+        if not self._digest:
+            raise error
+        self._connect_again(error)
+        request: Dict[str, Any] = {"v": PROTOCOL, "op": "open", "ref": f"{self._name}@{self._digest}", "fds": "none"}
+        request["client"] = client()
+        if self._partial:
+            request["partial"] = True
+        self._talk(request, lambda frame, _fds: frame["event"] == "opened")
+
+    def _connect_again(self, error: ConnectionError) -> None:
+        if self._closed or not patience_of(os.environ):
+            raise error
+        self._connection.close()
+        try:
+            self._connection = self._connection.again(lambda: self._closed)
+        except ConnectionError:
+            raise error from None
 
     def _exchange(self, request: Mapping[str, Any], on_frame: Callable) -> None:
         with self._exchanging():

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weighlock_protocol::statement::Ledger;
+use weighlock_protocol::statement::{Ledger, Member};
 use weighlock_protocol::{Artifact, KeyId, ManifestDigest};
 
 use super::{artifact, tags};
@@ -25,7 +25,8 @@ pub(in super::super) async fn hosts(node: &Arc<Node>, name: &str) -> Result<Roll
     let artifact = artifact(name)?;
     let connected: BTreeSet<KeyId> =
         node.control.peers().await.unwrap_or_default().into_iter().map(|peer| peer.key).collect();
-    let members: Vec<_> = node.facts.ledger().members(now()).collect();
+    let listed = |member: &Member| !node.forgotten.contains(&member.key);
+    let members: Vec<_> = node.facts.ledger().members(now()).filter(listed).collect();
     let mut asked = tokio::task::JoinSet::new();
     for host in connected.iter().filter(|host| members.iter().any(|member| member.key == **host)) {
         let (control, host, artifact) = (node.control.clone(), *host, artifact.clone());

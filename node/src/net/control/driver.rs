@@ -270,6 +270,16 @@ impl ControlDriver {
                     self.dial_due(Instant::now());
                 }
             }
+            Command::Forget(host, reply) => {
+                self.hosts.hide(&host);
+                if let Some(peer) = peer_id(host) {
+                    self.nearby.remove(&peer);
+                    self.peers.forget(&peer);
+                    self.route(peer);
+                }
+                self.tell(Some(ControlEvent::HostChanged(host)));
+                let _ = reply.send(());
+            }
             Command::Publish(statements, manifest) => self.publish(statements, manifest),
             Command::Announce(record, reply) => {
                 let _ = reply.send(self.announce(*record));

@@ -183,6 +183,7 @@ pub(super) struct Counters {
 pub(super) enum Command {
     SetMembers(BTreeSet<KeyId>, oneshot::Sender<()>),
     Dial(KeyId, Vec<SocketAddr>),
+    Forget(KeyId, oneshot::Sender<()>),
     Publish(Vec<Vec<u8>>, Option<Vec<u8>>),
     Announce(Box<HostRecord>, oneshot::Sender<Result<(), HostRecordError>>),
     Request(PeerId, Request, oneshot::Sender<Result<Response, RequestError>>),
@@ -225,6 +226,11 @@ impl ControlHandle {
     /// and again with growing pauses.
     pub async fn dial(&self, host: KeyId, addrs: Vec<SocketAddr>) -> Result<(), ControlError> {
         self.tell(Command::Dial(host, addrs)).await
+    }
+
+    /// Drops the record and all addresses of a host that is gone; it is not dialled until it speaks again.
+    pub async fn forget(&self, host: KeyId) -> Result<(), ControlError> {
+        self.ask(|reply| Command::Forget(host, reply)).await
     }
 
     /// Pushes statements to everyone. They must be committed already: who is not connected now gets them

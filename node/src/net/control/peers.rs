@@ -129,6 +129,15 @@ impl Peers {
         changed
     }
 
+    /// Drops all addresses of a peer that is not connected.
+    pub(super) fn forget(&mut self, peer: &PeerId) {
+        if let Some(known) = self.known.get_mut(peer).filter(|known| known.connections.is_empty()) {
+            known.addrs.clear();
+            known.failures = 0;
+            known.next_dial = None;
+        }
+    }
+
     /// All addresses of a peer for both transports, best first.
     pub(super) fn addrs(&self, peer: &PeerId) -> Vec<Multiaddr> {
         let mut all: Vec<SocketAddr> = Vec::new();
@@ -329,6 +338,11 @@ mod tests {
         peers.failed(&m, at(1));
         assert!(peers.due(at(2)).is_empty(), "the pause doubled");
         assert_eq!(peers.due(at(3)), vec![m]);
+        peers.failed(&m, at(3));
+        peers.forget(&m);
+        assert!(peers.due(at(60)).is_empty() && peers.addrs(&m).is_empty(), "forgotten");
+        peers.learn(m, Source::Heard, [addr]);
+        assert_eq!(peers.due(at(60)), vec![m], "it was heard again");
         let both = peers.set_members(&BTreeSet::from([stranger]));
         assert_eq!(both, Admission { allow: vec![s], deny: vec![m] });
         assert_eq!(peers.due(at(3)), vec![s], "told of before it became a member");

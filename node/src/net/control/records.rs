@@ -114,6 +114,17 @@ impl HostTable {
         gone
     }
 
+    /// Hides the record of another host until there is a newer one.
+    pub(super) fn hide(&mut self, host: &KeyId) {
+        if *host == self.own {
+            return;
+        }
+        if let Some(entry) = self.entries.get_mut(host) {
+            entry.expired = true;
+            self.publish();
+        }
+    }
+
     /// Our own signed record, if one was announced.
     pub(super) fn own(&self) -> Option<SignedHostRecord> {
         Some(self.entries.get(&self.own)?.signed.clone())
@@ -187,6 +198,13 @@ mod tests {
         assert_eq!(table.telling(host, at(32)).len(), 1, "its own old record, so that it can go beyond");
         assert_eq!(table.hear(signed(&peer, 6, false), at(32)), Ok(Outcome::Newer(host)));
         assert_eq!(seen.borrow().len(), 1);
+        table.hide(&host);
+        assert!(seen.borrow().is_empty(), "it is forgotten");
+        assert_eq!(
+            table.hear(signed(&peer, 6, false), at(32)),
+            Ok(Outcome::Nothing),
+            "others pass on what was known"
+        );
         assert_eq!(table.hear(signed(&peer, 7, true), at(33)), Ok(Outcome::Newer(host)));
         assert!(seen.borrow().is_empty(), "it left");
     }

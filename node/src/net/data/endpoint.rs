@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
+use weighlock_protocol::wire::capability;
 use weighlock_protocol::wire::data::{ALPN_DATA, ALPN_JOIN, HELLO_BYTES_MAX, Hello, close};
 use weighlock_protocol::wire::join::{JOIN_ANSWER_BYTES_MAX, JOIN_REQUEST_BYTES_MAX};
 use weighlock_protocol::{ClusterId, KeyId};
@@ -359,7 +360,7 @@ impl DataPlane {
         let hello = Hello {
             version: 1,
             cluster: self.inner.cluster,
-            capabilities: 0,
+            capabilities: capability::OURS,
             software: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let say = async {

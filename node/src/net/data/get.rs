@@ -20,6 +20,9 @@ use super::inflow::{Inflow, Plan};
 /// Longest wait for a peer to take a question about what it has.
 const ASK_MAX: Duration = Duration::from_secs(10);
 
+/// Longest wait to tell a peer that it sent wrong bytes.
+const DOUBT_MAX: Duration = Duration::from_secs(1);
+
 /// Why a range did not arrive.
 #[derive(Debug, thiserror::Error)]
 pub enum GetError {
@@ -209,6 +212,16 @@ pub struct Declared<T> {
 pub async fn observe(connection: &Connection, layer: LayerId) -> Result<Declared<ObserveItem>, GetError> {
     let recv = ask(connection, &Request::Observe { layer }).await?;
     Ok(Declared { recv, parse: ObserveItem::parse })
+}
+
+/// Tells a peer that bytes of a layer that it sent failed verification, so that it looks at its own copy. Without
+/// effect on one that does not know this.
+pub async fn doubt(connection: &Connection, layer: LayerId, error: &DecodeError) {
+    let at = match error {
+        DecodeError::Parent { start, .. } | DecodeError::Leaf { start, .. } => *start,
+        DecodeError::Length { .. } => return,
+    };
+    let _ = within(DOUBT_MAX, open(connection, &Request::Doubt { layer, at }.encode())).await;
 }
 
 impl<T> Declared<T> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use buffers::Buffers;
 pub use endpoint::{DataPlane, Doors, JoinDoor};
-pub use get::{Declared, GetError, GetOptions, Got, get, observe};
+pub use get::{Declared, GetError, GetOptions, Got, doubt, get, observe};
 pub use link::{open_link, read_frame, refuse_link};
 pub use serve::{Pass, Possession, serve_stream};
 pub use tree::tree;

@@ -46,6 +46,8 @@ pub trait Possession: Send + Sync + 'static {
     fn admit(&self, _peer: KeyId, _layer: LayerId, _groups: Range<u64>) -> BoxFuture<'static, Option<Pass>> {
         Box::pin(std::future::ready(Some(Pass::new(|_, _| {}))))
     }
+    /// A peer says that bytes of a layer that came from here fail verification.
+    fn doubted(&self, _peer: KeyId, _layer: LayerId, _at: u64) {}
     /// A peer wants to be this host's neighbour in a manifest's swarm.
     fn link(&self, _peer: KeyId, _manifest: ManifestDigest, send: SendStream, recv: RecvStream) {
         refuse_link(send, recv);
@@ -138,6 +140,10 @@ pub async fn serve_stream(
         Ok(Request::Observe { layer }) => {
             let _ = send.set_priority(PRIORITY_SHORT);
             observe(possession, layer, &mut send).await.map(|()| 0)
+        }
+        Ok(Request::Doubt { layer, at }) => {
+            possession.doubted(peer, layer, at);
+            Ok(0)
         }
         Ok(Request::Link { .. }) => Err(refuse("it was answered above")),
         Err(RequestError::Unsupported(what)) => {

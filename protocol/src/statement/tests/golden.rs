@@ -1,4 +1,4 @@
-//! One envelope of every kind, byte for byte: what this release signed, every later one must read.
+//! One envelope of every kind, byte for byte: what release 0.1.0 signed, every later one must read.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::*;
 
 fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{name}.json"))
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/0.1.0").join(format!("{name}.json"))
 }
 
 fn made() -> (ClusterId, Vec<(&'static str, Envelope)>) {

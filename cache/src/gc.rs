@@ -1,0 +1,224 @@
+//! Letting go: artifacts that may go, and what nobody needs. Who decides is not here.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use weighlock_protocol::manifest::Manifest;
+use weighlock_protocol::{LayerId, ManifestDigest};
+
+use crate::artifacts::layer_ids;
+use crate::error::{StoreError, at};
+use crate::fs;
+use crate::layers::partial::PartialPaths;
+use crate::room::taken;
+use crate::store::Store;
+use crate::usage::{mtime, now};
+
+/// What kind of thing nobody needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GarbageKind {
+    /// A damaged layer that was set aside.
+    Quarantined,
+    /// A begun layer that no held artifact has.
+    Partial,
+    /// A sealed layer that no held artifact has.
+    Layer,
+    /// A directory of an artifact that nobody asked for lately.
+    View,
+}
+
+/// Something that nobody needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Garbage {
+    /// What it is.
+    pub kind: GarbageKind,
+    /// Its name: of a layer, or of a manifest's digest.
+    pub name: String,
+    /// Bytes that removing it frees.
+    pub bytes: u64,
+    /// It goes now; otherwise it goes when room is needed.
+    pub due: bool,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Removes what this host holds of an artifact, unless it is leased or pinned: then nothing changes and the answer is
+    /// `None`.
+    /// Otherwise the bytes freed. Files that are open stay readable.
+    ///
+    /// # Errors
+    /// [`StoreError::NoManifest`]; the database failed or an io error.
+    pub fn evict(&self, digest: &ManifestDigest) -> Result<Option<u64>, StoreError> {
+        let change = self.change_lock();
+        let Some(going) = self.leases_book().going(*digest) else {
+            return Ok(None);
+        };
+        if self.meta().is_pinned(digest)? {
+            return Ok(None);
+        }
+        let gone = self.drop_artifact(digest)?;
+        // From here on whoever opens it finds it missing and fetches it; the bytes go meanwhile.
+        drop((going, change));
+        self.remove_gone(gone).map(Some)
+    }
+
+    /// What nobody needs: damaged layers that were set aside, layers of no held artifact, directories that are idle.
+    ///
+    /// # Errors
+    /// The database failed or an io error.
+    pub fn garbage(&self) -> Result<Vec<Garbage>, StoreError> {
+        let (now, config, layout) = (now(), self.config(), self.layout());
+        let age = |path: &PathBuf| now.saturating_sub(mtime(path));
+        let mut found = Vec::new();
+        let mut aside: Vec<PathBuf> = entries(&layout.quarantine())?;
+        aside.sort_by_key(|path| std::cmp::Reverse(mtime(path)));
+        let mut kept = 0u64;
+        for path in aside {
+            let bytes = fs::path_bytes(&path)?;
+            let old = age(&path) > config.quarantine_keep_s;
+            let due = old || kept.saturating_add(bytes) > config.quarantine_bytes_max;
+            kept = kept.saturating_add(if due { 0 } else { bytes });
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            found.push(Garbage { kind: GarbageKind::Quarantined, name, bytes, due, path });
+        }
+        let (wanted, complete) = self.wanted_layers()?;
+        for (id, size) in self.partials()? {
+            let path = PartialPaths::new(&layout.partial(), &id).have;
+            if !wanted.contains(&id) && !self.is_live(&id) {
+                let due = age(&path) > config.partial_keep_s;
+                let (kind, name) = (GarbageKind::Partial, id.hex());
+                found.push(Garbage { kind, name, bytes: taken(size), due, path });
+            }
+        }
+        for (id, info) in self.layers()? {
+            if !wanted.contains(&id) {
+                let path = layout.layer(&id);
+                let due = age(&path) > config.partial_keep_s;
+                let (kind, name) = (GarbageKind::Layer, id.hex());
+                found.push(Garbage { kind, name, bytes: taken(info.size), due, path });
+            }
+        }
+        for path in entries(&layout.views())? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let digest = format!("sha256:{name}").parse::<ManifestDigest>();
+            let Ok(digest) = digest else { continue };
+            if self.view_used(&digest).is_some_and(|used| now.saturating_sub(used) <= config.view_keep_s) {
+                continue;
+            }
+            let bytes = if crate::materialise::is_shared(&path) { 0 } else { fs::dir_bytes(&path)? };
+            let due = !complete.contains(&digest);
+            found.push(Garbage { kind: GarbageKind::View, name, bytes, due, path });
+        }
+        Ok(found)
+    }
+
+    /// Removes something that nobody needs, if that is still so. Returns the bytes freed.
+    ///
+    /// # Errors
+    /// The database failed or an io error.
+    pub fn sweep(&self, one: &Garbage) -> Result<u64, StoreError> {
+        match one.kind {
+            GarbageKind::Quarantined => {
+                if one.path.is_dir() {
+                    fs::remove_dir(&one.path)?
+                } else {
+                    fs::remove_file(&one.path)?
+                }
+            }
+            GarbageKind::View => {
+                let _views = self.view_lock();
+                let trash = self.temp_path("view");
+                match std::fs::rename(&one.path, &trash) {
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+                    moved => moved.map_err(at(&one.path, "move away"))?,
+                }
+                fs::remove_dir(&trash)?;
+            }
+            GarbageKind::Partial | GarbageKind::Layer => {
+                let Ok(id) = one.name.parse::<LayerId>() else { return Ok(0) };
+                let change = self.change_lock();
+                if self.wanted_layers()?.0.contains(&id) {
+                    return Ok(0);
+                }
+                if one.kind == GarbageKind::Partial {
+                    if self.is_live(&id) {
+                        return Ok(0);
+                    }
+                    self.remove_partial(&id)?;
+                } else {
+                    let gone = self.drop_layers(&BTreeSet::from([id]), None)?;
+                    drop(change);
+                    return self.remove_gone(gone);
+                }
+            }
+        }
+        Ok(one.bytes)
+    }
+
+    /// Forgets an artifact and its layers that no other held artifact has. The caller holds the change lock.
+    pub(crate) fn drop_artifact(&self, digest: &ManifestDigest) -> Result<Gone, StoreError> {
+        let bytes = self.manifest(digest)?.ok_or(StoreError::NoManifest(*digest))?;
+        let mut ids: BTreeSet<LayerId> = layer_ids(&Manifest::parse(&bytes)?);
+        for other in self.held()?.into_iter().filter(|other| other != digest) {
+            if let Some(bytes) = self.manifest(&other)? {
+                let used = layer_ids(&Manifest::parse(&bytes)?);
+                ids.retain(|id| !used.contains(id));
+            }
+        }
+        let mut gone = self.drop_layers(&ids, Some(digest))?;
+        self.forget_used(digest);
+        for id in &ids {
+            gone.freed = gone.freed.saturating_add(self.partial_size(id)?);
+            self.remove_partial(id)?;
+        }
+        let view = self.layout().views().join(digest.hex());
+        if view.exists() {
+            let _views = self.view_lock();
+            let trash = self.temp_path("view");
+            std::fs::rename(&view, &trash).map_err(at(&view, "move away"))?;
+            gone.dirs.push(trash);
+        }
+        Ok(gone)
+    }
+
+    /// Layers of held artifacts, and the held artifacts that are complete.
+    fn wanted_layers(&self) -> Result<(BTreeSet<LayerId>, BTreeSet<ManifestDigest>), StoreError> {
+        let (mut wanted, mut complete) = (BTreeSet::new(), BTreeSet::new());
+        for digest in self.held()? {
+            if let Some(bytes) = self.manifest(&digest)? {
+                let manifest = Manifest::parse(&bytes)?;
+                if self.manifest_complete(&manifest)? {
+                    complete.insert(digest);
+                }
+                wanted.extend(layer_ids(&manifest));
+            }
+        }
+        Ok((wanted, complete))
+    }
+
+    fn partial_size(&self, id: &LayerId) -> Result<u64, StoreError> {
+        let path = PartialPaths::new(&self.layout().partial(), id).have;
+        if !path.exists() {
+            return Ok(0);
+        }
+        Ok(crate::layers::partial::PartialLayer::peek(&path)?.map_or(0, |header| taken(header.size)))
+    }
+}
+
+/// Files that no record names any more, moved out of the way.
+#[derive(Debug, Default)]
+pub(crate) struct Gone {
+    pub(crate) layers: Vec<LayerId>,
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) dirs: Vec<PathBuf>,
+    pub(crate) freed: u64,
+}
+
+fn entries(dir: &PathBuf) -> Result<Vec<PathBuf>, StoreError> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(at(dir, "list"))? {
+        paths.push(entry.map_err(at(dir, "list"))?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}

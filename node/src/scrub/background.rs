@@ -1,0 +1,191 @@
+//! The two tasks: one reads what is due, slowly, and remembers how far it is; one reads what peers doubt.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+use weighlock_cache::Scrubbed;
+use weighlock_protocol::LayerId;
+
+use super::{Doubt, heal};
+use crate::cluster::now;
+use crate::daemon::Node;
+use crate::error::{Error, Result};
+use crate::fetch::blocking;
+
+/// Store setting: how far the layer is that is being read.
+const SETTING_POSITION: &str = "scrub_position";
+/// How often that is written down.
+const REMEMBER: Duration = Duration::from_secs(60);
+/// Pause while nothing is due.
+const LOOK: Duration = Duration::from_secs(60);
+/// Pause after a block that a peer doubted.
+const DOUBT_REST: Duration = Duration::from_millis(200);
+/// A fetch, or somebody who opens something, goes first, but does not hold up one block for longer.
+const YIELD_MAX: Duration = Duration::from_secs(30);
+/// An open that was so recent is still being read.
+const OPEN_RECENT: Duration = Duration::from_secs(5);
+const NAP: Duration = Duration::from_millis(100);
+
+#[derive(Serialize, Deserialize)]
+struct Position {
+    layer: LayerId,
+    at: u64,
+}
+
+/// Reads what is due until the daemon stops.
+pub(crate) async fn run(node: Arc<Node>) {
+    loop {
+        let worker = node.clone();
+        let read = blocking(move || next(&worker)).await;
+        let pause = match read {
+            Ok(Some((layer, Scrubbed::Damaged(_)))) => {
+                node.fetcher.note_change();
+                heal::begin(&node, &[layer]).await;
+                NAP
+            }
+            Ok(Some(_)) => NAP,
+            Ok(None) => LOOK,
+            Err(e) => {
+                warn!(error = %e, "scrubbing failed; trying again later");
+                LOOK
+            }
+        };
+        tokio::select! {
+            () = node.stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Reads blocks that peers doubt, until the daemon stops.
+pub(crate) async fn doubts(node: Arc<Node>, mut heard: mpsc::Receiver<Doubt>) {
+    loop {
+        let doubt = tokio::select! {
+            () = node.stop.cancelled() => return,
+            Some(doubt) = heard.recv() => doubt,
+        };
+        let Doubt { peer, layer, at } = doubt;
+        info!(%peer, %layer, at, "a peer says that bytes from here fail verification; reading them again");
+        let store = node.store.clone();
+        match blocking(move || store.scrub_at(&layer, at).map_err(Error::from)).await {
+            Ok(scrubbed) => {
+                node.scrubber.found(&layer, &scrubbed);
+                match scrubbed {
+                    Scrubbed::Damaged(_) => {
+                        node.fetcher.note_change();
+                        heal::begin(&node, &[layer]).await;
+                    }
+                    Scrubbed::Gone => {}
+                    // Those bytes are right; the rest is looked at before its time.
+                    Scrubbed::Whole { .. } | Scrubbed::Stopped { .. } => node.scrubber.suspect(layer),
+                }
+            }
+            Err(e) => warn!(%layer, error = %e, "a doubted layer cannot be read"),
+        }
+        tokio::time::sleep(DOUBT_REST).await;
+    }
+}
+
+/// Blocking: reads the layer that is due most, if one is.
+fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
+    let settings = &node.config.integrity;
+    let layers = node.store.layers().map_err(Error::from)?;
+    let total: u64 = layers.iter().map(|(_, info)| info.size).sum();
+    let period_s = settings.scrub_days.saturating_mul(86_400);
+    let position: Option<Position> = node.store.setting(SETTING_POSITION).map_err(Error::from)?;
+    let begun = position.filter(|_| period_s > 0);
+    let begun = begun.filter(|begun| layers.iter().any(|(id, _)| *id == begun.layer));
+    let (layer, from) = if let Some(suspect) = node.scrubber.next_suspect() {
+        (suspect, 0)
+    } else if let Some(begun) = begun {
+        (begun.layer, begun.at)
+    } else {
+        let proven: Vec<(LayerId, u64)> = layers.iter().map(|(id, info)| (*id, info.proven_s)).collect();
+        match due(&proven, period_s, now().0) {
+            Some(layer) => (layer, 0),
+            None => return Ok(None),
+        }
+    };
+    let rate = bytes_per_s(settings.scrub_bytes_per_s, total, period_s);
+    debug!(%layer, from, rate, "reading a layer again");
+    let (mut at, mut remembered) = (from, Instant::now());
+    let mut pace = |bytes: u64| {
+        node.scrubber.count_read(bytes);
+        at += bytes;
+        if remembered.elapsed() > REMEMBER {
+            remembered = Instant::now();
+            remember(node, Some(&Position { layer, at }));
+        }
+        rest(node, Duration::from_secs_f64(bytes as f64 / rate as f64))
+    };
+    let scrubbed = node.store.scrub(&layer, from, &mut pace).map_err(Error::from)?;
+    match scrubbed {
+        Scrubbed::Stopped { at } => remember(node, Some(&Position { layer, at })),
+        _ => remember(node, None),
+    }
+    node.scrubber.found(&layer, &scrubbed);
+    Ok(Some((layer, scrubbed)))
+}
+
+/// Sleeps as long as the rate asks for, and while others need the disk. False when the daemon stops.
+fn rest(node: &Node, pause: Duration) -> bool {
+    let since = Instant::now();
+    loop {
+        let busy = !node.fetcher.running().is_empty() || node.leases.taken_within(OPEN_RECENT);
+        let until = if busy { pause.max(YIELD_MAX) } else { pause };
+        let Some(left) = until.checked_sub(since.elapsed()) else { return !node.stop.is_cancelled() };
+        if node.stop.is_cancelled() {
+            return false;
+        }
+        std::thread::sleep(left.min(NAP));
+    }
+}
+
+fn remember(node: &Node, position: Option<&Position>) {
+    if let Err(e) = node.store.set_setting(SETTING_POSITION, position) {
+        debug!(error = %e, "how far scrubbing is was not written down");
+    }
+}
+
+/// The layer that was proven longest ago, if that is half of the period or more: the other half is for reading, so that
+/// all are done in time.
+fn due(proven: &[(LayerId, u64)], period_s: u64, now_s: u64) -> Option<LayerId> {
+    let before = now_s.saturating_sub(period_s / 2);
+    let due = proven.iter().filter(|(_, at)| period_s > 0 && *at <= before);
+    due.min_by_key(|(_, at)| *at).map(|(layer, _)| *layer)
+}
+
+/// As configured, or so much that all is read in half of the period.
+fn bytes_per_s(configured: u64, total_bytes: u64, period_s: u64) -> u64 {
+    let needed = total_bytes.checked_div(period_s / 2).unwrap_or(0);
+    configured.max(needed).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_S: u64 = 86_400;
+
+    #[test]
+    fn what_was_proven_longest_ago_is_read_first_and_nothing_before_half_of_the_period() {
+        let layer = |n: u8| LayerId([n; 32]);
+        let now = 1000 * DAY_S;
+        let proven = [(layer(1), now - 16 * DAY_S), (layer(2), now - 20 * DAY_S), (layer(3), now - DAY_S)];
+        assert_eq!(due(&proven, 30 * DAY_S, now), Some(layer(2)));
+        assert_eq!(due(&proven[2..], 30 * DAY_S, now), None);
+        assert_eq!(due(&proven, 0, now), None, "off");
+        // A clock that was set back makes nothing due, and nothing panics.
+        assert_eq!(due(&proven, 30 * DAY_S, 5), None);
+    }
+
+    #[test]
+    fn a_store_too_large_for_the_rate_is_read_faster() {
+        assert_eq!(bytes_per_s(16 << 20, 1 << 40, 30 * DAY_S), 16 << 20, "1 TiB takes 18 hours");
+        assert_eq!(bytes_per_s(16 << 20, (15 * DAY_S) << 30, 30 * DAY_S), 1 << 30);
+        assert_eq!(bytes_per_s(16 << 20, 1 << 40, 0), 16 << 20);
+    }
+}

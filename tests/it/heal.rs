@@ -1,0 +1,185 @@
+//! Bytes that went bad on one host's disk: kept from every door, healed from other hosts, told.
+
+use std::fs::{self, File, FileTimes, Permissions};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use weighlock_tests::host::{number, string, text};
+use weighlock_tests::wait::until;
+use weighlock_tests::{Host, Lab, checkpoint, http};
+
+const MODEL: &str = "acme/model:1.0.0";
+const BYTES: u64 = 20 << 20;
+const FILE: &str = "model.safetensors";
+
+/// Two hosts that hold the model, and where it came from.
+fn pair(lab: &Lab) -> (Host, Host, PathBuf) {
+    let source = lab.path("source");
+    checkpoint::single(&source.join(FILE), 7, BYTES);
+    let alpha = lab.founder("alpha");
+    alpha.add(&source, MODEL);
+    let beta = lab.joined("beta", &alpha);
+    beta.hears_of(MODEL);
+    beta.ok(&["pull", MODEL]);
+    (alpha, beta, source)
+}
+
+/// Where a host keeps the layer of the model's file.
+fn layer(host: &Host) -> PathBuf {
+    let inspected = host.ok(&["inspect", MODEL]);
+    let files = inspected["files"].as_array().expect("files");
+    let file = files.iter().find(|file| file["path"] == FILE).expect("the model's file");
+    let hex = string(&file["blake3"]);
+    host.data_dir.join("layers").join(&hex[..2]).join(hex)
+}
+
+/// Changes one bit, and the time if not `silent`.
+fn flip(host: &Host, at: u64, silent: bool) {
+    let path = layer(host);
+    fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("opened");
+    let file = File::options().read(true).write(true).open(&path).expect("opened");
+    let mtime = file.metadata().and_then(|meta| meta.modified()).expect("a time");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("read");
+    file.write_all_at(&[byte[0] ^ 4], at).expect("written");
+    let mtime = if silent { mtime } else { mtime + Duration::from_secs(1) };
+    file.set_times(FileTimes::new().set_modified(mtime)).expect("set");
+    file.sync_all().expect("synced");
+}
+
+fn is_whole(host: &Host, source: &std::path::Path) -> bool {
+    fs::read(layer(host)).ok() == fs::read(source.join(FILE)).ok()
+}
+
+fn measured(host: &Host, name: &str) -> u64 {
+    http::metrics(host.http())[name] as u64
+}
+
+#[test]
+fn a_silent_flip_is_found_by_scrub_and_healed_from_a_peer_group_by_group() {
+    let lab = Lab::new();
+    let (_alpha, beta, source) = pair(&lab);
+    let clean = beta.ok(&["scrub"]);
+    assert_eq!(clean["damaged"].as_array().map(Vec::len), Some(0), "{clean}");
+    assert!(number(&clean["bytes"]) >= BYTES, "{clean}");
+    flip(&beta, 9_000_000, true);
+    let before = measured(&beta, "weighlock_fetched_bytes_total");
+    let scrubbed = beta.ok(&["scrub", MODEL]);
+    let row = &scrubbed["damaged"][0];
+    assert!(row["bad_groups"] == 1 && row["healed"] == true, "{scrubbed}");
+    assert!(is_whole(&beta, &source));
+    let fetched = measured(&beta, "weighlock_fetched_bytes_total") - before;
+    assert_eq!(fetched, 16_384, "one group came over the network");
+    assert_eq!(measured(&beta, "weighlock_scrub_damaged_layers_total"), 1);
+    assert_eq!(measured(&beta, "weighlock_scrub_damaged_groups_total"), 1);
+    assert_eq!(measured(&beta, "weighlock_healed_layers_total"), 1);
+    assert_eq!(measured(&beta, "weighlock_quarantined_layers"), 0);
+    let status = beta.ok(&["status"]);
+    assert_eq!(status["integrity"]["healed"], 1, "{status}");
+    assert_eq!(status["alarms"].as_array().map(Vec::len), Some(0), "{status}");
+    let log = beta.log();
+    assert!(log.contains("scrub found a damaged layer") && log.contains("are whole again"), "{log}");
+}
+
+#[test]
+fn what_nobody_has_stays_set_aside_with_an_alarm_and_heals_when_somebody_comes() {
+    let lab = Lab::new();
+    let (mut alpha, beta, source) = pair(&lab);
+    assert!(alpha.term().success());
+    flip(&beta, 5, true);
+    let ran = beta.run(&["scrub"]);
+    assert_eq!(ran.code, Some(7), "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains("1 layer stays damaged"), "{}", ran.stderr);
+    let status = beta.ok(&["status"]);
+    assert!(string(&status["alarms"][0]).contains("damaged on this disk"), "{status}");
+    assert_eq!(measured(&beta, "weighlock_quarantined_layers"), 1);
+    assert!(!layer(&beta).exists());
+    alpha.start();
+    until("the layer is healed by itself", || is_whole(&beta, &source).then_some(()));
+    until("nothing is damaged any more", || {
+        (beta.ok(&["status"])["integrity"]["damaged"].as_array().map(Vec::len) == Some(0)).then_some(())
+    });
+}
+
+#[test]
+fn no_door_hands_out_what_was_touched_and_each_heals_it() {
+    let lab = Lab::new();
+    let (_alpha, beta, source) = pair(&lab);
+    let expected = fs::read(source.join(FILE)).expect("read");
+    let doors: [(&str, &dyn Fn() -> Vec<u8>); 3] = [
+        ("loader", &|| {
+            let mut loader = beta.loader();
+            let mut opened = loader.open(MODEL).expect("it opens");
+            let mut bytes = Vec::new();
+            opened.files.get_mut(FILE).expect("a descriptor").read_to_end(&mut bytes).expect("read");
+            bytes
+        }),
+        ("pull", &|| {
+            let to = lab.path("pulled");
+            beta.ok(&["pull", MODEL, "--to", &text(&to)]);
+            fs::read(to.join(FILE)).expect("read")
+        }),
+        ("path", &|| {
+            let viewed = beta.ok(&["path", MODEL]);
+            fs::read(PathBuf::from(string(&viewed["path"])).join(FILE)).expect("read")
+        }),
+    ];
+    for (i, (name, door)) in doors.into_iter().enumerate() {
+        flip(&beta, 1_000_000 + i as u64, false);
+        assert!(door() == expected, "{name} handed out wrong bytes");
+        assert!(is_whole(&beta, &source), "{name}");
+        assert_eq!(measured(&beta, "weighlock_healed_layers_total"), i as u64 + 1, "{name}");
+    }
+    // A view of its own that was touched is made anew.
+    let view = PathBuf::from(string(&beta.ok(&["path", MODEL])["path"])).join(FILE);
+    fs::set_permissions(&view, Permissions::from_mode(0o644)).expect("opened");
+    let file = File::options().write(true).open(&view).expect("opened");
+    file.write_all_at(b"wrong", 500_000).expect("written");
+    let again = PathBuf::from(string(&beta.ok(&["path", MODEL])["path"])).join(FILE);
+    assert!(fs::read(again).expect("read") == expected, "the view");
+}
+
+#[test]
+fn under_always_a_silent_flip_is_not_handed_out_either() {
+    let lab = Lab::new();
+    let (_alpha, mut beta, source) = pair(&lab);
+    beta.configure("[integrity]\nverify_on_read = \"always\"\n");
+    assert!(beta.term().success());
+    beta.start();
+    let expected = fs::read(source.join(FILE)).expect("read");
+    flip(&beta, 3_000_000, true);
+    let mut opened = beta.loader().open(MODEL).expect("it opens");
+    let mut bytes = Vec::new();
+    opened.files.get_mut(FILE).expect("a descriptor").read_to_end(&mut bytes).expect("read");
+    assert!(bytes == expected, "the loader got wrong bytes");
+    flip(&beta, 3_000_001, true);
+    let viewed = beta.ok(&["path", MODEL]);
+    let bytes = fs::read(PathBuf::from(string(&viewed["path"])).join(FILE)).expect("read");
+    assert!(bytes == expected, "the view has wrong bytes");
+    assert_eq!(measured(&beta, "weighlock_healed_layers_total"), 2);
+}
+
+#[test]
+fn who_got_wrong_bytes_says_so_and_the_accused_looks_and_heals() {
+    let lab = Lab::new();
+    let (mut alpha, beta, source) = pair(&lab);
+    let gamma = lab.joined("gamma", &alpha);
+    gamma.hears_of(MODEL);
+    // Only the rotten copy is there to fetch from.
+    flip(&beta, 7_000_000, true);
+    assert!(alpha.term().success());
+    let pull = gamma.command().args(["pull", MODEL]).spawn();
+    let mut pull = pull.expect("the program runs");
+    until("the accused hears of it", || (measured(&beta, "weighlock_scrub_doubts_total") > 0).then_some(()));
+    until("it has set the layer aside", || {
+        (measured(&beta, "weighlock_quarantined_layers") == 1).then_some(())
+    });
+    alpha.start();
+    until("it is healed", || is_whole(&beta, &source).then_some(()));
+    until("gamma has it too", || gamma.listed(MODEL).filter(|row| row["complete"] == true));
+    let _ = pull.kill();
+    let _ = pull.wait();
+    assert!(is_whole(&gamma, &source));
+}
