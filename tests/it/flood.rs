@@ -175,7 +175,7 @@ fn a_member_that_opens_everything_and_finishes_nothing_harms_itself() {
     let keypair = member(&alpha, "greedy");
     let (host, at, before) = (key(&alpha), alpha.data(), alpha.process().anonymous_bytes());
     let runtime = runtime();
-    let (connections, streams, refused) = runtime.block_on(async {
+    let (connections, mut streams, refused) = runtime.block_on(async {
         let client = Client::new(keypair);
         let (mut connections, mut streams, mut refused) = (Vec::new(), Vec::new(), 0);
         for _ in 0..20 {
