@@ -103,6 +103,10 @@ async fn answer(
         AdminRequest::View { reference, purpose, door } => {
             json(open::view(node, stream, &Asked { text: reference, door }, purpose).await?)
         }
+        AdminRequest::HookStarted { hook, digest } => {
+            node.views.started(hook, digest);
+            json(())
+        }
         AdminRequest::AddEvidence { reference, path, by } => {
             let node = in_background;
             json(blocking(move || evidence::add(&node, &reference, &path, &by)).await?)

@@ -37,5 +37,6 @@ mod scrub;
 mod server;
 mod service;
 mod shortage;
+mod views;
 mod weigh;
 mod witness;

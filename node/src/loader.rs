@@ -166,7 +166,7 @@ impl Session {
             LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
             LoaderRequest::Follow { digest, paths } => self.follow(stream, &digest, &paths).await,
             LoaderRequest::Resolve { reference } => self.resolve(stream, &reference).await,
-            LoaderRequest::Watch { reference } => self.watch(stream, &reference).await,
+            LoaderRequest::Watch { reference, hook } => self.watch(stream, &reference, hook).await,
             LoaderRequest::Close { digest } => {
                 if self.open.remove(&digest).is_some() {
                     self.record.closed(&digest, Why::Closed);

@@ -1,8 +1,10 @@
 //! One simulated host: the daemon's own state machine, its disk, its links, and what it has under way.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use weighlock_protocol::swarm::{Fault, RackId, SlotId, Swarm, SwarmConfig};
+use smallvec::SmallVec;
+use weighlock_protocol::swarm::{Fault, RackId, SlotId, Space, Swarm, SwarmConfig};
 use weighlock_protocol::{KeyId, Time};
 
 use crate::cast::Player;
@@ -39,6 +41,9 @@ pub enum LinkState {
     Closed,
 }
 
+/// Layers by number, with groups: mostly one.
+pub type Ranges = SmallVec<[(u32, Range<u64>); 1]>;
+
 /// A fetch that waits for its answer.
 #[derive(Debug)]
 pub struct Download {
@@ -49,11 +54,11 @@ pub struct Download {
     /// When the state machine means to give it up.
     pub deadline: Time,
     /// Requests that are not answered.
-    pub open: Vec<u64>,
+    pub open: SmallVec<[u64; 2]>,
     /// What was asked for.
-    pub parts: Vec<(u32, Range<u64>)>,
+    pub parts: Ranges,
     /// What was stored of it.
-    pub stored: Vec<(u32, Range<u64>)>,
+    pub stored: Ranges,
     /// Payload bytes that came.
     pub bytes: u64,
     /// The first thing that went wrong.
@@ -183,10 +188,14 @@ impl Host {
         self.player.rack.map(|rack| RackId(u64::from(rack) + 1))
     }
 
-    /// Begins a life.
-    pub fn boot(&mut self, config: SwarmConfig, seed: u64) {
+    /// Begins a life. `cuts` says how each manifest is cut.
+    pub fn boot(&mut self, config: Arc<SwarmConfig>, cuts: &[Arc<Space>], seed: u64) {
         self.online = true;
-        self.swarm = Some(Swarm::new(config, seed, self.key, self.rack()));
+        let mut swarm = Swarm::new(config, seed, self.key, self.rack());
+        for work in &self.player.works {
+            swarm.share_cut(cuts[*work as usize].clone());
+        }
+        self.swarm = Some(swarm);
     }
 
     /// What its clock shows.

@@ -46,6 +46,17 @@ struct Flow {
     queued: Time,
 }
 
+/// A flow as one of its links sees it: most have only one other link, and to share a link its level is all that counts.
+#[derive(Debug, Clone, Copy)]
+struct User {
+    id: u32,
+    /// The other link; `MANY` if there are several.
+    other: u32,
+}
+
+/// In place of a link: several.
+const MANY: u32 = u32::MAX;
+
 /// Links and what runs over them.
 #[derive(Debug)]
 pub struct Network {
@@ -55,7 +66,7 @@ pub struct Network {
     /// Bytes per second: uplink of host `h` at `2h`, downlink at `2h + 1`, then the same of racks.
     capacity: Vec<u64>,
     level: Vec<u64>,
-    users: Vec<Vec<u32>>,
+    users: Vec<Vec<User>>,
     is_dirty: Vec<bool>,
     dirty: Vec<u32>,
     flows: Vec<Flow>,
@@ -131,7 +142,8 @@ impl Network {
         for (of, place) in links.iter().zip(&mut flow.places).take(usize::from(link_count)) {
             let users = &mut self.users[*of as usize];
             *place = link(users.len());
-            users.push(id);
+            let other = if link_count == 2 { links[0] ^ links[1] ^ *of } else { MANY };
+            users.push(User { id, other });
         }
         match self.flows.get_mut(id as usize) {
             Some(slot) => *slot = flow,
@@ -232,7 +244,11 @@ impl Network {
     fn relevel(&mut self, at: u32) {
         let index = at as usize;
         self.limits.clear();
-        for id in &self.users[index] {
+        for User { id, other } in &self.users[index] {
+            if *other != MANY {
+                self.limits.push(self.level[*other as usize]);
+                continue;
+            }
             let flow = &self.flows[*id as usize];
             let others = flow.links().iter().filter(|link| **link != at);
             self.limits.push(others.map(|link| self.level[*link as usize]).min().unwrap_or(u64::MAX));
@@ -245,12 +261,18 @@ impl Network {
         self.level[index] = new;
         let changed = old.min(new);
         for place in 0..self.users[index].len() {
-            let id = self.users[index][place];
+            let User { id, other } = self.users[index][place];
             self.stir(id);
+            if other != MANY {
+                // A link that is tighter than this one before and after does not feel the change.
+                if changed < self.level[other as usize] {
+                    self.mark(other);
+                }
+                continue;
+            }
             let flow = &self.flows[id as usize];
             let (links, count) = (flow.links, usize::from(flow.link_count));
             for other in &links[..count] {
-                // A link that is tighter than this one before and after does not feel the change.
                 if *other != at && changed < self.level[*other as usize] {
                     self.mark(*other);
                 }
@@ -291,7 +313,7 @@ impl Network {
             let users = &mut self.users[*link as usize];
             users.swap_remove(place as usize);
             if let Some(moved) = users.get(place as usize) {
-                let moved = &mut self.flows[*moved as usize];
+                let moved = &mut self.flows[moved.id as usize];
                 if let Some(at) = moved.links().iter().position(|of| of == link) {
                     moved.places[at] = place;
                 }

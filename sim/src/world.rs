@@ -48,10 +48,10 @@ const CURVE_POINTS: u64 = 200;
 #[derive(Debug)]
 pub struct World {
     options: Options,
-    config: SwarmConfig,
+    config: Arc<SwarmConfig>,
     layout: Layout,
     /// How each manifest is cut.
-    spaces: Vec<Space>,
+    spaces: Vec<Arc<Space>>,
     bound_ns: u64,
     longest_ns: u64,
     heal: Time,
@@ -121,12 +121,12 @@ impl World {
     pub fn new(options: Options) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
         let layout = options.scenario.layout(&options);
-        let config = options.config();
+        let config = Arc::new(options.config());
         let space = |model: &crate::layout::Model| {
             let layers = model.layers.iter().map(|layer| &layout.layers[*layer as usize]);
-            Space::new(&config, layers.map(|layer| (layer.id, layer.size)))
+            Arc::new(Space::new(&config, layers.map(|layer| (layer.id, layer.size))))
         };
-        let spaces: Vec<Space> = layout.models.iter().map(space).collect();
+        let spaces: Vec<Arc<Space>> = layout.models.iter().map(space).collect();
         let pieces = spaces.iter().map(|space| space.count() as u64).max().unwrap_or(1);
         let cast = options.scenario.cast(&options, &layout, &mut rng);
         let bound_ns = cast::bound_ns(&layout, &cast, pieces).max(1);
@@ -290,8 +290,8 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Frames { to, frame } => self.frames_arrive(&to, frame),
-            Event::Frame { to, link, frame } => self.frame_arrives(to, link, frame),
+            Event::Frames { to, frame } => self.frames_arrive(&to, &frame),
+            Event::Frame { to, link, frame } => self.frame_arrives(to, link, &frame),
             Event::Dialled { by, life, to, work } => self.dialled(by, life, to, work),
             Event::LinkUp { host, life, link } => self.link_up(host, life, link),
             Event::NoLink { host, life, to, work } => self.no_link(host, life, to, work),

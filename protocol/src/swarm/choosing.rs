@@ -1,6 +1,7 @@
 //! Choosing: which neighbour is promised the next upload.
 
 use rand::RngExt;
+use smallvec::SmallVec;
 
 use super::Swarm;
 use super::io::{PieceNo, WorkId};
@@ -24,7 +25,7 @@ impl Swarm {
     /// The neighbour that needs an upload most: those that ask, then in fair turns among manifests those with the
     /// fewest fetches in flight.
     pub(super) fn choose(&mut self) -> Option<Choice> {
-        let mut order: Vec<(u64, WorkId)> =
+        let mut order: SmallVec<[(u64, WorkId); 4]> =
             self.works.values().map(|work| (work.sent_bytes, work.id)).collect();
         order.sort_unstable();
         let asked = order.iter().filter_map(|(_, work)| self.choose_ask(*work)).min_by_key(|(key, _)| *key);
@@ -38,7 +39,7 @@ impl Swarm {
     }
 
     fn choose_ask(&self, id: WorkId) -> Option<((bool, u32), Choice)> {
-        let work = self.works.get(&id)?;
+        let work = self.works.get(&id).filter(|work| work.is_asked)?;
         let mut best: Option<((bool, u32), Choice)> = None;
         for (at, link) in work.links().iter().enumerate() {
             let Some((piece, urgent)) = link.asks.front().copied() else { continue };
@@ -61,7 +62,7 @@ impl Swarm {
     }
 
     fn may_offer(&self, work: &Work, link: &Link) -> bool {
-        link.begun && link.declined_until <= self.now && (link.useful > link.jobs || !work.release.is_empty())
+        link.begun && link.declined_until <= self.now && (!work.release.is_empty() || work.is_useful(link))
     }
 
     fn choose_free(&mut self, id: WorkId) -> Option<Choice> {
@@ -80,7 +81,7 @@ impl Swarm {
             let load = link.load(self.now, self.stale()) + link.jobs;
             let useful = match release {
                 Some(piece) => !link.have().contains(piece),
-                None => link.near && link.useful > link.jobs && (load as usize) < self.config.downloads_aim,
+                None => link.near && (load as usize) < self.config.downloads_aim && work.is_useful(link),
             };
             if !link.begun || !useful || link.jobs >= self.config.uploads_per_peer_max {
                 continue;

@@ -1,6 +1,5 @@
 //! How each peer behaves, over all manifests: its rate, its failures, its bans.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::bucket::Bucket;
@@ -29,7 +28,7 @@ pub(super) struct Conduct {
     not_before: Time,
     banned_until: Time,
     /// Payload that it is sent.
-    pub(super) uploads: Option<Bucket>,
+    pub(super) uploads: Option<Box<Bucket>>,
     /// Requests of it, made without a promise, that wait or run.
     pub(super) requests: usize,
     /// Requests that were refused since the last one was served.
@@ -38,41 +37,80 @@ pub(super) struct Conduct {
     pub(super) links: usize,
 }
 
-/// Owns what is remembered of peers.
+/// Owns what is remembered of peers. They are looked up for every piece, and there are a few dozen: a sorted list of the
+/// beginnings of their keys finds one with less of the memory touched than a tree of whole keys.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    by_key: BTreeMap<KeyId, Conduct>,
+    /// By key: its first bytes, and the place in `all`.
+    order: Vec<(u64, u32)>,
+    all: Vec<(KeyId, Conduct)>,
 }
 
 impl Peers {
     /// What is known of a peer. Makes room by forgetting one without links or requests, one not banned if there is one.
     pub(super) fn of(&mut self, config: &SwarmConfig, now: Time, key: KeyId) -> &mut Conduct {
-        if !self.by_key.contains_key(&key) && self.by_key.len() >= config.peers_max {
-            let free = self.by_key.iter().filter(|(_, one)| one.links == 0 && one.requests == 0);
-            let least = free.min_by_key(|(_, one)| one.free_at().max(now)).map(|(key, _)| *key);
-            if let Some(key) = least {
-                self.by_key.remove(&key);
-            }
+        if let Some(place) = self.place(&key) {
+            return &mut self.all[place].1;
         }
-        self.by_key.entry(key).or_default()
+        if self.all.len() >= config.peers_max {
+            self.make_room(now);
+        }
+        let place = self.all.len();
+        let before = self.order.partition_point(|row| self.is_before(row, &key));
+        self.order.insert(before, (start(&key), u32::try_from(place).unwrap_or(u32::MAX)));
+        self.all.push((key, Conduct::default()));
+        &mut self.all[place].1
     }
 
     pub(super) fn get(&self, key: &KeyId) -> Option<&Conduct> {
-        self.by_key.get(key)
+        self.place(key).map(|place| &self.all[place].1)
     }
 
     pub(super) fn get_mut(&mut self, key: &KeyId) -> Option<&mut Conduct> {
-        self.by_key.get_mut(key)
+        self.place(key).map(|place| &mut self.all[place].1)
     }
 
     pub(super) fn is_banned(&self, key: &KeyId, now: Time) -> bool {
-        self.by_key.get(key).is_some_and(|one| one.banned_until > now)
+        self.get(key).is_some_and(|one| one.banned_until > now)
     }
 
     /// True if it may be asked for a piece now.
     pub(super) fn is_free(&self, key: &KeyId, now: Time) -> bool {
-        self.by_key.get(key).is_none_or(|one| one.free_at() <= now)
+        self.get(key).is_none_or(|one| one.free_at() <= now)
     }
+
+    /// Forgets one of those that could be, if there is any.
+    fn make_room(&mut self, now: Time) {
+        let rows = self.order.iter().map(|(_, place)| (*place, &self.all[*place as usize].1));
+        let free = rows.filter(|(_, one)| one.links == 0 && one.requests == 0);
+        let Some((place, _)) = free.min_by_key(|(_, one)| one.free_at().max(now)) else {
+            return;
+        };
+        self.order.retain(|(_, other)| *other != place);
+        self.all.swap_remove(place as usize);
+        let last = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
+        if let Some(moved) = self.order.iter_mut().find(|(_, other)| *other == last) {
+            moved.1 = place;
+        }
+    }
+
+    fn place(&self, key: &KeyId) -> Option<usize> {
+        let at = self.order.partition_point(|row| self.is_before(row, key));
+        let place = self.order.get(at)?.1 as usize;
+        (self.all[place].0 == *key).then_some(place)
+    }
+
+    /// Whole keys are only looked at where their beginnings are alike.
+    fn is_before(&self, (other, place): &(u64, u32), key: &KeyId) -> bool {
+        let start = start(key);
+        *other < start || (*other == start && self.all[*place as usize].0 < *key)
+    }
+}
+
+fn start(key: &KeyId) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&key.0[..8]);
+    u64::from_be_bytes(bytes)
 }
 
 impl Conduct {
@@ -239,5 +277,28 @@ mod tests {
         peers.of(&config, Time(0), key(3));
         assert!(peers.is_banned(&key(1), Time(1)), "the banned one is kept");
         assert!(peers.get(&key(2)).is_none() && peers.get(&key(3)).is_some());
+    }
+
+    #[test]
+    fn peers_are_told_apart_by_all_of_their_keys_and_found_after_others_went() {
+        let config = SwarmConfig { peers_max: 20, ..SwarmConfig::default() };
+        // All begin alike; the last bytes are in no order.
+        let key = |n: u8| {
+            let mut key = [7; 32];
+            key[31] = n.wrapping_mul(77);
+            KeyId(key)
+        };
+        let mut peers = Peers::default();
+        for n in 0..60 {
+            // Some may not be forgotten.
+            peers.of(&config, Time(0), key(n)).links = usize::from(n % 5 == 0);
+            peers.of(&config, Time(0), key(n)).refused = usize::from(n);
+        }
+        let known: Vec<u8> = (0..60).filter(|n| peers.get(&key(*n)).is_some()).collect();
+        assert_eq!(known.len(), 20);
+        assert!((0..60).step_by(5).all(|n| known.contains(&n)));
+        assert!(known.iter().all(|n| peers.get(&key(*n)).is_some_and(|one| one.refused == usize::from(*n))));
+        assert!(peers.order.is_sorted_by_key(|(_, place)| peers.all[*place as usize].0));
+        assert!(peers.get(&KeyId([7; 32])).is_none());
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::Swarm;
 use super::io::{Action, Charge, Event, Fault, LinkId, PieceNo, SlotId, WorkId};
 use super::pieces::Progress;
@@ -117,7 +119,7 @@ impl Swarm {
         }
         self.timers.set(Due::Slot(slot), deadline);
         let shadows = self.shadow(id, slot, &request);
-        self.slots.insert(
+        self.slots.push(
             slot,
             Slot {
                 work: id,
@@ -191,7 +193,7 @@ impl Swarm {
         if let Some(at) = work.find(slot.link) {
             work.doubt(at, false);
         }
-        let (mut shared, mut progress) = (Vec::new(), Vec::new());
+        let (mut shared, mut progress) = (Vec::new(), SmallVec::<[Progress; 1]>::new());
         for (part, groups) in &slot.parts {
             let layer = work.pieces.space.parts(slot.piece)[*part].layer;
             if self.works_share {
@@ -300,7 +302,7 @@ impl Swarm {
     }
 
     fn take(&mut self, id: SlotId) -> Option<Slot> {
-        let slot = self.slots.remove(&id)?;
+        let slot = self.slots.remove(id)?;
         self.timers.clear(Due::Slot(id));
         self.bytes_in_flight -= slot.bytes;
         for (work, piece) in &slot.shadows {
@@ -348,7 +350,7 @@ impl Swarm {
             let delay = (self.pace / 2).saturating_mul(halves.clamp(1, NEWS_HALVES_MAX));
             let delay = delay.min(Duration::from_millis(self.config.news_ms_max));
             self.timers.set_earlier(Due::News(id), self.now + delay);
-            if !self.works.get(&id).is_none_or(|work| work.pieces.slots(piece).is_empty()) {
+            if self.works.get(&id).is_some_and(|work| work.pieces.slots(piece) > 0) {
                 self.cancel_where(Why::Duplicate, |slot| slot.work == id && slot.piece == piece);
             }
         }
@@ -376,7 +378,7 @@ impl Swarm {
     }
 
     fn cancel_where_id(&mut self, id: SlotId, why: Why) {
-        if let Some(slot) = self.slots.get_mut(&id)
+        if let Some(slot) = self.slots.get_mut(id)
             && slot.cancelled.is_none()
         {
             slot.cancelled = Some(why);

@@ -24,6 +24,7 @@ mod neighbours;
 mod picking;
 mod pieces;
 mod racks;
+mod rows;
 mod serving;
 mod set;
 mod space;
@@ -32,6 +33,7 @@ mod uploads;
 mod work;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -49,6 +51,7 @@ use self::bucket::Bucket;
 use self::conduct::Peers;
 use self::fetching::Slot;
 use self::pieces::Pieces;
+use self::rows::Rows;
 use self::timers::{Due, Timers};
 use self::uploads::Uploads;
 use self::work::Work;
@@ -63,7 +66,9 @@ const PACE_INITIAL: Duration = Duration::from_millis(50);
 /// One host's part in all swarms.
 #[derive(Debug)]
 pub struct Swarm {
-    config: SwarmConfig,
+    config: Arc<SwarmConfig>,
+    /// How manifests are cut, where that is known before they are opened.
+    cuts: Vec<Arc<Space>>,
     me: KeyId,
     rack: Option<RackId>,
     rng: ChaCha8Rng,
@@ -74,7 +79,7 @@ pub struct Swarm {
     link_work: BTreeMap<LinkId, WorkId>,
     peers: Peers,
     uploads: Uploads,
-    slots: BTreeMap<SlotId, Slot>,
+    slots: Rows<SlotId, Slot>,
     slot_next: u64,
     bytes_in_flight: u64,
     downloads: Option<Bucket>,
@@ -125,10 +130,11 @@ pub struct LinkStatus {
 
 impl Swarm {
     /// The swarm of host `me`. `seed` is the only randomness.
-    pub fn new(config: SwarmConfig, seed: u64, me: KeyId, rack: Option<RackId>) -> Self {
-        let start = Time(0);
+    pub fn new(config: impl Into<Arc<SwarmConfig>>, seed: u64, me: KeyId, rack: Option<RackId>) -> Self {
+        let (config, start) = (config.into(), Time(0));
         let downloads = config.download_bytes_per_s.map(|rate| Bucket::new(rate, rate / 4, start));
         Self {
+            cuts: Vec::new(),
             me,
             rack,
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -138,7 +144,7 @@ impl Swarm {
             link_work: BTreeMap::new(),
             peers: Peers::default(),
             uploads: Uploads::new(config.upload_bytes_per_s, start),
-            slots: BTreeMap::new(),
+            slots: Rows::default(),
             slot_next: 0,
             bytes_in_flight: 0,
             downloads,
@@ -151,6 +157,18 @@ impl Swarm {
             out: VecDeque::new(),
             config,
         }
+    }
+
+    /// Lets this host use `cut` for a manifest of just these layers, when it opens one: where many hosts run in one
+    /// process, they need not keep a copy each.
+    pub fn share_cut(&mut self, cut: Arc<Space>) {
+        self.cuts.push(cut);
+    }
+
+    /// Takes a frame of a neighbour, as [`Input::Frame`] does, without keeping it.
+    pub fn hear(&mut self, now: Time, link: LinkId, frame: &Frame) {
+        self.now = self.now.max(now);
+        self.frame(link, frame);
     }
 
     /// Takes one input. `now` never goes back; an earlier one counts as the latest seen.
@@ -180,6 +198,10 @@ impl Swarm {
     pub fn poll(&mut self) -> Poll {
         loop {
             if let Some(next) = self.out.pop_front() {
+                if self.out.is_empty() {
+                    // Begins anew at the same place in memory.
+                    self.out.clear();
+                }
                 return next;
             }
             if let Some(due) = self.timers.pop(self.now) {
@@ -210,7 +232,7 @@ impl Swarm {
 
     /// How a manifest is cut.
     pub fn space(&self, work: WorkId) -> Option<&Space> {
-        self.works.get(&work).map(|work| &work.pieces.space)
+        self.works.get(&work).map(|work| &*work.pieces.space)
     }
 
     /// What a manifest is at.
@@ -262,7 +284,12 @@ impl Swarm {
 
     fn open(&mut self, id: WorkId, layers: &[LayerWant]) {
         self.close(id);
-        let mut work = Work::new(id, Pieces::new(&self.config, layers));
+        let cut = self.cuts.iter().find(|cut| cut.is_of(&self.config, layers)).cloned();
+        let cut = cut.unwrap_or_else(|| {
+            let layers = layers.iter().map(|want| (want.layer, want.size));
+            Arc::new(Space::new(&self.config, layers))
+        });
+        let mut work = Work::new(id, Pieces::new(cut, layers), self.rack.is_some());
         // A newcomer does not get all that others got before.
         work.sent_bytes = self.works.values().map(|work| work.sent_bytes).min().unwrap_or(0);
         let complete = work.pieces.is_complete();

@@ -83,7 +83,7 @@ impl Swarm {
             if slot.from == link.peer
                 || named.is_some_and(|piece| piece != slot.piece)
                 || !link.have().contains(slot.piece)
-                || work.pieces.slots(slot.piece).len() != 1
+                || work.pieces.slots(slot.piece) != 1
             {
                 continue;
             }

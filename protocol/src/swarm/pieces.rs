@@ -1,8 +1,8 @@
 //! What of a manifest is here, what is missing, and who works on it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::config::SwarmConfig;
 use super::io::{LayerWant, PieceNo, SlotId};
 use super::set::PieceSet;
 use super::space::Space;
@@ -22,27 +22,28 @@ pub(super) struct Progress {
 /// Owns possession of one manifest.
 #[derive(Debug)]
 pub(super) struct Pieces {
-    pub(super) space: Space,
+    pub(super) space: Arc<Space>,
     held: PieceSet,
     /// Not whole, and nobody works on it.
     idle: PieceSet,
     /// What is missing of pieces that are neither whole nor wholly missing, by part.
     partial: BTreeMap<PieceNo, Vec<GroupSet>>,
-    busy: BTreeMap<PieceNo, Vec<SlotId>>,
+    /// Fetches in flight, a few at a time.
+    busy: Vec<(PieceNo, SlotId)>,
     /// Parts of each layer that are not whole.
     layer_left: Vec<usize>,
     missing_bytes: u64,
 }
 
 impl Pieces {
-    pub(super) fn new(config: &SwarmConfig, wants: &[LayerWant]) -> Self {
-        let space = Space::new(config, wants.iter().map(|want| (want.layer, want.size)));
+    /// `space` is how the layers of `wants` are cut.
+    pub(super) fn new(space: Arc<Space>, wants: &[LayerWant]) -> Self {
         let count = space.count();
         let mut this = Self {
             held: PieceSet::new(count),
             idle: PieceSet::new(count),
             partial: BTreeMap::new(),
-            busy: BTreeMap::new(),
+            busy: Vec::new(),
             layer_left: vec![0; space.layer_count()],
             missing_bytes: 0,
             space,
@@ -113,8 +114,8 @@ impl Pieces {
     }
 
     /// Fetches in flight for a piece.
-    pub(super) fn slots(&self, piece: PieceNo) -> &[SlotId] {
-        self.busy.get(&piece).map_or(&[], Vec::as_slice)
+    pub(super) fn slots(&self, piece: PieceNo) -> usize {
+        self.busy.iter().filter(|(busy, _)| *busy == piece).count()
     }
 
     /// What is missing of a piece, by part; nothing of a whole one.
@@ -182,19 +183,16 @@ impl Pieces {
 
     /// Somebody works on the piece.
     pub(super) fn begin(&mut self, piece: PieceNo, slot: SlotId) {
-        self.busy.entry(piece).or_default().push(slot);
+        self.busy.push((piece, slot));
         self.idle.remove(piece);
     }
 
     /// A fetch for the piece ended.
     pub(super) fn end(&mut self, piece: PieceNo, slot: SlotId) {
-        if let Some(slots) = self.busy.get_mut(&piece) {
-            slots.retain(|other| *other != slot);
-            if slots.is_empty() {
-                self.busy.remove(&piece);
-                if !self.held.contains(piece) {
-                    self.idle.insert(piece);
-                }
+        if let Some(at) = self.busy.iter().position(|busy| *busy == (piece, slot)) {
+            self.busy.swap_remove(at);
+            if self.slots(piece) == 0 && !self.held.contains(piece) {
+                self.idle.insert(piece);
             }
         }
     }
@@ -208,6 +206,15 @@ impl Pieces {
         };
         let lacks = match self.partial.get_mut(&piece) {
             Some(lacks) => lacks,
+            // The usual case: all of a piece comes at once.
+            None if self.space.parts(piece).len() == 1
+                && groups.boundaries() == [part.groups.start, part.groups.end] =>
+            {
+                self.missing_bytes -= self.space.bytes_of(part.layer, &part.groups);
+                self.part_done(part.layer, &mut progress);
+                self.piece_done(piece, &mut progress);
+                return progress;
+            }
             None => {
                 let all = self.space.parts(piece).iter().map(|part| GroupSet::from(part.groups.clone()));
                 self.partial.entry(piece).or_insert(all.collect())
@@ -262,7 +269,7 @@ impl Pieces {
             self.held.insert(piece);
             return false;
         }
-        if !self.busy.contains_key(&piece) {
+        if self.slots(piece) == 0 {
             self.idle.insert(piece);
         }
         was_whole
@@ -288,6 +295,7 @@ impl Pieces {
 mod tests {
     use super::*;
     use crate::id::LayerId;
+    use crate::swarm::SwarmConfig;
 
     fn wants(sizes: &[u64]) -> Vec<LayerWant> {
         let want = |(n, size): (u8, &u64)| LayerWant {
@@ -298,10 +306,14 @@ mod tests {
         (0..).zip(sizes).map(want).collect()
     }
 
+    fn cut(wants: &[LayerWant]) -> Arc<Space> {
+        Arc::new(Space::new(&SwarmConfig::default(), wants.iter().map(|want| (want.layer, want.size))))
+    }
+
     #[test]
     fn parts_pieces_layers_and_all_complete_in_turn() {
-        let config = SwarmConfig::default();
-        let mut pieces = Pieces::new(&config, &wants(&[10, 20_000, 3 << 20]));
+        let all = wants(&[10, 20_000, 3 << 20]);
+        let mut pieces = Pieces::new(cut(&all), &all);
         assert_eq!((pieces.count(), pieces.unfinished()), (4, 4));
         assert_eq!(pieces.missing_bytes(), 10 + 20_000 + (3 << 20));
         assert_eq!(pieces.store(0, 0, &GroupSet::from(0..1)).layers_complete, [0]);
@@ -330,7 +342,7 @@ mod tests {
     fn what_is_lost_is_missing_again() {
         let mut all = wants(&[3 << 20]);
         all[0].missing = GroupSet::empty();
-        let mut pieces = Pieces::new(&SwarmConfig::default(), &all);
+        let mut pieces = Pieces::new(cut(&all), &all);
         assert!(pieces.is_complete());
         assert!(pieces.lose(1, 0, &GroupSet::from(70..72)));
         assert!(!pieces.lose(1, 0, &GroupSet::from(0..3)), "not of this piece");

@@ -6,6 +6,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::bucket::Bucket;
 use super::choosing::Choice;
 use super::io::{Action, Charge, LinkId, PieceNo, RequestId, WorkId};
@@ -58,18 +60,18 @@ impl Swarm {
                 overdue: false,
                 urgent: false,
                 state: State::Waiting,
-                requests: Vec::new(),
-                ranges: Vec::new(),
+                requests: SmallVec::new(),
+                ranges: SmallVec::new(),
                 sent_bytes: 0,
                 complete: true,
                 since: now,
             };
-            self.uploads.jobs.insert(number, job);
+            self.uploads.jobs.push(number, job);
             self.uploads.unpromised.push_back(number);
             number
         });
-        self.uploads.by_request.insert(request, number);
-        let Some(job) = self.uploads.jobs.get_mut(&number) else {
+        self.uploads.by_request.push((request, number));
+        let Some(job) = self.uploads.jobs.get_mut(number) else {
             return;
         };
         job.requests.push(request);
@@ -123,14 +125,14 @@ impl Swarm {
                 continue;
             }
             if job.piece == Some(piece) {
-                return Some(*number);
+                return Some(number);
             }
             if job.piece.is_none() && job.state == State::Promised && open.is_none() {
-                open = Some((*number, piece));
+                open = Some((number, piece));
             }
         }
         let (number, piece) = open?;
-        self.uploads.jobs.get_mut(&number)?.piece = Some(piece);
+        self.uploads.jobs.get_mut(number)?.piece = Some(piece);
         Some(number)
     }
 
@@ -141,17 +143,20 @@ impl Swarm {
         }
         if let Some(rate) = self.config.upload_per_peer_bytes_per_s {
             let conduct = self.peers.of(&self.config, now, peer);
-            conduct.uploads.get_or_insert_with(|| Bucket::new(rate, rate / 4, now)).take(now, bytes);
+            let bucket = || Box::new(Bucket::new(rate, rate / 4, now));
+            conduct.uploads.get_or_insert_with(bucket).take(now, bytes);
         }
         self.act(Action::Serve { request });
     }
 
     /// A request ended, served or not.
     pub(super) fn served(&mut self, request: RequestId, bytes: u64, complete: bool) {
-        let Some(number) = self.uploads.by_request.remove(&request) else {
+        let by_request = &mut self.uploads.by_request;
+        let Some(at) = by_request.iter().position(|(other, _)| *other == request) else {
             return;
         };
-        let Some(job) = self.uploads.jobs.get_mut(&number) else {
+        let (_, number) = by_request.swap_remove(at);
+        let Some(job) = self.uploads.jobs.get_mut(number) else {
             return;
         };
         job.requests.retain(|other| *other != request);
@@ -171,7 +176,7 @@ impl Swarm {
     }
 
     fn end_job(&mut self, number: u64) {
-        let Some(job) = self.uploads.jobs.remove(&number) else {
+        let Some(job) = self.uploads.jobs.remove(number) else {
             return;
         };
         match job.state {
@@ -237,7 +242,7 @@ impl Swarm {
             return;
         };
         let most = usual.saturating_mul(self.config.release_overdue_factor);
-        for job in self.uploads.jobs.values_mut() {
+        for (_, job) in self.uploads.jobs.iter_mut() {
             let took = self.now.since(job.since);
             if !job.release || job.overdue || job.state != State::Running || took < most {
                 continue;
@@ -259,7 +264,7 @@ impl Swarm {
     /// A promise was not used in time.
     pub(super) fn promise_late(&mut self, number: u64) {
         let pause = Duration::from_millis(self.config.declined_ms);
-        if let Some(job) = self.uploads.jobs.get(&number).filter(|job| job.state == State::Promised) {
+        if let Some(job) = self.uploads.jobs.get(number).filter(|job| job.state == State::Promised) {
             let (work, link) = (job.work, job.link);
             let entry = work.and_then(|work| self.works.get_mut(&work)).zip(link);
             if let Some(link) = entry.and_then(|(work, link)| work.find_mut(link)) {
@@ -279,7 +284,7 @@ impl Swarm {
         let Some(number) = number else {
             return;
         };
-        let work = self.uploads.jobs.get(&number).and_then(|job| job.work);
+        let work = self.uploads.jobs.get(number).and_then(|job| job.work);
         let entry = work.and_then(|work| self.works.get_mut(&work)).and_then(|work| work.find_mut(link));
         // Who declines again and again, because its disk is full, say, is not to be flooded with offers.
         let in_row = entry.map_or(0, |link| {
@@ -331,6 +336,8 @@ impl Swarm {
         let link = work.link_mut(at);
         link.asks.retain(|(other, _)| *other != piece);
         if link.asks.len() < asks_max && held {
+            work.is_asked = true;
+            let link = work.link_mut(at);
             if urgent {
                 link.asks.push_front((piece, true));
             } else {
@@ -354,22 +361,20 @@ impl Swarm {
                 return;
             }
             let now = self.now;
-            let ready = |this: &mut Self, number: &u64| {
-                let job = this.uploads.jobs.get(number)?;
-                let bucket = this.peers.get_mut(&job.peer).and_then(|conduct| conduct.uploads.as_mut());
-                Some(bucket.map_or(now, |bucket| bucket.ready_at(now)))
-            };
-            let mut chosen = None;
-            let mut later: Option<Time> = None;
-            let queue = if promised { &self.uploads.waiting } else { &self.uploads.unpromised };
-            for (at, number) in queue.clone().iter().enumerate() {
-                match ready(self, number) {
-                    Some(time) if time <= now => {
+            let (mut chosen, mut later) = (None, None::<Time>);
+            let Self { uploads, peers, config, .. } = self;
+            let queue = if promised { &uploads.waiting } else { &uploads.unpromised };
+            for (at, number) in queue.iter().enumerate() {
+                let Some(job) = uploads.jobs.get(*number) else { continue };
+                let limited = config.upload_per_peer_bytes_per_s.is_some();
+                let conduct = if limited { peers.get_mut(&job.peer) } else { None };
+                let bucket = conduct.and_then(|conduct| conduct.uploads.as_mut());
+                match bucket.map_or(now, |bucket| bucket.ready_at(now)) {
+                    time if time <= now => {
                         chosen = Some((at, *number));
                         break;
                     }
-                    Some(time) => later = Some(later.map_or(time, |old| old.min(time))),
-                    None => {}
+                    time => later = Some(later.map_or(time, |old| old.min(time))),
                 }
             }
             let Some((at, number)) = chosen else {
@@ -384,12 +389,12 @@ impl Swarm {
                 self.uploads.unpromised.remove(at);
                 self.uploads.running_unpromised += 1;
             }
-            let Some(job) = self.uploads.jobs.get_mut(&number) else { continue };
+            let Some(job) = self.uploads.jobs.get_mut(number) else { continue };
             job.state = State::Running;
             job.since = now;
             let peer = job.peer;
             let open = job.ranges.iter().filter(|(request, ..)| job.requests.contains(request));
-            let requests: Vec<(RequestId, u64)> =
+            let requests: SmallVec<[(RequestId, u64); 2]> =
                 open.map(|(request, _, range)| (*request, bytes_of(range))).collect();
             self.uploads.ahead -= usize::from(job.work.is_some());
             self.uploads.running += 1;
@@ -444,26 +449,29 @@ impl Swarm {
             link.asks.retain(|(other, _)| *other != piece);
         }
         link.jobs += 1;
+        let (peer, link) = (link.peer, link.id);
+        if piece.is_some() {
+            work.is_asked = work.links().iter().any(|link| !link.asks.is_empty());
+        }
         let job = Job {
-            peer: link.peer,
-            link: Some(link.id),
+            peer,
+            link: Some(link),
             work: Some(work_id),
             piece,
             release,
             overdue: false,
             urgent,
             state: State::Promised,
-            requests: Vec::new(),
-            ranges: Vec::new(),
+            requests: SmallVec::new(),
+            ranges: SmallVec::new(),
             sent_bytes: 0,
             complete: true,
             since: now,
         };
-        let link = link.id;
         let number = self.uploads.next;
         self.uploads.next += 1;
         self.uploads.ahead += 1;
-        self.uploads.jobs.insert(number, job);
+        self.uploads.jobs.push(number, job);
         self.timers.set(Due::Promise(number), now + Duration::from_millis(self.config.grant_ms));
         self.out.push_back(Poll::Action(Action::Send { link, frame: Frame::Grant { piece } }));
     }

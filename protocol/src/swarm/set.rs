@@ -88,6 +88,17 @@ impl PieceSet {
         nth((0u32..).zip(self.words.iter().zip(&other.words)).map(|(at, (a, b))| (at, a & b)), n)
     }
 
+    /// True if more than `count` pieces are in it and not in `other`.
+    pub fn exceeds(&self, other: &Self, count: u32) -> bool {
+        let mut left = count;
+        self.words.iter().zip(&other.words).any(|(a, b)| {
+            let more = (a & !b).count_ones();
+            let exceeds = more > left;
+            left = left.saturating_sub(more);
+            exceeds
+        })
+    }
+
     /// The lowest piece that is in both sets.
     pub fn common_first(&self, other: &Self) -> Option<PieceNo> {
         self.common_nth(other, 0)
@@ -146,6 +157,7 @@ mod tests {
             b.insert(no);
         }
         assert_eq!((a.len(), b.len(), a.common_count(&b)), (67, 40, 14));
+        assert!(a.exceeds(&b, 52) && !a.exceeds(&b, 53) && !a.exceeds(&a, 0), "53 of 67 are not in both");
         let all: Vec<_> = (0..14).filter_map(|n| a.common_nth(&b, n)).collect();
         assert_eq!(all, (0..200).step_by(15).collect::<Vec<_>>());
         assert_eq!(a.common_nth(&b, 14), None);

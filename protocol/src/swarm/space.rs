@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::config::SwarmConfig;
-use super::io::PieceNo;
+use super::io::{LayerWant, PieceNo};
 use crate::id::LayerId;
 use crate::wire::bao::{GROUP_BYTES, GroupSet, bounded, bytes_in, group_count};
 
@@ -80,6 +80,17 @@ impl Space {
         this.piece_bytes = piece_bytes(config, this.total_bytes);
         this.cut();
         this
+    }
+
+    /// True if this is how these layers are cut.
+    pub(super) fn is_of(&self, config: &SwarmConfig, wants: &[LayerWant]) -> bool {
+        let same = |(want, layer): (&LayerWant, &usize)| {
+            let layer = &self.layers[*layer];
+            (want.layer, want.size) == (layer.id, layer.size)
+        };
+        self.places.len() == wants.len()
+            && self.piece_bytes == piece_bytes(config, self.total_bytes)
+            && wants.iter().zip(&self.places).all(same)
     }
 
     fn cut(&mut self) {

@@ -1,7 +1,5 @@
 //! When what is due: one time per key, in order.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::io::{PieceNo, SlotId, WorkId};
 use crate::time::Time;
 
@@ -26,32 +24,35 @@ pub(super) enum Due {
     Uploads,
 }
 
-/// Owns the times.
+/// Owns the times: the latest first, so that the next one is taken off the end. A host has few of them at a time, which
+/// a list in one place serves better than a tree.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    at: BTreeMap<Due, Time>,
-    order: BTreeSet<(Time, Due)>,
+    order: Vec<(Time, Due)>,
 }
 
 impl Timers {
     /// Sets the time of a key, whatever it was.
     pub(super) fn set(&mut self, due: Due, at: Time) {
-        if let Some(old) = self.at.insert(due, at) {
-            self.order.remove(&(old, due));
-        }
-        self.order.insert((at, due));
+        self.clear(due);
+        self.insert(due, at);
     }
 
     /// Sets it unless it is due earlier.
     pub(super) fn set_earlier(&mut self, due: Due, at: Time) {
-        if self.at.get(&due).is_none_or(|old| *old > at) {
-            self.set(due, at);
+        match self.find(due) {
+            Some(old) if self.order[old].0 <= at => return,
+            Some(old) => {
+                self.order.remove(old);
+            }
+            None => {}
         }
+        self.insert(due, at);
     }
 
     pub(super) fn clear(&mut self, due: Due) {
-        if let Some(old) = self.at.remove(&due) {
-            self.order.remove(&(old, due));
+        if let Some(at) = self.find(due) {
+            self.order.remove(at);
         }
     }
 
@@ -62,22 +63,26 @@ impl Timers {
             }
             Due::Slot(_) | Due::Promise(_) | Due::Uploads => false,
         };
-        let gone: Vec<Due> = self.at.keys().copied().filter(of_work).collect();
-        gone.into_iter().for_each(|due| self.clear(due));
+        self.order.retain(|(_, due)| !of_work(due));
     }
 
     /// Takes one that is due by `now`.
     pub(super) fn pop(&mut self, now: Time) -> Option<Due> {
-        let (at, due) = *self.order.first()?;
-        (at <= now).then(|| {
-            self.clear(due);
-            due
-        })
+        self.order.pop_if(|(at, _)| *at <= now).map(|(_, due)| due)
     }
 
     /// When the next one is due.
     pub(super) fn next(&self) -> Option<Time> {
-        self.order.first().map(|(at, _)| *at)
+        self.order.last().map(|(at, _)| *at)
+    }
+
+    fn find(&self, due: Due) -> Option<usize> {
+        self.order.iter().position(|(_, other)| *other == due)
+    }
+
+    fn insert(&mut self, due: Due, at: Time) {
+        let later = self.order.partition_point(|other| *other > (at, due));
+        self.order.insert(later, (at, due));
     }
 }
 

@@ -1,11 +1,14 @@
 //! Uploads: each is a job that is promised, waits or runs, whoever moves it on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::bucket::Bucket;
 use super::io::{LinkId, PieceNo, RequestId, WorkId};
+use super::rows::Rows;
 use crate::id::{KeyId, LayerId};
 use crate::time::Time;
 
@@ -31,9 +34,9 @@ pub(super) struct Job {
     pub(super) overdue: bool,
     pub(super) urgent: bool,
     pub(super) state: State,
-    pub(super) requests: Vec<RequestId>,
+    pub(super) requests: SmallVec<[RequestId; 1]>,
     /// All that was asked for, so that nothing is asked twice under one promise.
-    pub(super) ranges: Vec<(RequestId, LayerId, Range<u64>)>,
+    pub(super) ranges: SmallVec<[(RequestId, LayerId, Range<u64>); 1]>,
     pub(super) sent_bytes: u64,
     pub(super) complete: bool,
     pub(super) since: Time,
@@ -42,8 +45,9 @@ pub(super) struct Job {
 /// Owns uploads.
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
-    pub(super) jobs: BTreeMap<u64, Job>,
-    pub(super) by_request: BTreeMap<RequestId, u64>,
+    pub(super) jobs: Rows<u64, Job>,
+    /// In no order.
+    pub(super) by_request: Vec<(RequestId, u64)>,
     /// Promised jobs whose requests are here.
     pub(super) waiting: VecDeque<u64>,
     /// Jobs without a promise.

@@ -16,15 +16,26 @@ use crate::wire::bao::GroupSet;
 /// What speaks against asking a neighbour.
 pub(super) type Doubts = (bool, u8);
 
-/// One neighbour of one manifest.
+/// One neighbour of one manifest. What every frame and every choice of a neighbour looks at stands first, in one line of
+/// the processor's cache.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Link {
+    /// It declined; nothing is offered before.
+    pub(super) declined_until: Time,
+    load_told: Time,
+    pub(super) frames: Meter,
     pub(super) id: LinkId,
-    pub(super) peer: KeyId,
+    /// Fetches that it has in flight, as it last told.
+    load: u32,
+    /// Pieces promised to it or on their way.
+    pub(super) jobs: u32,
+    /// Fetches in flight from it.
+    pub(super) in_flight: u32,
+    /// Pieces asked of it and not granted yet.
+    pub(super) asked: u32,
     /// Same rack, or racks are not known.
     pub(super) near: bool,
-    pub(super) ours: bool,
-    pub(super) since: Time,
     /// Its first frame came.
     pub(super) begun: bool,
     /// It releases each piece once: what it has is not near yet.
@@ -32,32 +43,21 @@ pub(super) struct Link {
     /// It promised a piece that did not come, and never sent any: what it says that it has does not keep others of the
     /// rack from fetching it from outside.
     doubted: bool,
+    /// How often it declined since it last took a piece or had news.
+    pub(super) declines: u8,
+    /// Asks that it did not answer since anything came from it: who only offers what it may not have stays last.
+    ignored: u8,
+    pub(super) ours: bool,
     /// Pieces that it has whole.
     have: PieceSet,
+    /// Pieces that it asks for.
+    pub(super) asks: VecDeque<(PieceNo, bool)>,
+    pub(super) peer: KeyId,
+    pub(super) since: Time,
     /// What it has of others, by part. Bounded by the count of pieces.
     pub(super) partial: BTreeMap<PieceNo, Vec<GroupSet>>,
     /// Pieces that it fetches from outside the rack.
     coming: PieceSet,
-    /// Pieces held here that it lacks.
-    pub(super) useful: u32,
-    /// Fetches that it has in flight, as it last told.
-    load: u32,
-    load_told: Time,
-    /// Pieces promised to it or on their way.
-    pub(super) jobs: u32,
-    /// It declined; nothing is offered before.
-    pub(super) declined_until: Time,
-    /// How often it declined since it last took a piece or had news.
-    pub(super) declines: u8,
-    /// Pieces that it asks for.
-    pub(super) asks: VecDeque<(PieceNo, bool)>,
-    /// Pieces asked of it and not granted yet.
-    pub(super) asked: u32,
-    /// Asks that it did not answer since anything came from it: who only offers what it may not have stays last.
-    ignored: u8,
-    /// Fetches in flight from it.
-    pub(super) in_flight: u32,
-    pub(super) frames: Meter,
 }
 
 impl Link {
@@ -80,7 +80,6 @@ impl Link {
             have: PieceSet::new(count),
             partial: BTreeMap::new(),
             coming: PieceSet::new(count),
-            useful: 0,
             load: 0,
             load_told: Time(0),
             jobs: 0,
@@ -134,7 +133,8 @@ pub(super) struct Work {
     links: Vec<Link>,
     /// Neighbours that have each piece whole.
     available: Vec<u16>,
-    /// Neighbours in the rack that have each piece or fetch it, and this host if it fetches it from outside.
+    /// Neighbours in the rack that have each piece or fetch it, and this host if it fetches it from outside. Empty where
+    /// this host knows no rack of its own: then everybody is near.
     near: Vec<u16>,
     /// Pieces for which `near` is not zero.
     pub(super) near_set: PieceSet,
@@ -162,6 +162,8 @@ pub(super) struct Work {
     /// When a neighbour last made room for another.
     pub(super) swapped: Option<Time>,
     pub(super) turns: Option<Turns>,
+    /// A neighbour may have asked for a piece by name.
+    pub(super) is_asked: bool,
     pub(super) stalled: bool,
     /// Since when nothing is in flight although something is missing.
     pub(super) starving_since: Option<Time>,
@@ -170,14 +172,14 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(id: WorkId, pieces: Pieces) -> Self {
+    pub(super) fn new(id: WorkId, pieces: Pieces, racked: bool) -> Self {
         let count = pieces.count();
         Self {
             id,
             ids: Vec::new(),
             links: Vec::new(),
             available: vec![0; count],
-            near: vec![0; count],
+            near: vec![0; if racked { count } else { 0 }],
             near_set: PieceSet::new(count),
             release: PieceSet::new(count),
             owned: None,
@@ -193,6 +195,7 @@ impl Work {
             origins: Vec::new(),
             swapped: None,
             turns: None,
+            is_asked: false,
             stalled: false,
             starving_since: None,
             stopped: false,
@@ -216,6 +219,11 @@ impl Work {
         self.find(id).map(|at| &mut self.links[at])
     }
 
+    /// True if a neighbour lacks more pieces that are held here than are promised to it or on their way.
+    pub(super) fn is_useful(&self, link: &Link) -> bool {
+        self.pieces.held().exceeds(&link.have, link.jobs)
+    }
+
     pub(super) fn available(&self, piece: PieceNo) -> u16 {
         self.available[piece as usize]
     }
@@ -223,10 +231,6 @@ impl Work {
     pub(super) fn add_link(&mut self, link: Link) {
         self.ids.push(link.id);
         self.links.push(link);
-        let held = u32::try_from(self.pieces.held().len()).unwrap_or(u32::MAX);
-        if let Some(link) = self.links.last_mut() {
-            link.useful = held;
-        }
     }
 
     /// Forgets a link and all that its neighbour had.
@@ -252,9 +256,6 @@ impl Work {
         if !link.partial.is_empty() {
             link.partial.remove(&piece);
         }
-        if self.pieces.held().contains(piece) {
-            link.useful -= 1;
-        }
         self.available[piece as usize] += 1;
         if self.available[piece as usize] == 1 {
             self.release.remove(piece);
@@ -274,9 +275,6 @@ impl Work {
             return;
         }
         let near = link.is_in_rack();
-        if self.pieces.held().contains(piece) {
-            link.useful += 1;
-        }
         self.available[piece as usize] -= 1;
         if near {
             self.near_less(piece);
@@ -358,9 +356,6 @@ impl Work {
 
     /// The piece is whole here now.
     pub(super) fn hold(&mut self, piece: PieceNo) {
-        for link in &mut self.links {
-            link.useful += u32::from(!link.have.contains(piece));
-        }
         self.fresh.push(piece);
         self.urgent.remove(&piece);
         self.consider_release(piece);
@@ -368,9 +363,6 @@ impl Work {
 
     /// The piece is not whole here any more.
     pub(super) fn unhold(&mut self, piece: PieceNo) {
-        for link in &mut self.links {
-            link.useful -= u32::from(!link.have.contains(piece));
-        }
         self.release.remove(piece);
         self.fresh.retain(|other| *other != piece);
     }

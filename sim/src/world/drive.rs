@@ -1,8 +1,9 @@
 //! The loop around each host's state machine: what it wants done is done, what happened is told.
 
 use weighlock_protocol::Time;
-use weighlock_protocol::swarm::{Action, Event as Heard, Input, LayerWant, Poll, WorkId};
+use weighlock_protocol::swarm::{Action, Event as Heard, Input, LayerWant, LinkId, Poll, WorkId};
 use weighlock_protocol::wire::bao::GroupSet;
+use weighlock_protocol::wire::swarm::Frame;
 
 use super::{Event, World};
 use crate::cast::Role;
@@ -16,6 +17,16 @@ impl World {
         let clock = host.clock(self.now);
         if let Some(swarm) = &mut host.swarm {
             swarm.handle(clock, input);
+            self.drive(index);
+        }
+    }
+
+    /// Lets it hear a frame.
+    pub(super) fn tell_frame(&mut self, index: u32, link: LinkId, frame: &Frame) {
+        let host = &mut self.hosts[index as usize];
+        let clock = host.clock(self.now);
+        if let Some(swarm) = &mut host.swarm {
+            swarm.hear(clock, link, frame);
             self.drive(index);
         }
     }
@@ -131,7 +142,7 @@ impl World {
             return;
         }
         self.trace.note(b's', &[self.now.0, u64::from(index)]);
-        host.boot(config, seed);
+        host.boot(config, &self.spaces, seed);
         for work in host.player.works.clone() {
             self.members[work as usize].push(index);
             let layers = self.wants(index, work);

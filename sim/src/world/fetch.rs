@@ -10,7 +10,7 @@ use weighlock_protocol::wire::bao::{GROUP_BYTES, GroupSet, bounded};
 
 use super::{Event, World};
 use crate::check::Seen;
-use crate::host::Download;
+use crate::host::{Download, Ranges};
 use crate::transfer::{Stage, Transfer};
 
 impl World {
@@ -22,7 +22,7 @@ impl World {
         from: u32,
         parts: &[(LayerId, GroupSet)],
     ) {
-        let mut ranges: Vec<(u32, Range<u64>)> = Vec::with_capacity(1);
+        let mut ranges = Ranges::new();
         for (id, groups) in parts {
             let Some(layer) = self.layout.index_of(id) else {
                 continue;
@@ -36,9 +36,17 @@ impl World {
         self.see(&Seen::Asked { by, from, slot, work: work.0, parts: &ranges });
         let open =
             ranges.iter().map(|(layer, groups)| self.request(by, Some(slot), from, *layer, groups.clone()));
-        let open: Vec<u64> = open.collect();
-        let download =
-            Download { slot, from, deadline, open, parts: ranges, stored: Vec::new(), bytes: 0, fault: None };
+        let open = open.collect();
+        let download = Download {
+            slot,
+            from,
+            deadline,
+            open,
+            parts: ranges,
+            stored: Ranges::new(),
+            bytes: 0,
+            fault: None,
+        };
         self.hosts[by as usize].downloads.push(download);
     }
 

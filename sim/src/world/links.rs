@@ -146,20 +146,16 @@ impl World {
         (link.state == LinkState::Up && !link.cut).then_some(*link)
     }
 
-    pub(super) fn frames_arrive(&mut self, to: &[(u32, u32)], frame: Arc<Frame>) {
-        let Some(((last, last_link), others)) = to.split_last() else {
-            return;
-        };
-        for (host, link) in others {
-            self.frame_arrives(*host, *link, Frame::clone(&frame));
+    pub(super) fn frames_arrive(&mut self, to: &[(u32, u32)], frame: &Frame) {
+        for (host, link) in to {
+            self.frame_arrives(*host, *link, frame);
         }
-        self.frame_arrives(*last, *last_link, Arc::unwrap_or_clone(frame));
     }
 
-    pub(super) fn frame_arrives(&mut self, index: u32, number: u32, frame: Frame) {
+    pub(super) fn frame_arrives(&mut self, index: u32, number: u32, frame: &Frame) {
         // A host that ended the link, or began a new life since, does not know its number: no need to look.
         self.counts.frames += 1;
-        match &frame {
+        match frame {
             Frame::News { .. } => self.counts.news += 1,
             Frame::Grant { .. } => self.counts.grants += 1,
             Frame::Decline { .. } => self.counts.declines += 1,
@@ -168,9 +164,9 @@ impl World {
         }
         self.trace.note(b'm', &[self.now.0, u64::from(index), u64::from(number)]);
         if self.shows_frames {
-            self.see(&Seen::Frame { to: index, link: number, frame: &frame });
+            self.see(&Seen::Frame { to: index, link: number, frame });
         }
-        self.tell(index, Input::Frame { link: LinkId(number), frame });
+        self.tell_frame(index, LinkId(number), frame);
     }
 
     /// Everyone hears who takes part, as host records tell the daemon.
