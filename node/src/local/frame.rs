@@ -263,8 +263,8 @@ mod tests {
         for begun in [&[0][..], &[0, 0], &[0, 0, 0, 9], &[0, 0, 0, 9, b'{']] {
             let (mut ours, mut theirs) = pair();
             theirs.write_all(begun).expect("write");
-            let late = read_within::<serde_json::Value>(&mut ours, 9, short);
-            let error = late.await.expect_err("never finished");
+            let unfinished = read_within::<serde_json::Value>(&mut ours, 9, short);
+            let error = unfinished.await.expect_err("never finished");
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{begun:?}");
             let (mut ours, mut theirs) = pair();
             theirs.write_all(begun).expect("write");
