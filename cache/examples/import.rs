@@ -1,13 +1,11 @@
 //! Times the import of a path into a store: `import PATH STORE [--no-reflink]`. Prints rates in 10^6 bytes per second.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use weighlock_cache::plan::{Plan, PlanFile};
 use weighlock_cache::{Commit, ImportOptions, Store, StoreConfig};
-use weighlock_protocol::manifest::{Contract, LayerKind};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -15,7 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: import PATH STORE [--no-reflink]".into());
     };
     let options = ImportOptions { reflink: !rest.iter().any(|arg| arg == "--no-reflink") };
-    let plan = plan(Path::new(path))?;
+    let plan =
+        weighlock_cache::inspect::plan(Path::new(path), &weighlock_cache::inspect::Options::default())?;
     let store = Store::open(store, StoreConfig::default())?;
     let start = Instant::now();
     let staged = store.import(&plan, &options, &|_| {}, &AtomicBool::new(false))?;
@@ -36,28 +35,4 @@ fn main() -> Result<(), Box<dyn Error>> {
         rate(total),
     );
     Ok(())
-}
-
-/// Every file below `path`, without a look inside.
-fn plan(path: &Path) -> Result<Plan, Box<dyn Error>> {
-    let mut files = Vec::new();
-    for entry in walkdir::WalkDir::new(path).sort_by_file_name() {
-        let entry = entry?;
-        if !entry.file_type().is_file() {
-            continue;
-        }
-        let relative: PathBuf = match entry.path().strip_prefix(path) {
-            Ok(relative) if relative.as_os_str().is_empty() => entry.file_name().into(),
-            Ok(relative) => relative.into(),
-            Err(e) => return Err(e.into()),
-        };
-        files.push(PlanFile {
-            path: relative.to_str().ok_or("a path is not UTF-8")?.to_owned(),
-            source: entry.path().to_owned(),
-            kind: LayerKind::Weights,
-            size: entry.metadata()?.len(),
-            tensors: Vec::new(),
-        });
-    }
-    Ok(Plan { source: path.to_owned(), files, contract: Contract::default(), warnings: Vec::new() })
 }

@@ -32,7 +32,7 @@ pub struct StoreConfig {
     pub quarantine_bytes_max: u64,
     /// Memory that the embedded database may use as cache, in bytes.
     pub meta_cache_bytes_max: usize,
-    /// Files that one import reads at the same time. Each takes three threads and
+    /// Files that one import reads at the same time. Each takes up to three threads and
     /// [`import_block_bytes`](Self::import_block_bytes) times four of memory.
     pub import_files_max: usize,
     /// Bytes read, hashed and written at a time by an import: a power of two, at least 64 KiB.

@@ -6,8 +6,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use weighlock_protocol::LayerId;
 use weighlock_protocol::manifest::{Layer, Manifest};
+use weighlock_protocol::{LayerId, ManifestDigest};
 
 use crate::config::VerifyOnRead;
 use crate::error::{StoreError, at};
@@ -160,6 +160,41 @@ impl Store {
         fs::chmod_dirs(&path, 0o555)?;
         touch(&path)?;
         Ok(path)
+    }
+
+    /// The artifacts of which there are views, whole ones only.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn views(&self) -> Result<Vec<ManifestDigest>, StoreError> {
+        let dir = self.layout().views();
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&dir).map_err(at(&dir, "list"))? {
+            let name = entry.map_err(at(&dir, "list"))?.file_name();
+            let name = name.to_string_lossy();
+            all.extend(format!("sha256:{name}").parse::<ManifestDigest>().ok());
+        }
+        all.sort();
+        Ok(all)
+    }
+
+    /// Removes a view if `still` says so once nobody else makes or removes one; `true` if there was one. It is gone at
+    /// once, by rename. Who has its files open keeps them.
+    ///
+    /// # Errors
+    /// An io error; what is left of it has no name that anybody was told.
+    pub fn remove_view(
+        &self,
+        digest: &ManifestDigest,
+        still: impl FnOnce() -> bool,
+    ) -> Result<bool, StoreError> {
+        let path = self.layout().views().join(digest.hex());
+        let _one = self.view_lock();
+        if !path.exists() || !still() {
+            return Ok(false);
+        }
+        fs::remove_dir_at_once(&path)?;
+        Ok(true)
     }
 
     /// Whether the files of a view are those that were put there, by the same rule as for sealed layers: those that

@@ -435,6 +435,10 @@ impl Store {
         for path in &gone.dirs {
             fs::remove_dir(path)?;
         }
+        if !gone.layers.is_empty() {
+            // Else they are back after a power loss, without a record and without a note.
+            crate::layers::seal::sync_places(self.layout(), &gone.layers)?;
+        }
         self.meta().clear_gone(&gone.layers)?;
         Ok(gone.freed)
     }

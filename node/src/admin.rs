@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::gc;
 use crate::loader;
-use crate::local::frame;
+use crate::local::frame::{self, FRAME_BYTES_MAX};
 use crate::local::message::*;
 
 /// Pause between two words to a command line that waits for a host to be found.
@@ -40,7 +40,7 @@ pub(crate) async fn serve(node: Arc<Node>, mut stream: UnixStream) {
     loop {
         let request = tokio::select! {
             () = node.stop.cancelled() => return,
-            request = frame::read::<AdminRequest>(&mut stream) => request,
+            request = frame::read::<AdminRequest>(&mut stream, FRAME_BYTES_MAX) => request,
         };
         let done = match request {
             Ok(Some(request)) => answer(&node, &mut stream, request).await,
@@ -102,6 +102,10 @@ async fn answer(
         }
         AdminRequest::View { reference, purpose, door } => {
             json(open::view(node, stream, &Asked { text: reference, door }, purpose).await?)
+        }
+        AdminRequest::HookStarted { hook, digest } => {
+            node.views.started(hook, digest);
+            json(())
         }
         AdminRequest::AddEvidence { reference, path, by } => {
             let node = in_background;

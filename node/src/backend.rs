@@ -129,7 +129,7 @@ impl Backend for ControlBackend {
 
     fn audit(&self, _from: KeyId, query: &[u8]) -> Vec<u8> {
         if let Some(artifact) = rollout::question(query) {
-            return rollout::answer(&self.facts, &self.leases, &artifact);
+            return rollout::answer(&self.facts, &self.store, &self.leases, &artifact);
         }
         self.audit.answer_bytes(query)
     }

@@ -60,6 +60,7 @@ pub(crate) struct Node {
     pub(crate) room: gc::Room,
     pub(crate) gc: gc::Counts,
     pub(crate) audit: Audit,
+    pub(crate) views: crate::views::Views,
     pub(crate) scrubber: Arc<Scrubber>,
     pub(crate) live: Arc<Live>,
     pub(crate) forgotten: ForgottenHosts,
@@ -192,12 +193,16 @@ pub async fn run(
         room,
         gc: gc::Counts::default(),
         audit,
+        views: crate::views::Views::default(),
         scrubber,
         live,
         forgotten,
         http,
         stop: doors_stop.clone(),
     });
+    // Before a door opens: a rollback may have come to this host just before it stopped.
+    let swept = node.clone();
+    blocking(move || crate::views::sweep(&swept)).await?;
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     spawn(&mut tasks, "membership", membership::run(node.clone(), data_addr));
     spawn(&mut tasks, "announcements", tell::announce(node.clone(), data_addr));
@@ -207,6 +212,7 @@ pub async fn run(
     spawn(&mut tasks, "doubts", scrub::doubts(node.clone(), doubts));
     spawn(&mut tasks, "channels", crate::follow::run(node.clone()));
     spawn(&mut tasks, "cosignatures", crate::witness::run(node.clone()));
+    spawn(&mut tasks, "views", crate::views::run(node.clone()));
     spawn(&mut tasks, "collection", gc::run(node.clone(), asked));
     spawn(&mut tasks, "resumption", resume(node.clone()));
     spawn(&mut tasks, "audit", node.audit.clone().run(doors_stop.clone()));
@@ -363,7 +369,7 @@ async fn ask_for_manifests(node: &Arc<Node>) {
         let published = crate::facts::published(&gather.facts.ledger());
         let mut missing = Vec::new();
         let published = published.into_iter().filter_map(|(_, _, resolution)| match resolution {
-            Resolution::Resolved(digest) => Some(digest),
+            Resolution::Resolved(digest) | Resolution::Unproven(digest) => Some(digest),
             _ => None,
         });
         let evidence: Vec<_> = gather.facts.ledger().evidence().copied().collect();

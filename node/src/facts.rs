@@ -263,16 +263,16 @@ impl Facts {
             open::has_verdict(&ledger, &reference.artifact, &digest)?;
         }
         match (ledger.resolve_tag(&reference.artifact, tag), digest) {
-            (Resolution::Unknown, _) | (Resolution::Resolved(_), None) => Ok(None),
-            (Resolution::Resolved(there), Some(digest)) if there == digest => {
+            (Resolution::Unknown, _) | (Resolution::Resolved(_) | Resolution::Unproven(_), None) => Ok(None),
+            (Resolution::Resolved(there) | Resolution::Unproven(there), Some(digest)) if there == digest => {
                 let same = |p: &weighlock_protocol::statement::Published| {
                     p.publish.artifact == reference.artifact && p.publish.tag == *tag
                 };
                 Ok(ledger.publishes_of(&digest).find(same).map(|published| published.id))
             }
-            (Resolution::Resolved(there), Some(_)) => Err(Error::refused(format!(
-                "{reference} is immutable and means {there}, from which these files differ"
-            ))
+            (Resolution::Resolved(there) | Resolution::Unproven(there), Some(_)) => Err(Error::refused(
+                format!("{reference} is immutable and means {there}, from which these files differ"),
+            )
             .hint("add it under a new tag")),
             (Resolution::Conflict { .. }, _) => Err(resolve::conflict(reference)),
         }

@@ -1,5 +1,7 @@
 //! HTTP on loopback: health and metrics. The Hub and OCI dialects will be served here.
 
+mod door;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::gc::{self, What};
 use crate::net::control::ControlLimits;
+use door::Door;
 
 /// Serves until the daemon stops.
 pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) {
@@ -33,7 +36,8 @@ pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) {
         .route("/metrics", get(metrics))
         .layer(middleware::from_fn_with_state(node.http, check_host))
         .with_state(node);
-    if let Err(e) = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await {
+    if let Err(e) = axum::serve(Door::new(listener), app).with_graceful_shutdown(stop.cancelled_owned()).await
+    {
         warn!(error = %e, "HTTP ended");
     }
 }

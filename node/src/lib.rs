@@ -36,5 +36,7 @@ pub mod sandbox;
 mod scrub;
 mod server;
 mod service;
+mod shortage;
+mod views;
 mod weigh;
 mod witness;

@@ -29,6 +29,8 @@ use crate::{proof, scrub};
 
 /// Contracts larger than this leave out their tensor index in an answer; a loader reads it from the files.
 const CONTRACT_INLINE_BYTES_MAX: u64 = 4 << 20;
+/// Largest request of a loader, in bytes: the paths or ranges of as many files as it may ask for at once.
+const REQUEST_BYTES_MAX: usize = 2 << 20;
 /// Artifacts that one socket may hold open.
 const OPEN_MAX: usize = 256;
 
@@ -92,7 +94,7 @@ pub(crate) async fn serve(node: Arc<Node>, mut stream: UnixStream) {
                 session.why = Why::Stopped;
                 break;
             }
-            request = frame::read::<LoaderRequest>(&mut stream) => request,
+            request = frame::read::<LoaderRequest>(&mut stream, REQUEST_BYTES_MAX) => request,
         };
         let answered = match request {
             Ok(Some(request)) => session.answer(&mut stream, request).await,
@@ -164,7 +166,7 @@ impl Session {
             LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
             LoaderRequest::Follow { digest, paths } => self.follow(stream, &digest, &paths).await,
             LoaderRequest::Resolve { reference } => self.resolve(stream, &reference).await,
-            LoaderRequest::Watch { reference } => self.watch(stream, &reference).await,
+            LoaderRequest::Watch { reference, hook } => self.watch(stream, &reference, hook).await,
             LoaderRequest::Close { digest } => {
                 if self.open.remove(&digest).is_some() {
                     self.record.closed(&digest, Why::Closed);

@@ -12,10 +12,12 @@ use weighlock_protocol::manifest::Manifest;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::facts;
-use crate::fetch::blocking;
 
 /// Store setting with the digests of manifests whose SHA-256 names are wrong.
 const SETTING_QUARANTINED: &str = "quarantined_manifests";
+
+/// Nice value of a thread that yields to all others.
+const LEAST_PRIORITY: i32 = 19;
 
 /// Manifests whose publisher wrote SHA-256 digests that are not those of the bytes. Nothing of them opens.
 ///
@@ -30,7 +32,7 @@ pub(crate) async fn run(node: Arc<Node>) {
     let mut changed = node.fetcher.changed();
     loop {
         let prove = node.clone();
-        if let Err(e) = blocking(move || prove_all(&prove)).await {
+        if let Err(e) = in_background(move || prove_all(&prove)).await {
             debug!(error = %e, "SHA-256 not proven now");
         }
         tokio::select! {
@@ -43,6 +45,23 @@ pub(crate) async fn run(node: Arc<Node>) {
             () = tokio::time::sleep(Duration::from_secs(2)) => {}
         }
     }
+}
+
+/// Runs `work` on a thread of its own that takes only what others leave of the cores: a fetch under way and loaders
+/// come first. A thread of a pool would keep the low priority for whatever it does next.
+async fn in_background(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    let (done, ended) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("sha256-proofs".into())
+        .spawn(move || {
+            // Of this thread alone, as Linux has it. One that may not is no worse off than before.
+            if let Err(error) = rustix::process::setpriority_process(None, LEAST_PRIORITY) {
+                debug!(%error, "SHA-256 is proven at normal priority");
+            }
+            let _ = done.send(work());
+        })
+        .map_err(|e| Error::internal(format!("no thread for proofs: {e}")))?;
+    ended.await.map_err(|e| Error::internal(format!("the thread of proofs ended: {e}")))?
 }
 
 fn prove_all(node: &Node) -> Result<()> {

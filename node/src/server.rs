@@ -7,23 +7,27 @@ use std::sync::Arc;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::config::{Config, Dirs};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
+use crate::local::frame;
+use crate::local::message::Event;
+use crate::shortage::{self, Shortage};
 use crate::{admin, loader};
 
 /// Both sockets, removed again on drop.
 pub(crate) struct Sockets {
     admin: Bound,
     loader: Bound,
-    connections: Arc<Semaphore>,
 }
 
 struct Bound {
     listener: UnixListener,
     path: PathBuf,
+    /// Of this socket alone: loaders never shut out the command line.
+    connections: Arc<Semaphore>,
 }
 
 impl Sockets {
@@ -34,8 +38,9 @@ impl Sockets {
             Error::invalid(format!("cannot make the socket directory {}: {e}", dirs.sockets.display()))
         })?;
         let group = config.sockets.loader_group.as_deref().map(group_id).transpose()?;
-        let admin = Bound::new(dirs.admin_socket(), 0o600)?;
-        let loader = Bound::new(dirs.loader_socket(), 0o660)?;
+        let connections = config.limits.local_connections_max;
+        let admin = Bound::new(dirs.admin_socket(), 0o600, connections)?;
+        let loader = Bound::new(dirs.loader_socket(), 0o660, connections)?;
         if let Some(group) = group {
             if dirs.sockets.starts_with(&dirs.data) {
                 return Err(Error::invalid("sockets.loader_group has no effect while the sockets lie in the store, which its group may not enter")
@@ -48,37 +53,16 @@ impl Sockets {
                 })?;
             }
         }
-        Ok(Self { admin, loader, connections: Arc::new(Semaphore::new(config.limits.local_connections_max)) })
+        Ok(Self { admin, loader })
     }
 
     /// Accepts until the daemon stops, then waits for the connections.
     pub(crate) async fn serve(self, node: Arc<Node>) {
         let tasks = TaskTracker::new();
-        loop {
-            let (stream, is_admin) = tokio::select! {
-                () = node.stop.cancelled() => break,
-                accepted = self.admin.listener.accept() => (accepted, true),
-                accepted = self.loader.listener.accept() => (accepted, false),
-            };
-            let stream: UnixStream = match stream {
-                Ok((stream, _)) => stream,
-                Err(e) => {
-                    // Out of descriptors, most likely: wait for some to come back.
-                    warn!(error = %e, "a local connection could not be accepted");
-                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-                    continue;
-                }
-            };
-            let Ok(permit) = self.connections.clone().try_acquire_owned() else {
-                warn!("too many local connections (limits.local_connections_max); refused one");
-                continue;
-            };
-            let node = node.clone();
-            tasks.spawn(async move {
-                let _permit = permit;
-                if is_admin { admin::serve(node, stream).await } else { loader::serve(node, stream).await }
-            });
-        }
+        tokio::join!(
+            self.admin.accept(&node, &tasks, admin::serve),
+            self.loader.accept(&node, &tasks, loader::serve)
+        );
         tasks.close();
         tasks.wait().await;
     }
@@ -96,7 +80,7 @@ pub(crate) fn check(dirs: &Dirs) -> Result<()> {
 }
 
 impl Bound {
-    fn new(path: PathBuf, mode: u32) -> Result<Self> {
+    fn new(path: PathBuf, mode: u32, connections_max: usize) -> Result<Self> {
         let shown = path.display().to_string();
         remove_stale(&path)?;
         // Bound under another name, so that nobody connects before the mode is right.
@@ -106,7 +90,57 @@ impl Bound {
         let listener = UnixListener::bind(&fresh).map_err(fail)?;
         std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode)).map_err(fail)?;
         std::fs::rename(&fresh, &path).map_err(fail)?;
-        Ok(Self { listener, path })
+        Ok(Self { listener, path, connections: Arc::new(Semaphore::new(connections_max)) })
+    }
+
+    async fn accept<F>(&self, node: &Arc<Node>, tasks: &TaskTracker, serve: fn(Arc<Node>, UnixStream) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut descriptors = Shortage::default();
+        let mut room = Shortage::default();
+        loop {
+            let accepted = tokio::select! {
+                () = node.stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(e) => {
+                    if descriptors.failed() {
+                        shortage::warn_not_accepted("a local connection", &e);
+                    }
+                    tokio::time::sleep(shortage::PAUSE).await;
+                    continue;
+                }
+            };
+            if let Some(seconds) = descriptors.worked() {
+                info!(seconds, "local connections are accepted again");
+            }
+            match self.connections.clone().try_acquire_owned() {
+                Ok(permit) => {
+                    if let Some(seconds) = room.worked() {
+                        info!(seconds, "there is room for local connections again");
+                    }
+                    let served = serve(node.clone(), stream);
+                    tasks.spawn(async move {
+                        let _permit = permit;
+                        served.await;
+                    });
+                }
+                Err(_) => self.refuse(&mut room, node.config.limits.local_connections_max, &stream),
+            }
+        }
+    }
+
+    fn refuse(&self, room: &mut Shortage, max: usize, stream: &UnixStream) {
+        let socket = self.path.file_name().unwrap_or_default().to_string_lossy();
+        if room.failed() {
+            warn!(%socket, max, "too many local connections (limits.local_connections_max); refusing more");
+        }
+        let error = Error::unavailable(format!("{max} connections to {socket} are open, as many as may be"))
+            .hint("close some, or raise limits.local_connections_max");
+        frame::refuse(stream, &Event::Error(error));
     }
 }
 

@@ -5,22 +5,22 @@ use std::time::Duration;
 
 use tokio::sync::broadcast::error::RecvError;
 use tracing::warn;
-use weighlock_protocol::statement::Role;
+use weighlock_protocol::statement::Heard;
 
 use crate::cluster::now;
 use crate::daemon::Node;
 use crate::fetch::blocking;
+use crate::net::control::ControlEvent;
 
 /// How often it looks without being told of a change: what waits may have become old enough.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the only witness waits for another member before it votes unasked.
-const ALONE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs until the daemon stops.
 pub(crate) async fn run(node: Arc<Node>) {
     let mut changes = node.facts.changes();
+    let Ok(mut events) = node.control.events() else { return };
     loop {
-        if is_witness(&node) && has_heard(&node) {
+        if may_vote(&node).await {
             let facts = node.facts.clone();
             if let Err(e) = blocking(move || facts.cosign_pending()).await {
                 warn!(error = %e, "cannot cosign");
@@ -37,28 +37,26 @@ pub(crate) async fn run(node: Arc<Node>) {
                     Ok(_) => {}
                     Err(RecvError::Lagged(_)) => break,
                     Err(RecvError::Closed) => return,
-                }
+                },
+                // It may have heard enough now.
+                event = events.recv() => match event {
+                    Ok(ControlEvent::Reconciled { .. }) => break,
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(_)) => break,
+                    Err(RecvError::Closed) => return,
+                },
             }
         }
     }
 }
 
-fn is_witness(node: &Node) -> bool {
-    let ledger = node.facts.ledger();
-    let root = ledger.root(now());
-    root.is_some_and(|root| root.root.roles.get(&Role::Witness).is_some_and(|w| w.keys.contains(&node.host)))
-}
-
 /// A store may be an older copy of what this host signed before: it first hears what others know of that.
-fn has_heard(node: &Node) -> bool {
-    let (others, witnesses) = {
-        let ledger = node.facts.ledger();
-        let root = ledger.root(now());
-        let witnesses = root.and_then(|root| root.root.roles.get(&Role::Witness).map(|w| w.keys.len()));
-        (ledger.members(now()).any(|member| member.key != node.host), witnesses.unwrap_or(0))
+async fn may_vote(node: &Node) -> bool {
+    let connected = node.control.peers().await.unwrap_or_default();
+    let heard = Heard {
+        reconciled: node.control.reconciled_with(),
+        connected: connected.into_iter().map(|peer| peer.key).collect(),
+        up_secs: node.started.elapsed().as_secs(),
     };
-    if !others || node.control.stats().reconciled > 0 {
-        return true;
-    }
-    witnesses == 1 && node.started.elapsed() > ALONE_PATIENCE
+    node.facts.ledger().may_vote(&node.host, &heard, now())
 }

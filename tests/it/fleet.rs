@@ -107,6 +107,7 @@ fn log_level_and_labels_change_while_it_runs() {
 
     let level = alpha.ok(&["log-level", "debug"]);
     assert_eq!((&level["filter"], &level["configured"]), (&"debug".into(), &"warn".into()));
+    alpha.loader().open("acme/nothing:1.0.0").expect_err("nothing by that name");
     until("alpha logs more", || says(&alpha, "DEBUG").then_some(()));
     let wrong = alpha.run(&["log-level", "loud"]);
     assert_eq!(wrong.complaints(2), [""; 0]);

@@ -210,9 +210,95 @@ fn a_minority_promotes_nothing_and_its_rollback_wins() {
     }
 }
 
+/// Where this host keeps the directory of a digest for whoever asked for one.
+fn view(fleet: &Fleet, host: &Host, digest: &str) -> PathBuf {
+    fleet.lab.path(&host.name).join("data/views").join(digest.trim_start_matches("sha256:"))
+}
+
+#[test]
+fn a_rollback_to_what_nobody_holds_is_refused_and_a_rollout_waits_for_its_followers_bytes() {
+    let mut fleet = Fleet::new(&["1.0.0", "1.1.0"]);
+    fleet.gate("1.0.0", 0.0, None, 0);
+    fleet.promote("1.0.0", &["canary", "production"]);
+    // A witness that has just started hears the others before it votes, and votes then.
+    fleet.hosts[1].kill9();
+    fleet.hosts[1].start();
+    fleet.gate("1.1.0", -0.1, Some(("1.0.0", 0.0)), 0);
+    fleet.promote("1.1.0", &["canary", "production"]);
+    let [alpha, beta, gamma] = &fleet.hosts;
+    let all = |more: &[&str]| {
+        let wait: &[&str] = &["rollout", "status", "acme/bot", "--wait", "--timeout", "30"];
+        alpha.run(&[wait, more].concat())
+    };
+    let ran = all(&[]);
+    assert_eq!(ran.code, Some(0), "nobody follows it: {}", ran.stderr);
+
+    alpha.ok(&["rm", "acme/bot:1.0.0", "--force"]);
+    let refused = alpha.run(&["rollback", "acme/bot:production", "--reason", "it answers nonsense"]);
+    assert_eq!(refused.code, Some(5), "{}", refused.stderr);
+    assert!(refused.stderr.contains("no host is known to hold"), "{}", refused.stderr);
+    alpha.ok(&["rollback", "acme/bot:production", "--reason", "it answers nonsense", "--force", "--wait"]);
+    gamma.ok(&["follow", "acme/bot:production"]);
+    let late = alpha.run(&["rollout", "status", "acme/bot", "--wait", "--timeout", "1"]);
+    assert_eq!(late.code, Some(6), "{}", late.stderr);
+    let why = "gamma follows production and does not hold all of 1.0.0 yet";
+    assert!(late.stderr.contains(why) && !late.stderr.contains("beta"), "{}", late.stderr);
+    let other = all(&["--stage", "canary"]);
+    assert_eq!(other.code, Some(0), "canary has nothing to wait for: {}", other.stderr);
+    let none = alpha.run(&["rollout", "status", "acme/bot:shadow", "--wait", "--timeout", "0"]);
+    assert!(none.code == Some(6) && none.stderr.contains("shadow has no head"), "{}", none.stderr);
+    beta.pause();
+    let deaf = alpha.run(&["rollout", "status", "acme/bot:canary", "--wait", "--timeout", "0"]);
+    beta.resume();
+    assert!(deaf.code == Some(6) && deaf.stderr.contains("beta has not heard"), "{}", deaf.stderr);
+    alpha.add(&fleet.lab.path("1.0.0"), "acme/bot:1.0.0");
+    let ran = all(&[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let shown: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    let rows = shown["hosts"].as_array().expect("a list");
+    let gamma = rows.iter().find(|row| row["name"] == "gamma").expect("gamma");
+    let production =
+        gamma["stages"].as_array().and_then(|all| all.iter().find(|s| s["stage"] == "production"));
+    let production = production.expect("a stage");
+    assert!(production["follows"] == true && production["holds"] == true, "{production}");
+}
+
+#[test]
+fn every_host_asks_for_the_verdict_that_a_strict_policy_wants_of_a_name() {
+    let mut fleet = Fleet::new(&["1.0.0"]);
+    let strict = fleet.lab.path("strict.toml");
+    fs::write(&strict, format!("publish = \"requires-verdict\"\n{POLICY}")).expect("written");
+    fleet.policy = text(&strict);
+    // As if published by a host that does not ask: it was there before the policy.
+    fleet.hosts[0].ok(&["policy", "set", "acme", &fleet.policy]);
+    for host in &fleet.hosts {
+        let why = until(&format!("{} refuses the name", host.name), || {
+            opens(host, "acme/bot:1.0.0").err().filter(|why| why.contains("means nothing yet"))
+        });
+        assert!(
+            why.contains("verdict that passed") && why.contains("weighlock gate acme/bot:1.0.0"),
+            "{why}"
+        );
+        let row = host.listed("acme/bot:1.0.0").expect("it is listed all the same");
+        assert!(string(&row["problem"]).contains("verdict"), "{row}");
+    }
+    // How the verdict comes about.
+    fleet.hosts[0].ok(&["path", "acme/bot:1.0.0", "--evaluate"]);
+    fleet.gate("1.0.0", 0.0, None, 0);
+    for host in &fleet.hosts {
+        until(&format!("{} takes the name", host.name), || {
+            opens(host, "acme/bot:1.0.0").err().filter(|why| why.contains("was not promoted"))
+        });
+    }
+    fleet.promote("1.0.0", &["canary", "production"]);
+    for host in &fleet.hosts {
+        until(&format!("{} opens it", host.name), || opens(host, "acme/bot:1.0.0").ok());
+    }
+}
+
 #[test]
 fn what_is_followed_is_here_before_the_head_moves_and_watchers_hear_of_it() {
-    let fleet = Fleet::new(&["1.0.0", "1.1.0"]);
+    let mut fleet = Fleet::new(&["1.0.0", "1.1.0"]);
     let [alpha, beta, gamma] = &fleet.hosts;
     beta.ok(&["follow", "acme/bot:production"]);
     alpha.ok(&["follow", "acme/bot:production", "--on", "rack=none"]);
@@ -235,7 +321,23 @@ fn what_is_followed_is_here_before_the_head_moves_and_watchers_hear_of_it() {
     fleet.gate("1.1.0", -0.1, Some(("1.0.0", 0.0)), 0);
     fleet.promote("1.1.0", &["canary", "production"]);
     until("the hook has run again", || same(&out, &fleet.lab.path("1.1.0/model.safetensors")).then_some(()));
+    let [good, bad] =
+        ["1.0.0", "1.1.0"].map(|tag| string(&alpha.ok(&["inspect", &format!("acme/bot:{tag}")])["digest"]));
+    until_head(&fleet.hosts, "production", &bad);
+    for reference in ["acme/bot:1.0.0", "acme/bot:production"] {
+        gamma.ok(&["path", reference]);
+    }
+    let views = [gamma, beta].map(|host| [&good, &bad].map(|digest| view(&fleet, host, digest)));
+    assert!(views.iter().flatten().all(|view| view.is_dir()), "{views:?}");
+    let mut reads = fs::File::open(views[0][1].join("model.safetensors")).expect("opens");
     alpha.ok(&["rollback", "acme/bot", "--reason", "it answers nonsense", "--wait"]);
+    for [good, bad] in &views {
+        until("the directory of what is bad is gone", || (!bad.exists()).then_some(()));
+        assert!(good.is_dir(), "what may be opened stays");
+    }
+    let mut read = Vec::new();
+    std::io::Read::read_to_end(&mut reads, &mut read).expect("who has it open keeps it");
+    assert_eq!(read, fs::read(fleet.lab.path("1.1.0/model.safetensors")).expect("read"));
     until("the rollback reached the hook", || {
         same(&out, &fleet.lab.path("1.0.0/model.safetensors")).then_some(())
     });
@@ -245,6 +347,12 @@ fn what_is_followed_is_here_before_the_head_moves_and_watchers_hear_of_it() {
     let last: Value = serde_json::from_str(heads.lines().last().expect("a line")).expect("JSON");
     assert_eq!(last["rolled_back"], true, "{last}");
     assert_eq!(beta.run(&["watch", "acme/bot:1.0.0"]).code, Some(2), "a version is no channel");
+    // One that was left on disk goes before a daemon that starts opens its doors.
+    let [kept, left] = views[0].clone();
+    fleet.hosts[2].kill9();
+    fs::create_dir(&left).expect("a directory");
+    fleet.hosts[2].start();
+    assert!(!left.exists() && kept.is_dir());
 }
 
 fn same(a: &Path, b: &Path) -> bool {

@@ -1,12 +1,15 @@
 //! Weighlock from outside: the real program, and the workspace's own rules.
 
+mod abuse;
 mod adopt;
+mod at_once;
 mod audit;
 mod bad_files;
 mod bad_input;
 mod delta;
 mod diff;
 mod fleet;
+mod flood;
 mod garbage;
 mod heal;
 mod http;

@@ -27,8 +27,8 @@ pub struct Lab {
 pub struct Host {
     /// Its name, also in the cluster.
     pub name: String,
-    dir: PathBuf,
-    child: Option<Child>,
+    pub(crate) dir: PathBuf,
+    pub(crate) child: Option<Child>,
     ready: Value,
     ports: Option<[SocketAddr; 3]>,
     /// Further arguments of `weighlock up`.

@@ -10,6 +10,7 @@ pub mod disk;
 pub mod host;
 pub mod http;
 pub mod loader;
+pub mod process;
 pub mod wait;
 
 pub use host::{Host, Lab, Ran};

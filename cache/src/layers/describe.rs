@@ -3,7 +3,7 @@
 use serde::Serialize;
 use weighlock_protocol::Sha256;
 use weighlock_protocol::manifest::contract::{CONTRACT_VERSION, Format, LayerTensors, TENSORS_MAX, Tensor};
-use weighlock_protocol::manifest::{CONTRACT_BYTES_MAX, Contract, ManifestError};
+use weighlock_protocol::manifest::{CONTRACT_BYTES_MAX, Contract, LAYERS_MAX, ManifestError};
 
 use super::import::Hashed;
 use crate::error::StoreError;
@@ -110,8 +110,17 @@ pub(crate) fn to_json(value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
     Ok(bytes)
 }
 
-/// Refuses a plan whose tensors overlap, are out of order or leave their file.
-pub(crate) fn check_spans(file: &PlanFile) -> Result<(), StoreError> {
+/// Refuses a plan that no manifest can describe, before its files are read.
+pub(crate) fn check(plan: &Plan) -> Result<(), StoreError> {
+    // The contract is a layer as well.
+    if plan.files.len() >= LAYERS_MAX {
+        return Err(ManifestError::TooBig { what: "layers", limit: LAYERS_MAX as u64 }.into());
+    }
+    plan.files.iter().try_for_each(check_spans)
+}
+
+/// Refuses tensors that overlap, are out of order or leave their file.
+fn check_spans(file: &PlanFile) -> Result<(), StoreError> {
     let mut at = 0;
     for span in &file.tensors {
         let end = span.offset.checked_add(span.len).filter(|end| *end <= file.size);

@@ -59,14 +59,15 @@ impl TreeBuilder {
         Self { size, block_groups, blocks: Vec::new(), done: 0 }
     }
 
-    /// Takes the next block; `sink(offset, bytes)` gets the block's part of the tree file, contiguous.
+    /// Takes the next block, on all cores if `parallel`; `sink(offset, bytes)` gets the block's part of the tree file, contiguous.
     pub(crate) fn block(
         &mut self,
         data: &[u8],
+        parallel: bool,
         mut sink: impl FnMut(u64, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let total = group_count(self.size);
-        let (top, part) = hash_block(self.done, data, total <= self.block_groups);
+        let (top, part) = hash_block(self.done, data, total <= self.block_groups, parallel);
         if !part.is_empty() {
             sink(self.block_position(self.blocks.len() as u64, total), &part)?;
         }
@@ -124,13 +125,13 @@ impl TreeBuilder {
 }
 
 /// The top hash of a block that begins at byte `start`, and its part of the tree file. `is_root` says that the block is
-/// the whole layer.
-pub(crate) fn hash_block(start: u64, data: &[u8], is_root: bool) -> (Hash, Vec<u8>) {
+/// the whole layer. On all cores if `parallel`.
+pub(crate) fn hash_block(start: u64, data: &[u8], is_root: bool, parallel: bool) -> (Hash, Vec<u8>) {
     let is_only = is_root && data.len() as u64 <= GROUP_BYTES;
     let group = |(i, bytes): (usize, &[u8])| subtree_hash(start + i as u64 * GROUP_BYTES, bytes, is_only);
     let groups: Vec<Hash> = if data.is_empty() {
         vec![subtree_hash(0, data, true)]
-    } else if data.len() >= PARALLEL_BYTES_MIN {
+    } else if parallel && data.len() >= PARALLEL_BYTES_MIN {
         data.par_chunks(GROUP_BYTES as usize).enumerate().map(group).collect()
     } else {
         data.chunks(GROUP_BYTES as usize).enumerate().map(group).collect()
@@ -180,7 +181,7 @@ pub(crate) fn hash_file_beside(
     loop {
         let len = buffer.len().min(usize::try_from(size - offset).unwrap_or(usize::MAX));
         file.read_exact_at(&mut buffer[..len], offset).map_err(at(path, "read"))?;
-        builder.block(&buffer[..len], &mut sink).map_err(at(path, "write the tree of"))?;
+        builder.block(&buffer[..len], true, &mut sink).map_err(at(path, "write the tree of"))?;
         beside(&buffer[..len]);
         offset += len as u64;
         if offset == size {
@@ -213,7 +214,7 @@ mod tests {
                     blocks.push(&[]);
                 }
                 for part in blocks {
-                    builder.block(part, &mut sink).expect("memory");
+                    builder.block(part, true, &mut sink).expect("memory");
                 }
                 let root = builder.finish(&mut sink).expect("memory");
                 assert_eq!(root.0, *reference.root.as_bytes(), "{size} {block}");

@@ -168,7 +168,7 @@ fn check(source: &mut Source, tree: &Tree, size: u64, block: u64) -> Block {
         Ok(bytes) => bytes,
         Err(e) => return Block::WrongBytes(format!("reading bytes {start}..{}: {e}", start + len as u64)),
     };
-    let (found, part) = hash_block(start, bytes, group_count(size) <= BLOCK_GROUPS);
+    let (found, part) = hash_block(start, bytes, group_count(size) <= BLOCK_GROUPS, true);
     if found != top {
         return Block::WrongBytes(format!("bytes {start}..{} hash to something else", start + len as u64));
     }

@@ -4,10 +4,10 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use weighlock_cache::plan::Plan;
+use weighlock_cache::plan::{Plan, PlanFile};
 use weighlock_cache::{ImportOptions, ImportProgress, Store, StoreConfig, StoreError};
 use weighlock_protocol::manifest::contract::{Contract, Format};
-use weighlock_protocol::manifest::{LayerKind, Manifest};
+use weighlock_protocol::manifest::{LayerKind, Manifest, ManifestError};
 use weighlock_protocol::{LayerId, Sha256, StatementId};
 
 use crate::support::{add, config, data, layer_path, open, plan, span, stage, tree};
@@ -305,4 +305,20 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     store.append_statements(&statement).expect("append");
     let manifest = add(&store, &middle);
     assert!(store.manifest_complete(&manifest).expect("complete"));
+}
+
+#[test]
+fn more_files_than_a_manifest_takes_are_refused_before_any_is_read() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = open(&dir.path().join("store"));
+    let mut plan = plan(&dir.path().join("source"), &[("one", b"1".to_vec())]);
+    let one = plan.files[0].clone();
+    plan.files = (0..20_000)
+        .map(|n| PlanFile { path: format!("{n}"), source: dir.path().join("nowhere"), ..one.clone() })
+        .collect();
+    let error = stage(&store, &plan).expect_err("too many");
+    assert!(matches!(error, StoreError::Manifest(ManifestError::TooBig { what: "layers", .. })), "{error}");
+    plan.files.pop();
+    let error = stage(&store, &plan).expect_err("their source is missing");
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
 }

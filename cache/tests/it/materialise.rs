@@ -103,3 +103,53 @@ fn a_view_is_made_once_and_again_when_it_was_touched() {
     assert!(!half.exists() && view.exists());
     drop(store);
 }
+
+#[test]
+fn a_view_goes_at_once_for_those_who_look_and_stays_for_those_who_read() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = open(&dir.path().join("store"));
+    let manifest = add(&store, &plan(&dir.path().join("source"), &[("x/a", data(1, 100_000))]));
+    let digest = manifest.digest();
+    assert!(!store.remove_view(&digest, || true).expect("nothing to remove"));
+    let view = store.view(&manifest).expect("view");
+    assert_eq!(store.views().expect("listed"), [digest]);
+    let mut open_file = std::fs::File::open(view.join("x/a")).expect("opens");
+    assert!(!store.remove_view(&digest, || false).expect("somebody changed their mind") && view.exists());
+    assert!(store.remove_view(&digest, || true).expect("removed"));
+    assert_eq!(store.views().expect("listed"), []);
+    assert!(
+        std::fs::read_dir(store.dir().join("views")).expect("dir").next().is_none(),
+        "nothing is left of it"
+    );
+    let mut read = Vec::new();
+    std::io::Read::read_to_end(&mut open_file, &mut read).expect("still there for who has it open");
+    assert_eq!(read, data(1, 100_000));
+    assert_eq!(store.view(&manifest).expect("made again"), view);
+    assert_eq!(std::fs::read(view.join("x/a")).expect("read"), data(1, 100_000));
+}
+
+#[test]
+fn views_that_are_made_and_removed_at_once_are_whole_or_not_there() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = open(&dir.path().join("store"));
+    let manifest =
+        add(&store, &plan(&dir.path().join("source"), &[("a", data(1, 20_000)), ("b", data(2, 9))]));
+    let digest = manifest.digest();
+    std::thread::scope(|scope| {
+        let maker = scope.spawn(|| {
+            for _ in 0..40 {
+                let view = store.view(&manifest).expect("made");
+                // It may be gone by now; what there is of it is the whole.
+                if let Ok(read) = std::fs::read(view.join("a")) {
+                    assert_eq!(read, data(1, 20_000));
+                }
+            }
+        });
+        while !maker.is_finished() {
+            store.remove_view(&digest, || true).expect("removed or not there");
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+    });
+    let view = store.view(&manifest).expect("made");
+    assert_eq!(std::fs::read(view.join("b")).expect("read"), data(2, 9));
+}

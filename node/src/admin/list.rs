@@ -18,6 +18,10 @@ pub(super) fn list(node: &Node) -> Result<Vec<ArtifactRow>> {
     for (artifact, tag, resolution) in published {
         let (digest, problem) = match resolution {
             Resolution::Resolved(digest) => (Some(digest), None),
+            Resolution::Unproven(digest) => (
+                Some(digest),
+                Some("its policy asks for a verdict that passed it, and none is here".to_owned()),
+            ),
             Resolution::Conflict { digests } => {
                 let who = |(digest, keys): (&ManifestDigest, &BTreeSet<_>)| {
                     let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();

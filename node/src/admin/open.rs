@@ -11,7 +11,7 @@ use super::{looking, tell};
 use crate::audit::{Asked, Recorder, grounds};
 use crate::daemon::Node;
 use crate::error::{Kind, Result};
-use crate::facts::Purpose;
+use crate::facts::{Basis, Purpose};
 use crate::fetch::{Step, blocking};
 use crate::local::message::{OpenFor, Viewed};
 use crate::{loader, scrub};
@@ -44,11 +44,14 @@ pub(super) async fn view(
             }
         };
         let admitted = node.facts.admit(&reference, purpose)?;
+        if !matches!(admitted.grounds, Basis::Gate(_)) {
+            node.views.grant(admitted.digest);
+        }
         let viewed = view_digest(node, stream, admitted.digest).await?;
         // Asked again, by digest: a rollback may have come while it was fetched.
         let selector = Selector::Digest(viewed.digest);
         let by_digest = Reference { artifact: reference.artifact.clone(), selector };
-        let admitted = node.facts.admit(&by_digest, purpose)?;
+        let admitted = node.facts.admit(&by_digest, purpose).inspect_err(|_| node.views.wake())?;
         // Written before it is answered.
         record.granted(asked, admitted.digest, grounds(node, &admitted)).await?;
         Ok(viewed)

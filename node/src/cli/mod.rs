@@ -314,7 +314,13 @@ impl Context {
     pub(crate) fn ask<T: DeserializeOwned>(&self, request: &AdminRequest) -> Result<T> {
         let socket = self.dirs.admin_socket();
         let mut client = connect(&socket)?;
-        client.send(request).map_err(|e| lost(&e))?;
+        if let Err(e) = client.send(request) {
+            // A daemon that does not serve this connection says why before it closes it.
+            return match client.recv::<Event>() {
+                Ok((Event::Error(error), _)) => Err(error),
+                _ => Err(lost(&e)),
+            };
+        }
         let mut progress = self.progress();
         loop {
             let (event, _fds) = client.recv::<Event>().map_err(|e| lost(&e))?;

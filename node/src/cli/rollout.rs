@@ -1,10 +1,11 @@
 //! `weighlock rollout status`: heads, what waits, who holds them, who has them open, who lags.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use weighlock_protocol::UnixTime;
+use weighlock_protocol::{Artifact, ManifestDigest, Reference, Selector, Stage, UnixTime};
 
 use super::Context;
 use super::output::table;
@@ -25,9 +26,16 @@ pub(super) enum Rollout {
 pub(super) struct Status {
     /// ns/name, or ns/name:stage
     name: String,
-    /// Wait until nothing waits, and every connected host that follows the channel has its head, at most so many seconds
+    /// Only these stages [default: that of ns/name:stage, else all that have a head]
+    #[arg(long, value_name = "STAGE")]
+    stage: Vec<Stage>,
+    /// Wait until no promotion waits, every connected host has heard of its heads, and every host that follows a channel
+    /// holds all of its head
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "600")]
     wait: Option<u64>,
+    /// Give up after so many seconds [default: 600]
+    #[arg(long, value_name = "SECONDS", requires = "wait")]
+    timeout: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -39,31 +47,79 @@ struct Shown {
 
 impl Rollout {
     pub(super) fn run(self, context: &Context) -> Result<()> {
-        let Self::Status(Status { name, wait }) = self;
+        let Self::Status(Status { name, stage, wait, timeout }) = self;
+        let (name, stages) = channels(&name, stage)?;
         let begun = Instant::now();
-        let patience = Duration::from_secs(wait.unwrap_or(0));
+        let patience = Duration::from_secs(timeout.or(wait).unwrap_or(0));
         loop {
-            let shown = look(context, &name)?;
-            let lagging: Vec<&str> = shown
-                .hosts
-                .iter()
-                .filter(|host| host.lags.is_some())
-                .map(|host| host.name.as_str())
-                .collect();
-            let done = shown.ladder.pending.is_empty() && lagging.is_empty();
-            if done || begun.elapsed() >= patience {
-                let late = (wait.is_some() && !done).then(|| {
-                    let waits = shown.ladder.pending.len();
-                    let hosts = if lagging.is_empty() { "none".to_owned() } else { lagging.join(", ") };
-                    Error::unavailable(format!("{waits} promotions wait; hosts that lag: {hosts}"))
-                        .hint("`weighlock rollout status` names the reasons")
-                });
+            let mut shown = look(context, &name)?;
+            shown.keep(&stages);
+            let open = shown.open(&stages);
+            if open.is_empty() || begun.elapsed() >= patience {
                 context.output.print(&shown, text)?;
-                return late.map_or(Ok(()), Err);
+                if wait.is_none() || open.is_empty() {
+                    return Ok(());
+                }
+                let after = patience.as_secs();
+                return Err(Error::unavailable(format!("not done after {after} s: {}", open.join("; ")))
+                    .hint("`weighlock peers` shows who is in touch, `weighlock top` what is being fetched"));
             }
             std::thread::sleep(LOOK_INTERVAL);
         }
     }
+}
+
+impl Shown {
+    /// Leaves out what is of other stages.
+    fn keep(&mut self, stages: &BTreeSet<Stage>) {
+        if stages.is_empty() {
+            return;
+        }
+        let is_meant = |stage: &Stage| stages.contains(stage);
+        self.ladder.heads.retain(|head| is_meant(&head.stage));
+        self.ladder.pending.retain(|row| is_meant(&row.stage));
+        for host in &mut self.hosts {
+            host.stages.retain(|at| is_meant(&at.stage));
+            host.lags = host.stages.iter().find_map(|at| at.lags.clone());
+        }
+    }
+
+    /// All that is not done yet, in words.
+    fn open(&self, stages: &BTreeSet<Stage>) -> Vec<String> {
+        let pending = self.ladder.pending.iter().map(|row| {
+            format!("{} to {} waits: {}", version(&row.tags, &row.digest), row.stage, row.why.join(", "))
+        });
+        let has_head = |stage: &&Stage| self.ladder.heads.iter().any(|head| head.stage == **stage);
+        let none = stages.iter().filter(|stage| !has_head(stage)).map(|stage| format!("{stage} has no head"));
+        let lags = self.hosts.iter().flat_map(|host| {
+            let all = host.stages.iter().filter_map(|at| at.lags.as_ref()).chain(&host.lags);
+            all.map(|why| format!("{} {why}", host.name))
+        });
+        let all: BTreeSet<String> = pending.chain(none).chain(lags).collect();
+        all.into_iter().collect()
+    }
+}
+
+/// The artifact, and the stages that are meant; all if there is none.
+fn channels(name: &str, stages: Vec<Stage>) -> Result<(String, BTreeSet<Stage>)> {
+    let mut stages: BTreeSet<Stage> = stages.into_iter().collect();
+    if name.parse::<Artifact>().is_ok() {
+        return Ok((name.to_owned(), stages));
+    }
+    let reference: Reference = name.parse()?;
+    match reference.selector {
+        Selector::Stage(stage) if stages.is_empty() || stages == [stage].into() => stages.extend([stage]),
+        Selector::Stage(_) => {
+            return Err(
+                Error::invalid(format!("{reference} and --stage name different stages")).hint("say one")
+            );
+        }
+        _ => {
+            return Err(Error::invalid(format!("{reference} is no channel"))
+                .hint(format!("say {} or {}:STAGE", reference.artifact, reference.artifact)));
+        }
+    }
+    Ok((reference.artifact.to_string(), stages))
 }
 
 /// Waits until every connected host has heard what this one knows of an artifact, and says so for each.
@@ -141,12 +197,16 @@ fn text(shown: &Shown) -> String {
 }
 
 fn pending(row: &PendingRow) -> String {
-    let tags = if row.tags.is_empty() { row.digest.short() } else { row.tags.join(" ") };
+    let tags = version(&row.tags, &row.digest);
     let mut out = format!("waits: {tags} to {} ({}), by {}\n", row.stage, row.hardware, row.by);
     for why in &row.why {
         out += &format!("  - {why}\n");
     }
     out
+}
+
+fn version(tags: &[String], digest: &ManifestDigest) -> String {
+    if tags.is_empty() { digest.short() } else { tags.join(" ") }
 }
 
 fn hosts_table(hosts: &[HostState]) -> String {

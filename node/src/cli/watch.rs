@@ -38,6 +38,12 @@ pub(super) struct Watch {
     once: bool,
 }
 
+/// The hook's words, and the number by which the daemon knows who runs it.
+struct Hook {
+    id: u64,
+    words: Vec<String>,
+}
+
 impl Watch {
     pub(super) fn run(self, context: &Context) -> Result<()> {
         let reference: Reference = self.reference.parse()?;
@@ -47,10 +53,12 @@ impl Watch {
         }
         let hook = self.exec.as_deref().map(sandbox::split).transpose();
         let hook = hook.map_err(|e| Error::invalid(format!("--exec: {e}")))?;
+        let id = getrandom::u64().map_err(Error::internal)?;
+        let hook = hook.map(|words| Hook { id, words });
         let mut last: Option<ChannelHead> = None;
         let mut first = true;
         loop {
-            match self.listen(context, &reference, hook.as_deref(), &mut last, &mut first) {
+            match self.listen(context, &reference, hook.as_ref(), &mut last, &mut first) {
                 Ok(()) => return Ok(()),
                 // A daemon that is restarted is no reason for a hook to be forgotten.
                 Err(error) if error.kind == Kind::Unavailable && !first => {
@@ -68,13 +76,13 @@ impl Watch {
         &self,
         context: &Context,
         reference: &Reference,
-        hook: Option<&[String]>,
+        hook: Option<&Hook>,
         last: &mut Option<ChannelHead>,
         first: &mut bool,
     ) -> Result<()> {
         let mut client = connect(&context.dirs.loader_socket())?;
         client
-            .send(&LoaderRequest::Watch { reference: reference.to_string() })
+            .send(&LoaderRequest::Watch { reference: reference.to_string(), hook: hook.map(|hook| hook.id) })
             .map_err(|e| super::lost(&e))?;
         loop {
             let head = match client.recv::<Event>().map_err(|e| super::lost(&e))?.0 {
@@ -114,7 +122,7 @@ fn line(head: &ChannelHead) -> String {
 }
 
 /// Runs the hook. One that fails is said and forgotten: the next move may fare better.
-fn run(context: &Context, hook: &[String], reference: &Reference, digest: ManifestDigest) -> Result<()> {
+fn run(context: &Context, hook: &Hook, reference: &Reference, digest: ManifestDigest) -> Result<()> {
     let by_digest = Reference { artifact: reference.artifact.clone(), selector: Selector::Digest(digest) };
     let viewed: Viewed = match context.ask(&AdminRequest::View {
         reference: by_digest.to_string(),
@@ -133,6 +141,7 @@ fn run(context: &Context, hook: &[String], reference: &Reference, digest: Manife
     };
     let path = viewed.path.to_string_lossy();
     let filled: Vec<String> = hook
+        .words
         .iter()
         .map(|word| {
             word.replace("{path}", &path)
@@ -141,7 +150,14 @@ fn run(context: &Context, hook: &[String], reference: &Reference, digest: Manife
         })
         .collect();
     let Some((program, arguments)) = filled.split_first() else { return Ok(()) };
-    match Command::new(program).args(arguments).status() {
+    let started = Command::new(program).args(arguments).spawn().inspect(|_| {
+        // What ran before has been told, so the directory of a head that was called bad may go.
+        let told = context.ask::<()>(&AdminRequest::HookStarted { hook: hook.id, digest });
+        if let Err(error) = told {
+            eprintln!("warning: the daemon was not told that the hook runs: {}", error.message);
+        }
+    });
+    match started.and_then(|mut child| child.wait()) {
         Ok(status) if status.success() => {}
         Ok(status) => eprintln!("warning: the hook for {digest} ended with {status}"),
         Err(e) => eprintln!("warning: the hook {program} does not run: {e}"),

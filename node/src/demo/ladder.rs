@@ -148,7 +148,7 @@ fn watch(host: &Host, channel: &str) -> Result<mpsc::Receiver<(Instant, String)>
     let lost = |e: std::io::Error| Error::unavailable(format!("{}: {e}", host.name));
     let mut client =
         Client::connect(Path::new(host.ready["loader_socket"].as_str().unwrap_or_default())).map_err(lost)?;
-    client.send(&LoaderRequest::Watch { reference: channel.to_owned() }).map_err(lost)?;
+    client.send(&LoaderRequest::Watch { reference: channel.to_owned(), hook: None }).map_err(lost)?;
     let (told, hears) = mpsc::channel();
     std::thread::spawn(move || {
         while let Ok((Event::Head(head), _)) = client.recv::<Event>() {

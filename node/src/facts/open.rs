@@ -4,7 +4,7 @@ use tokio::sync::watch;
 use weighlock_protocol::gate::Outcome;
 use weighlock_protocol::gate::policy::Publish;
 use weighlock_protocol::statement::{Closed, Grounds, HARDWARE_ANY, Ledger, Ruling, Statement};
-use weighlock_protocol::{Artifact, KeyId, ManifestDigest, Reference, StatementId};
+use weighlock_protocol::{Artifact, KeyId, ManifestDigest, Reference, Selector, StatementId};
 
 use super::Facts;
 use crate::cluster::now;
@@ -77,6 +77,13 @@ impl Facts {
         }
         let digest = self.resolve(reference)?;
         let ledger = self.ledger();
+        // An evaluator may: it is how the verdict comes about.
+        if matches!(reference.selector, Selector::Tag(_))
+            && !matches!(purpose, Purpose::Evaluate(_))
+            && !ledger.may_be_named(artifact, &digest)
+        {
+            return Err(unproven(reference, &digest));
+        }
         let closed = match ledger.may_open(artifact, &digest, self.hardware(), now()) {
             Ok(grounds) => return Ok(Admitted { digest, grounds: Basis::Gate(grounds) }),
             Err(closed) => closed,
@@ -153,6 +160,17 @@ pub(super) fn has_verdict(ledger: &Ledger, artifact: &Artifact, digest: &Manifes
     }
     Err(Error::refused(format!("the policy of {artifact} lets only be published what the gate has passed")).hint(
         "`weighlock gate PATH --name NS/NAME --out verdict.dsse`, `weighlock statement import verdict.dsse`, then add",
+    ))
+}
+
+/// A tag that its policy lets mean nothing yet.
+fn unproven(reference: &Reference, digest: &ManifestDigest) -> Error {
+    Error::refused(format!(
+        "{reference} means nothing yet: its policy asks for a verdict that passed {}, and none is on this host",
+        digest.short()
+    ))
+    .hint(format!(
+        "`weighlock eval {reference} --run CMD`, then `weighlock gate {reference} --out verdict.dsse` and `weighlock statement import verdict.dsse`"
     ))
 }
 

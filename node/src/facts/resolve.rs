@@ -9,7 +9,8 @@ use super::Facts;
 use crate::error::{Error, Result};
 
 impl Facts {
-    /// What a reference means to this host.
+    /// What a reference means to this host, for those who look at what is said of it. Who opens it asks
+    /// [`admit`](Self::admit), which also asks whether a tag may be used.
     ///
     /// # Errors
     /// Unknown, in conflict, or a stage without a head.
@@ -17,7 +18,7 @@ impl Facts {
         let ledger = self.ledger();
         match &reference.selector {
             Selector::Tag(tag) => match ledger.resolve_tag(&reference.artifact, tag) {
-                Resolution::Resolved(digest) => Ok(digest),
+                Resolution::Resolved(digest) | Resolution::Unproven(digest) => Ok(digest),
                 Resolution::Conflict { .. } => Err(conflict(reference)),
                 Resolution::Unknown => Err(unknown(&ledger, reference)),
             },
@@ -57,7 +58,7 @@ fn digests(ledger: &Ledger, artifact: &Artifact) -> BTreeSet<ManifestDigest> {
     let mut all = BTreeSet::new();
     for (_, resolution) in ledger.tags(artifact) {
         match resolution {
-            Resolution::Resolved(digest) => all.extend([digest]),
+            Resolution::Resolved(digest) | Resolution::Unproven(digest) => all.extend([digest]),
             Resolution::Conflict { digests } => all.extend(digests.into_keys()),
             Resolution::Unknown => {}
         }

@@ -114,7 +114,9 @@ pub(crate) async fn run(node: Arc<Node>, mut asked: Asked) {
         }
         let bytes = ask.as_ref().map_or(0, |ask| ask.bytes);
         match collect(&node, What { more: bytes, quick, ..What::default() }).await {
-            Ok(collected) => say(&node, &collected),
+            // What somebody asked for and did not get they are told themselves.
+            Ok(collected) if bytes == 0 => say(&node, &collected),
+            Ok(_) => {}
             Err(e) => warn!(error = %e, "cannot make room"),
         }
         if let Some(ask) = ask {

@@ -19,18 +19,28 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Session {
     /// Runs until the loader sends something else or closes the socket.
-    pub(super) async fn watch(&mut self, stream: &mut UnixStream, text: &str) -> Result<(), Failed> {
+    pub(super) async fn watch(
+        &mut self,
+        stream: &mut UnixStream,
+        text: &str,
+        hook: Option<u64>,
+    ) -> Result<(), Failed> {
         let reference: Reference = text.parse().map_err(Error::from)?;
         if !matches!(reference.selector, Selector::Stage(_)) {
             return Err(Error::invalid(format!("{reference} is no channel"))
                 .hint("watch a stage, such as ns/name:production")
                 .into());
         }
+        let node = self.node.clone();
+        let hook = hook.map(|id| node.views.hook(id));
         let mut changes = self.node.facts.changes();
         let mut said = None;
         loop {
             let head = self.head(&reference);
             if said.as_ref() != Some(&head) {
+                if let (Some(hook), Some(digest), None) = (&hook, head.digest, &head.closed) {
+                    hook.told(digest);
+                }
                 frame::write(stream, &Event::Head(head.clone())).await.map_err(Failed::Socket)?;
                 said = Some(head);
             }

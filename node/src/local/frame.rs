@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -19,27 +20,66 @@ pub const FRAME_BYTES_MAX: usize = 16 << 20;
 /// Most file descriptors on one frame; well under the kernel's 253.
 pub const FRAME_FDS_MAX: usize = 64;
 
-/// Reads one frame; `None` when the other side closed between frames.
+/// The rest of a frame follows its first byte within this, or the other side is given up.
+const FRAME_TIME_MAX: Duration = Duration::from_secs(10);
+/// A frame is taken within this, or the other side is given up.
+const TAKE_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Reads one frame of at most `bytes_max` bytes; `None` when the other side closed between frames.
 ///
 /// # Errors
-/// Cut short, over [`FRAME_BYTES_MAX`], or not JSON of the expected form (`InvalidData`).
-pub async fn read<T: DeserializeOwned>(stream: &mut tokio::net::UnixStream) -> io::Result<Option<T>> {
+/// Cut short, over `bytes_max` or not JSON of the expected form (`InvalidData`), or begun and not finished for 10 s
+/// (`TimedOut`).
+pub async fn read<T: DeserializeOwned>(
+    stream: &mut tokio::net::UnixStream,
+    bytes_max: usize,
+) -> io::Result<Option<T>> {
+    read_within(stream, bytes_max, FRAME_TIME_MAX).await
+}
+
+async fn read_within<T: DeserializeOwned>(
+    stream: &mut tokio::net::UnixStream,
+    bytes_max: usize,
+    time_max: Duration,
+) -> io::Result<Option<T>> {
     let mut len = [0; 4];
-    match stream.read(&mut len[..1]).await? {
-        0 => return Ok(None),
-        _ => stream.read_exact(&mut len[1..]).await?,
+    if stream.read(&mut len[..1]).await? == 0 {
+        return Ok(None);
+    }
+    let rest = async {
+        stream.read_exact(&mut len[1..]).await?;
+        let len = checked_len(len, bytes_max)?;
+        // Grows with what comes: a length alone takes no memory.
+        let mut body = Vec::new();
+        (&mut *stream).take(len as u64).read_to_end(&mut body).await?;
+        if body.len() < len { Err(io::Error::from(io::ErrorKind::UnexpectedEof)) } else { Ok(body) }
     };
-    let mut body = vec![0; checked_len(len)?];
-    stream.read_exact(&mut body).await?;
+    let body = tokio::time::timeout(time_max, rest).await;
+    let body = body.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "a frame was not finished"))??;
     Ok(Some(parse(&body)?))
 }
 
 /// Writes one frame.
 ///
 /// # Errors
-/// The other side is gone, or the value is over [`FRAME_BYTES_MAX`].
+/// The other side is gone or takes nothing for 60 s, or the value is over [`FRAME_BYTES_MAX`].
 pub async fn write(stream: &mut tokio::net::UnixStream, value: &impl Serialize) -> io::Result<()> {
-    stream.write_all(&encode(value)?).await
+    let bytes = encode(value)?;
+    taken(stream.write_all(&bytes), TAKE_TIME_MAX).await
+}
+
+/// Writes one frame to a connection that was just accepted and is not to be served. Does not wait.
+pub fn refuse(stream: &tokio::net::UnixStream, value: &impl Serialize) {
+    if let Ok(bytes) = encode(value) {
+        // Past the runtime, which does not know yet that a fresh connection takes bytes.
+        let _ = rustix::net::send(stream.as_fd(), &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+}
+
+async fn taken(write: impl Future<Output = io::Result<()>>, time_max: Duration) -> io::Result<()> {
+    tokio::time::timeout(time_max, write)
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the other side takes nothing")))
 }
 
 /// Writes one frame with file descriptors attached to its first bytes.
@@ -58,6 +98,14 @@ pub async fn write_with_fds(
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one frame"));
     }
     let bytes = encode(value)?;
+    taken(send_all_with_fds(stream, &bytes, fds), TAKE_TIME_MAX).await
+}
+
+async fn send_all_with_fds(
+    stream: &mut tokio::net::UnixStream,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let sent = loop {
         stream.writable().await?;
         let attempt = stream.try_io(Interest::WRITABLE, || {
@@ -65,7 +113,7 @@ pub async fn write_with_fds(
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             ancillary.push(SendAncillaryMessage::ScmRights(fds));
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            Ok(rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(&bytes)], &mut ancillary, flags)?)
+            Ok(rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(bytes)], &mut ancillary, flags)?)
         });
         match attempt {
             Ok(sent) => break sent,
@@ -126,18 +174,18 @@ impl Client {
             }
             filled += message.bytes;
         }
-        let mut body = vec![0; checked_len(len)?];
+        let mut body = vec![0; checked_len(len, FRAME_BYTES_MAX)?];
         self.stream.read_exact(&mut body)?;
         Ok((parse(&body)?, fds))
     }
 }
 
-fn checked_len(len: [u8; 4]) -> io::Result<usize> {
+fn checked_len(len: [u8; 4], bytes_max: usize) -> io::Result<usize> {
     let len = u32::from_be_bytes(len) as usize;
-    if len > FRAME_BYTES_MAX {
+    if len > bytes_max {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("a frame of {len} bytes is over the limit of {FRAME_BYTES_MAX}"),
+            format!("a frame of {len} bytes is over the limit of {bytes_max}"),
         ));
     }
     Ok(len)
@@ -186,10 +234,10 @@ mod tests {
         let fds = vec![file.as_fd(); FRAME_FDS_MAX];
         let value = serde_json::json!({"pad": "x".repeat(300_000)});
         write_with_fds(&mut ours, &value, &fds).await.expect("write");
-        let back: Option<serde_json::Value> = read(&mut ours).await.expect("read");
+        let back: Option<serde_json::Value> = read(&mut ours, FRAME_BYTES_MAX).await.expect("read");
         assert_eq!(back.map(|v| v["back"] == true), Some(true));
         tokio::task::spawn_blocking(|| reader.join()).await.expect("join").expect("reader");
-        assert!(read::<serde_json::Value>(&mut ours).await.expect("end").is_none());
+        assert!(read::<serde_json::Value>(&mut ours, 9).await.expect("end").is_none());
     }
 
     #[tokio::test]
@@ -199,8 +247,52 @@ mod tests {
             ours.set_nonblocking(true).expect("nonblocking");
             let mut ours = tokio::net::UnixStream::from_std(ours).expect("tokio");
             theirs.write_all(bytes).expect("write");
-            let error = read::<serde_json::Value>(&mut ours).await.expect_err("refused");
+            let error = read::<serde_json::Value>(&mut ours, FRAME_BYTES_MAX).await.expect_err("refused");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
+    }
+
+    #[tokio::test]
+    async fn half_a_frame_and_a_reader_that_takes_nothing_are_given_up() {
+        let pair = || {
+            let (ours, theirs) = UnixStream::pair().expect("pair");
+            ours.set_nonblocking(true).expect("nonblocking");
+            (tokio::net::UnixStream::from_std(ours).expect("tokio"), theirs)
+        };
+        let short = Duration::from_millis(50);
+        for begun in [&[0][..], &[0, 0], &[0, 0, 0, 9], &[0, 0, 0, 9, b'{']] {
+            let (mut ours, mut theirs) = pair();
+            theirs.write_all(begun).expect("write");
+            let read = read_within::<serde_json::Value>(&mut ours, 9, short);
+            let error = read.await.expect_err("never finished");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{begun:?}");
+            let (mut ours, mut theirs) = pair();
+            theirs.write_all(begun).expect("write");
+            drop(theirs);
+            let error = read::<serde_json::Value>(&mut ours, 9).await.expect_err("cut short");
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{begun:?}");
+        }
+        let (mut ours, mut theirs) = pair();
+        theirs.write_all(&[0, 0, 0, 10]).expect("write");
+        let error = read::<serde_json::Value>(&mut ours, 9).await.expect_err("over the limit");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let (mut ours, _theirs) = pair();
+        let long = vec![0; 8 << 20];
+        let file = std::fs::File::open("/dev/null").expect("open");
+        let sent = taken(send_all_with_fds(&mut ours, &long, &[file.as_fd()]), short).await;
+        assert_eq!(sent.expect_err("not taken").kind(), io::ErrorKind::TimedOut);
+        let sent = taken(ours.write_all(&long), short).await;
+        assert_eq!(sent.expect_err("not taken").kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn who_is_not_served_is_told() {
+        let (ours, theirs) = UnixStream::pair().expect("pair");
+        ours.set_nonblocking(true).expect("nonblocking");
+        let ours = tokio::net::UnixStream::from_std(ours).expect("tokio");
+        refuse(&ours, &serde_json::json!({"event": "error"}));
+        drop(ours);
+        let (event, _): (serde_json::Value, _) = Client { stream: theirs }.recv().expect("told");
+        assert_eq!(event["event"], "error");
     }
 }

@@ -353,6 +353,26 @@ pub struct HostState {
     pub holds: Vec<String>,
     /// Versions that loaders have open there; `None` if it does not tell.
     pub open: Option<Vec<String>>,
+    /// Why it is not done, if it is not: the first reason of its stages.
+    pub lags: Option<String>,
+    /// How far it is with each stage that has a head for its hardware, lowest first.
+    #[serde(default)]
+    pub stages: Vec<HostStage>,
+}
+
+/// How far a host is with one stage.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostStage {
+    /// The stage.
+    pub stage: Stage,
+    /// The head for this host's hardware.
+    pub digest: ManifestDigest,
+    /// Whether the host has it as its head too.
+    pub heard: bool,
+    /// Whether it follows the channel.
+    pub follows: bool,
+    /// Whether it holds all of the head.
+    pub holds: bool,
     /// Why it is not done, if it is not.
     pub lags: Option<String>,
 }

@@ -84,6 +84,10 @@ pub enum LoaderRequest {
         /// `ns/name:stage`.
         #[serde(rename = "ref")]
         reference: String,
+        /// A number that the listener drew, if it runs a reload hook: directories of what was shut wait until it says
+        /// that the hook was started for another head.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hook: Option<u64>,
     },
     /// Gives the lease back before the socket closes. Answered by [`Event::Closed`].
     Close {

@@ -12,8 +12,8 @@ use crate::error::Error;
 pub use crate::local::integrity::{Adopted, AdoptedArtifact, DamagedRow, Integrity, Scrubbed};
 pub use crate::local::ladder::{
     Ballot, ChannelHead, DraftItem, DraftOf, Drafted, FollowRule, FollowedRow, Following, HeadInfo,
-    HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, OpenFor, PendingRow, PolicyInfo, RoleRow,
-    RolloutHosts, RootChange, Standing, StandingKind,
+    HostStage, HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, OpenFor, PendingRow, PolicyInfo,
+    RoleRow, RolloutHosts, RootChange, Standing, StandingKind,
 };
 pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved};
 pub use crate::local::observe::{

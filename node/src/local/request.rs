@@ -79,6 +79,13 @@ pub enum AdminRequest {
         /// A reference.
         reference: String,
     },
+    /// A reload hook was started for a head. Answers nothing.
+    HookStarted {
+        /// The number that its listener drew, as in [`LoaderRequest::Watch`].
+        hook: u64,
+        /// The head.
+        digest: ManifestDigest,
+    },
     /// Makes sure that the report of an evaluation is here and answers [`Viewed`].
     Evidence {
         /// The manifest that holds it.

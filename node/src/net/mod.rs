@@ -2,4 +2,5 @@
 
 pub mod control;
 pub mod data;
+mod site;
 pub mod tls;

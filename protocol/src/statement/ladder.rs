@@ -12,8 +12,10 @@
 
 mod ask;
 mod fold;
+mod heard;
 mod history;
 mod hold;
+mod named;
 mod open;
 mod view;
 mod vote;
@@ -21,6 +23,7 @@ mod vote;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use ask::{Draft, Head, PolicyStatus};
+pub use heard::Heard;
 pub use history::Event;
 pub use hold::Hold;
 pub use open::{Closed, Grounds};

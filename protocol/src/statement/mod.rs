@@ -29,7 +29,7 @@ pub use body::{
 };
 pub use envelope::{Envelope, Keypair, Signature, Signed, StatementError, Unverified, Verified};
 pub use glob::NamespaceGlob;
-pub use ladder::{Ballot, Closed, Draft, Event, Grounds, Head, Hold, PolicyStatus, Vote};
+pub use ladder::{Ballot, Closed, Draft, Event, Grounds, Head, Heard, Hold, PolicyStatus, Vote};
 pub use ledger::{Applied, Checked, Ledger, LedgerConfig, Refusal, SAID_SHARE};
 pub use promotion::{
     Approval, Channel, Cosignature, Follow, HARDWARE_ANY, OnChannel, Promotion, Rollback, Scope, SetPolicy,

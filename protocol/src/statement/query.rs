@@ -190,12 +190,12 @@ impl Ledger {
 
     /// The tags of an artifact, and what each means.
     pub fn tags(&self, artifact: &Artifact) -> impl Iterator<Item = (&Tag, Resolution)> {
-        self.tags.tags(artifact)
+        self.tags.tags(artifact).map(|(tag, meaning)| (tag, self.named(artifact, meaning)))
     }
 
     /// What a tag means.
     pub fn resolve_tag(&self, artifact: &Artifact, tag: &Tag) -> Resolution {
-        self.tags.resolve(artifact, tag)
+        self.named(artifact, self.tags.resolve(artifact, tag))
     }
 
     /// The publishes of a manifest that count.

@@ -12,6 +12,8 @@ use crate::time::UnixTime;
 pub enum Resolution {
     /// One manifest.
     Resolved(ManifestDigest),
+    /// One manifest, but the policy asks for a passing verdict on it and none is here: it means nothing until one is.
+    Unproven(ManifestDigest),
     /// Publishers disagree, so it means nothing until all but one are revoked.
     Conflict {
         /// Each digest and who published it.

@@ -136,6 +136,11 @@ impl Weighed {
         }
     }
 
+    /// What was said of a manifest.
+    pub(super) fn of_manifest(&self, manifest: &ManifestDigest) -> impl Iterator<Item = &StatementId> {
+        self.by_manifest.get(manifest).into_iter().flatten()
+    }
+
     fn places(
         &mut self,
         kind: &Kind,

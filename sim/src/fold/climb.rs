@@ -97,7 +97,7 @@ impl FoldWorld {
             .ledger
             .tags(artifact)
             .filter_map(|(_, meaning)| match meaning {
-                Resolution::Resolved(digest) => Some(digest),
+                Resolution::Resolved(digest) | Resolution::Unproven(digest) => Some(digest),
                 Resolution::Conflict { .. } | Resolution::Unknown => None,
             })
             .collect();

@@ -30,13 +30,15 @@ pub fn identify(
     progress: &(dyn Fn(ImportProgress) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Identified, StoreError> {
-    plan.files.iter().try_for_each(describe::check_spans)?;
+    describe::check(plan)?;
     let run = Run {
         dir: None,
         room: None,
         block_bytes: config.import_block_bytes.max(64 << 10).next_power_of_two(),
         reflink: AtomicBool::new(false),
         sync_each: false,
+        cores: super::cores(),
+        at_work: AtomicUsize::new(0),
         cancel,
         progress,
         done_bytes: AtomicU64::new(0),

@@ -1,5 +1,6 @@
 //! Taking files in: one read gives the copy, the tree, SHA-256 and the tensor hashes; nothing shows until commit.
 
+mod blocks;
 mod identify;
 pub(super) mod staging;
 mod tensors;
@@ -10,10 +11,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use sha2::Digest;
 use weighlock_protocol::manifest::{self, Contract, Layer, LayerKind, Manifest};
 use weighlock_protocol::{LayerId, Sha256};
 
@@ -26,12 +25,6 @@ use crate::room::Reservation;
 use crate::store::Store;
 pub use identify::{Identified, identify};
 use staging::{Out, StagingDir};
-use tensors::TensorHasher;
-
-/// Blocks on their way from the reader to one hasher.
-const CHANNEL_BLOCKS: usize = 2;
-/// Buffers per file: when a block was sent, the hashers are done with the one that many before it.
-const BUFFERS: usize = CHANNEL_BLOCKS + 2;
 
 /// How files are taken in.
 #[derive(Debug, Clone)]
@@ -121,7 +114,7 @@ impl Store {
         progress: &(dyn Fn(ImportProgress) + Sync),
         cancel: &AtomicBool,
     ) -> Result<Staged, StoreError> {
-        plan.files.iter().try_for_each(describe::check_spans)?;
+        describe::check(plan)?;
         let dir = StagingDir::new(self.temp_path("import"))?;
         let reflink = options.reflink && reflink_works(plan, &dir.0);
         let trees: u64 = plan.files.iter().map(|file| tree_bytes(file.size)).sum();
@@ -134,6 +127,8 @@ impl Store {
             block_bytes: self.config().import_block_bytes.max(64 << 10).next_power_of_two(),
             reflink: AtomicBool::new(reflink),
             sync_each: plan.files.len() <= self.config().sync_each_max,
+            cores: cores(),
+            at_work: AtomicUsize::new(0),
             cancel,
             progress,
             done_bytes: AtomicU64::new(0),
@@ -182,6 +177,10 @@ struct Run<'a> {
     /// Turned off by the first file that cannot.
     reflink: AtomicBool,
     sync_each: bool,
+    /// Cores of this machine.
+    cores: usize,
+    /// Files at work, each on a core.
+    at_work: AtomicUsize,
     cancel: &'a AtomicBool,
     progress: &'a (dyn Fn(ImportProgress) + Sync),
     done_bytes: AtomicU64,
@@ -230,7 +229,9 @@ impl Run<'_> {
                         let Some(index) = order.get(next.fetch_add(1, Ordering::Relaxed)) else {
                             return;
                         };
+                        self.at_work.fetch_add(1, Ordering::Relaxed);
                         let result = self.file(&files[*index], *index);
+                        self.at_work.fetch_sub(1, Ordering::Relaxed);
                         failed.fetch_or(result.is_err(), Ordering::Relaxed);
                         results.lock().unwrap_or_else(PoisonError::into_inner).push((*index, result));
                     }
@@ -256,11 +257,14 @@ impl Run<'_> {
         let mut out = Out::named(self.dir, &index.to_string(), file.size)?;
         let mut reflinked = false;
         if let Some(staged) = out.file.as_ref().filter(|_| file.size > 0) {
-            reflinked =
-                self.reflink.load(Ordering::Relaxed) && reflink_copy::reflink_file(&source, staged).is_ok();
-            if !reflinked {
+            let tried = self.reflink.load(Ordering::Relaxed);
+            reflinked = tried && reflink_copy::reflink_file(&source, staged).is_ok();
+            if tried && !reflinked {
                 self.reflink.store(false, Ordering::Relaxed);
                 staged.set_len(0).map_err(at(&out.data, "truncate"))?;
+            }
+            // One of a single block is told of a full disk by its single write.
+            if !reflinked && file.size > self.block_bytes as u64 {
                 fs::reserve(staged, &out.data, file.size)?;
                 if let Some(room) = self.room {
                     room.arrived(file.size);
@@ -272,7 +276,7 @@ impl Run<'_> {
             if reflinked { Some(File::open(&out.data).map_err(at(&out.data, "open"))?) } else { None };
         let from = clone.as_ref().unwrap_or(&source);
         let (id, sha256, tensors) = if file.size <= self.block_bytes as u64 {
-            self.small(file, from, &mut out, !reflinked)
+            self.small(file, from, &out, !reflinked)
         } else {
             self.large(file, from, &out, !reflinked)
         }?;
@@ -301,101 +305,6 @@ impl Run<'_> {
         })
     }
 
-    /// A file of one block, on this thread.
-    fn small(&self, file: &PlanFile, from: &File, out: &mut Out, write: bool) -> Result<Proof, StoreError> {
-        self.check_cancel()?;
-        let mut bytes = vec![0; usize::try_from(file.size).unwrap_or(0)];
-        read_block(from, &mut bytes, 0, &file.source)?;
-        if write {
-            out.write(0, &bytes)?;
-        }
-        let mut builder = TreeBuilder::new(file.size, self.block_bytes);
-        let sink = |offset: u64, part: &[u8]| out.write_tree(offset, part);
-        builder.block(&bytes, sink).map_err(at(&out.tree, "write"))?;
-        let id = builder.finish(sink).map_err(at(&out.tree, "write"))?;
-        let mut tensors = TensorHasher::new(&file.tensors);
-        tensors.block(&bytes);
-        self.advance(bytes.len());
-        Ok((id, Sha256::of(&bytes), tensors.finish()))
-    }
-
-    /// A file of many blocks: read and written here, SHA-256 on a second thread, BLAKE3 on a third and all cores.
-    fn large(&self, file: &PlanFile, from: &File, out: &Out, write: bool) -> Result<Proof, StoreError> {
-        std::thread::scope(|scope| {
-            let (sha_in, sha_out) = sync_channel::<Arc<Vec<u8>>>(CHANNEL_BLOCKS);
-            let (tree_in, tree_out) = sync_channel::<Arc<Vec<u8>>>(CHANNEL_BLOCKS);
-            let sha = scope.spawn(move || {
-                let mut hasher = sha2::Sha256::new();
-                for block in sha_out {
-                    hasher.update(&block[..]);
-                }
-                Sha256(hasher.finalize().into())
-            });
-            let tree = scope.spawn(move || self.tree_of(file, out, tree_out));
-            let mut buffers: Vec<Arc<Vec<u8>>> = Vec::with_capacity(BUFFERS);
-            let mut offset = 0;
-            let read = loop {
-                if offset == file.size {
-                    break Ok(());
-                }
-                let len = usize::try_from(file.size - offset).unwrap_or(usize::MAX).min(self.block_bytes);
-                let mut block = if buffers.len() < BUFFERS { Arc::default() } else { buffers.remove(0) };
-                if Arc::get_mut(&mut block).is_none() {
-                    // A hasher still has it, which the order of sends rules out; a fresh one is as good.
-                    block = Arc::default();
-                }
-                if let Some(bytes) = Arc::get_mut(&mut block) {
-                    bytes.resize(len, 0);
-                    let done =
-                        self.check_cancel().and_then(|()| read_block(from, bytes, offset, &file.source));
-                    let done = done.and_then(|()| match write {
-                        true => out.write(offset, bytes),
-                        false => Ok(()),
-                    });
-                    if let Err(e) = done {
-                        break Err(e);
-                    }
-                }
-                offset += len as u64;
-                self.advance(len);
-                buffers.push(Arc::clone(&block));
-                // A hasher that stopped says why when it is joined.
-                if sha_in.send(Arc::clone(&block)).is_err() || tree_in.send(block).is_err() {
-                    break Ok(());
-                }
-            };
-            drop((sha_in, tree_in));
-            let sha256 = sha.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            let tree = tree.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            read?;
-            let (id, tensors) = tree?;
-            Ok((id, sha256, tensors))
-        })
-    }
-
-    /// Builds the tree and the tensor hashes from blocks as they come.
-    fn tree_of(
-        &self,
-        file: &PlanFile,
-        out: &Out,
-        blocks: Receiver<Arc<Vec<u8>>>,
-    ) -> Result<(LayerId, Vec<LayerId>), StoreError> {
-        let mut builder = TreeBuilder::new(file.size, self.block_bytes);
-        let mut tensors = TensorHasher::new(&file.tensors);
-        let sink = |offset: u64, part: &[u8]| out.write_tree(offset, part);
-        let mut taken = 0;
-        for block in blocks {
-            builder.block(&block, sink).map_err(at(&out.tree, "write"))?;
-            tensors.block(&block);
-            taken += block.len() as u64;
-        }
-        if taken < file.size {
-            // The reader stopped early and says why.
-            return Ok((LayerId([0; 32]), Vec::new()));
-        }
-        Ok((builder.finish(sink).map_err(at(&out.tree, "write"))?, tensors.finish()))
-    }
-
     /// A layer from bytes that we made ourselves.
     fn bytes(&self, bytes: &[u8], kind: LayerKind, name: &str) -> Result<(Layer, StagedLayer), StoreError> {
         let size = bytes.len() as u64;
@@ -404,7 +313,7 @@ impl Run<'_> {
         let mut builder = TreeBuilder::new(size, self.block_bytes);
         let sink = |offset: u64, part: &[u8]| out.write_tree(offset, part);
         for block in bytes.chunks(self.block_bytes) {
-            builder.block(block, sink).map_err(at(&out.tree, "write"))?;
+            builder.block(block, true, sink).map_err(at(&out.tree, "write"))?;
         }
         let id = builder.finish(sink).map_err(at(&out.tree, "write"))?;
         out.finish(self.sync_each)?;
@@ -412,6 +321,11 @@ impl Run<'_> {
         let layer = Layer { path: name.to_owned(), kind, size, id, sha256 };
         let staged = StagedLayer { id, sha256, size, data: out.data, tree: out.tree };
         Ok((layer, staged))
+    }
+
+    /// Whether there is a core that no file is at work on.
+    fn spare_cores(&self) -> bool {
+        self.at_work.load(Ordering::Relaxed) < self.cores
     }
 
     fn check_cancel(&self) -> Result<(), StoreError> {
@@ -434,8 +348,6 @@ impl Run<'_> {
     }
 }
 
-type Proof = (LayerId, Sha256, Vec<LayerId>);
-
 /// Keeps the first of equal layers; the files of the others go.
 fn keep_one(layers: &mut BTreeMap<LayerId, StagedLayer>, layer: StagedLayer) -> Result<(), StoreError> {
     if layers.contains_key(&layer.id) {
@@ -457,6 +369,11 @@ fn reflink_works(plan: &Plan, dir: &Path) -> bool {
         });
     let _ = std::fs::remove_file(&target);
     works
+}
+
+/// Cores that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Opens without waiting: a pipe put in the place of a file must not hang the import.

@@ -4,7 +4,7 @@ use weighlock_protocol::LayerId;
 
 use crate::plan::TensorSpan;
 
-/// Bytes of a tensor from which on all cores hash it.
+/// Bytes of a tensor below which one core is as fast as all.
 const PARALLEL_BYTES_MIN: usize = 256 * 1024;
 
 /// Hashes tensors out of blocks that come in order.
@@ -20,13 +20,14 @@ impl<'a> TensorHasher<'a> {
         Self { spans, hasher: blake3::Hasher::new(), done: Vec::with_capacity(spans.len()), at: 0 }
     }
 
-    pub(super) fn block(&mut self, block: &[u8]) {
+    /// Takes the next block, on all cores if `parallel`.
+    pub(super) fn block(&mut self, block: &[u8], parallel: bool) {
         let block_end = self.at + block.len() as u64;
         while let Some(span) = self.spans.get(self.done.len()) {
             let (start, end) = (span.offset.max(self.at), (span.offset + span.len).min(block_end));
             if start < end {
                 let part = &block[(start - self.at) as usize..(end - self.at) as usize];
-                if part.len() >= PARALLEL_BYTES_MIN {
+                if parallel && part.len() >= PARALLEL_BYTES_MIN {
                     self.hasher.update_rayon(part);
                 } else {
                     self.hasher.update(part);

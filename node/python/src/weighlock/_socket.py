@@ -198,6 +198,16 @@ class Connection:
             raise ProtocolError(f"a request of {len(body)} bytes is over the limit of {FRAME_BYTES_MAX}")
         self._io(self._sock.sendall, struct.pack(">I", len(body)) + body)
 
+    def parting(self) -> Optional[Error]:
+        """The error that the daemon sent before it closed the connection, if it did."""
+        try:
+            frame, fds = self.receive()
+        except Error:
+            return None
+        for fd in fds:
+            fd.close()
+        return from_frame(frame) if frame["event"] == "error" else None
+
     def receive(self) -> Tuple[Dict[str, Any], List[Fd]]:
         """One frame and the descriptors that came with its first byte.
 
@@ -338,12 +348,8 @@ class Session:
         if partial:
             request["partial"] = True
         with self._exchanging():
-            try:
-                self._talk(request, on_frame)
-            except ConnectionError as error:
-                # It was restarted under the open; the one that takes its place goes on with what it had fetched.
-                self._connect_again(error)
-                self._talk(request, on_frame)
+            # Where it was restarted under the open, the one that takes its place goes on with what it had fetched.
+            self._patiently(lambda: self._talk(request, on_frame), self._connect_again)
         self._partial = partial
         self._digest = str(opened.get("digest"))
         self._name = ref.split("@", 1)[0].rsplit(":", 1)[0]
@@ -417,7 +423,7 @@ class Session:
                     if self._closed:
                         return
                     # What was told before is told again; that is harmless.
-                    self._open_again(error)
+                    self._patiently(lambda cause=error: self._open_again(cause), self._connect_again)
                     begun = False
                     continue
             if frame["event"] == "error":
@@ -490,15 +496,28 @@ class Session:
         return got
 
     def _lasting(self, ask: Callable[[], None], locked: bool = False) -> None:
-        """Asks, and asks once more after opening the artifact again where the daemon was restarted."""
+        """Asks, and asks again after opening the artifact again where the daemon was restarted."""
         if not locked:
             with self._exchanging():
                 return self._lasting(ask, locked=True)
-        try:
-            ask()
-        except ConnectionError as error:
-            self._open_again(error)
-            ask()
+        self._patiently(ask, self._open_again)
+
+    def _patiently(self, ask: Callable[[], None], again: Callable[[ConnectionError], None]) -> None:
+        """Asks until it is answered or patience ends; `again` makes up for what was lost. A daemon that is ending still
+        has its socket for a moment, so that one more try may not be enough."""
+        until = time.monotonic() + patience_of(os.environ)
+        lost: Optional[ConnectionError] = None
+        while True:
+            try:
+                if lost is not None:
+                    again(lost)
+                return ask()
+            except ConnectionError as error:
+                if self._closed or time.monotonic() + RETRY_PAUSE_SECONDS > until:
+                    raise
+                if lost is not None:
+                    time.sleep(RETRY_PAUSE_SECONDS)
+                lost = error
 
     def _open_again(self, error: ConnectionError) -> None:
         """A lease for the same digest, and so the same bytes, on a new connection. Descriptors and mappings last."""
@@ -543,7 +562,13 @@ class Session:
         received: List[Fd] = []
         error = None
         try:
-            self._connection.send(request)
+            try:
+                self._connection.send(request)
+            except ConnectionError:
+                # It may have said why before it hung up.
+                error = self._connection.parting()
+                if error is None:
+                    raise
             while error is None:
                 frame, fds = self._connection.receive()
                 received += fds

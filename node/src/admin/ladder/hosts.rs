@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weighlock_protocol::statement::{Ledger, Member};
-use weighlock_protocol::{Artifact, KeyId, ManifestDigest};
+use weighlock_protocol::statement::{Head, Ledger, Member};
+use weighlock_protocol::{Artifact, KeyId, ManifestDigest, Stage, StatementId};
 
 use super::{artifact, tags};
 use crate::cluster::now;
 use crate::daemon::Node;
 use crate::error::Result;
-use crate::local::message::{HostState, RolloutHosts};
+use crate::fetch::blocking;
+use crate::local::message::{HostStage, HostState, RolloutHosts};
 use crate::rollout::{self, Told};
 
 /// How long a host may take to answer.
@@ -41,45 +42,56 @@ pub(in super::super) async fn hosts(node: &Arc<Node>, name: &str) -> Result<Roll
             told.insert(host, answer);
         }
     }
-    told.insert(node.host, rollout::tell(&node.facts, &node.leases, &artifact));
+    let own = node.clone();
+    let about = artifact.clone();
+    let ours = blocking(move || Ok(rollout::tell(&own.facts, &own.store, &own.leases, &about))).await?;
+    told.insert(node.host, ours);
     let records = node.control.host_records().borrow().clone();
     let ledger = node.facts.ledger();
-    let ours = &told[&node.host];
     let mut hosts: Vec<HostState> = members
         .into_iter()
         .map(|member| {
             let this_host = member.key == node.host;
             let connected = this_host || connected.contains(&member.key);
-            let told = told.get(&member.key);
-            let hardware = records.get(&member.key).map(|known| known.record.hardware.clone());
+            let record = records.get(&member.key).map(|known| &known.record);
+            let hardware = record.map(|record| record.hardware.clone());
             let hardware = if this_host { node.hardware.clone() } else { hardware.unwrap_or_default() };
-            let complete: BTreeSet<ManifestDigest> = if this_host {
-                complete_here(node, &ledger, &artifact)
-            } else {
-                let held = records.get(&member.key).into_iter().flat_map(|known| &known.record.held);
-                held.filter(|held| held.complete).map(|held| held.digest).collect()
-            };
-            let heads: Vec<_> = ledger
-                .heads_of(&artifact)
-                .filter(|head| head.channel.hardware == hardware || head.channel.hardware == "any")
-                .collect();
-            let holds = heads.iter().filter(|head| complete.contains(&head.manifest));
-            let holds = holds
-                .map(|head| format!("{}:{}", label(&ledger, &artifact, &head.manifest), head.channel.stage));
-            let heard = told.is_some_and(|told| told.heads == ours.heads);
+            let mut labels = member.labels;
+            labels.extend(record.map(|record| record.labels.clone()).unwrap_or_default());
+            let told = told.get(&member.key);
+            let mut holds: BTreeSet<ManifestDigest> = BTreeSet::new();
+            match told.and_then(|told| told.holds.as_ref()) {
+                Some(all) => holds.extend(all),
+                None => {
+                    let held = record.into_iter().flat_map(|record| &record.held);
+                    holds.extend(held.filter(|held| held.complete).map(|held| held.digest));
+                }
+            }
+            let mut follows: BTreeSet<Stage> = told.map(|told| told.follows.clone()).unwrap_or_default();
+            let rules = ledger.follows().into_iter().filter(|rule| rule.artifact == artifact);
+            let rules =
+                rules.filter(|rule| rule.on.iter().all(|(key, value)| labels.get(key) == Some(value)));
+            follows.extend(rules.map(|rule| rule.stage));
+            let host = Host { connected, hardware: &hardware, told, holds: &holds, follows: &follows };
+            let stages = stages(&ledger, &artifact, &host);
+            let held = stages.iter().filter(|at| at.holds);
+            let held =
+                held.map(|at| format!("{}:{}", label(&ledger, &artifact, &at.digest), at.stage)).collect();
             let open = told.map(|told| {
                 told.open.iter().map(|digest| label(&ledger, &artifact, digest)).collect::<Vec<_>>()
             });
-            let lags = lags(&ledger, &artifact, &hardware, connected, heard, told);
+            let heard = told.is_some_and(|told| told.heads == heads_of(&ledger, &artifact));
+            let deaf = (connected && !heard).then(|| "has not heard of the heads".to_owned());
             HostState {
                 host: member.key,
                 name: member.name,
                 this_host,
                 connected,
                 heard,
-                holds: holds.collect(),
+                holds: held,
                 open,
-                lags,
+                lags: stages.iter().find_map(|at| at.lags.clone()).or(deaf),
+                stages,
             }
         })
         .collect();
@@ -87,38 +99,58 @@ pub(in super::super) async fn hosts(node: &Arc<Node>, name: &str) -> Result<Roll
     Ok(RolloutHosts { hosts })
 }
 
+/// What is known of one host.
+struct Host<'a> {
+    connected: bool,
+    hardware: &'a str,
+    told: Option<&'a Told>,
+    /// Manifests that are whole there.
+    holds: &'a BTreeSet<ManifestDigest>,
+    follows: &'a BTreeSet<Stage>,
+}
+
+/// How far a host is with each channel that has a head for it.
+fn stages(ledger: &Ledger, artifact: &Artifact, host: &Host<'_>) -> Vec<HostStage> {
+    let all: BTreeSet<Stage> = ledger.heads_of(artifact).map(|head| head.channel.stage).collect();
+    let heads = all.into_iter().filter_map(|stage| ledger.head(artifact, stage, host.hardware));
+    let of = |head: Head| {
+        let stage = head.channel.stage;
+        let heard = host.told.is_some_and(|told| told.heads.contains(&head.statement));
+        let (follows, holds) = (host.follows.contains(&stage), host.holds.contains(&head.manifest));
+        let lags = lags(ledger, artifact, host, &head, heard, follows && !holds);
+        HostStage { stage, digest: head.manifest, heard, follows, holds, lags }
+    };
+    heads.map(of).collect()
+}
+
 fn lags(
     ledger: &Ledger,
     artifact: &Artifact,
-    hardware: &str,
-    connected: bool,
+    host: &Host<'_>,
+    head: &Head,
     heard: bool,
-    told: Option<&Told>,
+    lacks: bool,
 ) -> Option<String> {
-    if !connected {
-        return None;
+    let stage = head.channel.stage;
+    let head = label(ledger, artifact, &head.manifest);
+    match (host.connected, heard, lacks) {
+        (false, _, true) => {
+            return Some(format!("is away; it follows {stage} and may not hold all of {head}"));
+        }
+        // It hears of it when it is back.
+        (false, _, false) => return None,
+        (true, false, _) => return Some(format!("has not heard that {stage} is {head}")),
+        (true, true, true) => return Some(format!("follows {stage} and does not hold all of {head} yet")),
+        (true, true, false) => {}
     }
-    if !heard {
-        return Some("has not heard of the heads".to_owned());
-    }
-    let shut = told
-        .into_iter()
-        .flat_map(|told| &told.open)
-        .find(|digest| ledger.may_open(artifact, digest, hardware, now()).is_err());
-    shut.map(|digest| {
-        format!("still has {} open, which may not be opened any more", label(ledger, artifact, digest))
-    })
+    let open = host.told.into_iter().flat_map(|told| &told.open);
+    let mut shut = open.filter(|digest| ledger.may_open(artifact, digest, host.hardware, now()).is_err());
+    let digest = shut.next()?;
+    Some(format!("still has {} open, which may not be opened any more", label(ledger, artifact, digest)))
 }
 
-fn complete_here(node: &Node, ledger: &Ledger, artifact: &Artifact) -> BTreeSet<ManifestDigest> {
-    let heads = ledger.heads_of(artifact).map(|head| head.manifest);
-    let is_whole = |digest: &ManifestDigest| {
-        crate::facts::manifest(&node.store, digest)
-            .ok()
-            .flatten()
-            .is_some_and(|manifest| node.store.manifest_complete(&manifest).unwrap_or(false))
-    };
-    heads.filter(is_whole).collect()
+fn heads_of(ledger: &Ledger, artifact: &Artifact) -> BTreeSet<StatementId> {
+    ledger.heads_of(artifact).map(|head| head.statement).collect()
 }
 
 fn label(ledger: &Ledger, artifact: &Artifact, digest: &ManifestDigest) -> String {

@@ -17,18 +17,20 @@ use weighlock_protocol::wire::control::GOSSIP_BYTES_MAX;
 
 use super::codec::Codec;
 use super::config::ControlConfig;
+use super::crowd;
 
 /// How long a gossip message waits for the backend's verdict before it is dropped, in heartbeats (seconds).
 const VERDICT_HEARTBEATS_MAX: usize = 30;
 
 pub(super) type Gossipsub = gossipsub::Behaviour<gossipsub::IdentityTransform, WhitelistSubscriptionFilter>;
 
-/// All protocols of one swarm. The first two are asked first, so a stranger is gone before any other
+/// All protocols of one swarm. The first three are asked first, so a stranger is gone before any other
 /// protocol hears of the connection.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) allowed: allow_block_list::Behaviour<AllowedPeers>,
     pub(super) limits: connection_limits::Behaviour,
+    pub(super) crowd: crowd::Behaviour,
     pub(super) ping: ping::Behaviour,
     pub(super) identify: identify::Behaviour,
     pub(super) gossip: Gossipsub,
@@ -75,7 +77,9 @@ impl Behaviour {
         let mdns = config.mdns.then(|| mdns::Behaviour::new(mdns::Config::default(), local)).transpose()?;
         Ok(Self {
             allowed: allow_block_list::Behaviour::default(),
+            // After the limits: what they refuse was never counted here.
             limits: connection_limits::Behaviour::new(connections),
+            crowd: crowd::Behaviour::new(limits.handshakes_per_address_max),
             ping: ping::Behaviour::new(pings),
             identify: identify::Behaviour::new(identify),
             gossip: gossipsub(config)?,

@@ -45,6 +45,8 @@ pub struct ControlLimits {
     pub connections_per_peer_max: u32,
     /// Inbound handshakes under way at once, strangers included.
     pub handshakes_max: u32,
+    /// The same from one address (IPv6: one /64).
+    pub handshakes_per_address_max: usize,
     /// Outbound dials under way at once.
     pub dials_max: usize,
     /// Addresses remembered per member and source of the address.
@@ -80,6 +82,7 @@ impl Default for ControlLimits {
             connections_max: 512,
             connections_per_peer_max: 4,
             handshakes_max: 128,
+            handshakes_per_address_max: 32,
             dials_max: 16,
             addrs_per_peer_max: 16,
             members_max: 16_384,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use libp2p::PeerId;
@@ -176,6 +176,7 @@ pub(super) struct Counters {
     pub(super) reconcile_failed: AtomicU64,
     pub(super) requests_answered: AtomicU64,
     pub(super) requests_busy: AtomicU64,
+    pub(super) reconciled_with: Mutex<BTreeSet<KeyId>>,
 }
 
 /// What handles and tasks ask of the driver.
@@ -325,6 +326,11 @@ impl ControlHandle {
         Ok(self.events.upgrade().ok_or(ControlError::Stopped)?.subscribe())
     }
 
+    /// Members with which this host has compared all statements since the start, to the end.
+    pub fn reconciled_with(&self) -> BTreeSet<KeyId> {
+        self.counters.reconciled_with.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Counts since the start.
     pub fn stats(&self) -> ControlStats {
         let c = &self.counters;
@@ -365,6 +371,10 @@ impl RequestError {
 }
 
 impl Counters {
+    pub(super) fn reconciled_with(&self, peer: Option<KeyId>) {
+        self.reconciled_with.lock().unwrap_or_else(PoisonError::into_inner).extend(peer);
+    }
+
     pub(super) fn add(counter: &AtomicU64, n: usize) {
         counter.fetch_add(n as u64, Ordering::Relaxed);
     }

@@ -9,6 +9,7 @@ mod backend;
 mod behaviour;
 mod codec;
 mod config;
+mod crowd;
 mod driver;
 mod gossip;
 mod handle;

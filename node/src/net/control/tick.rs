@@ -227,6 +227,7 @@ impl ControlDriver {
         match result {
             Ok(()) => {
                 Counters::add(&self.counters.reconciled, 1);
+                self.counters.reconciled_with(key_id(peer));
                 let Moved { received, sent } = moved;
                 self.tell(key_id(peer).map(|peer| ControlEvent::Reconciled { peer, received, sent }));
             }

@@ -1,14 +1,14 @@
 //! The QUIC endpoint: who may connect, what a connection may ask, and how it ends.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use quinn::{Connection, Endpoint, EndpointConfig, Incoming, Runtime, TokioRuntime, VarInt};
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, Incoming, Runtime, TokioRuntime, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,8 +19,9 @@ use weighlock_protocol::wire::join::{JOIN_ANSWER_BYTES_MAX, JOIN_REQUEST_BYTES_M
 use weighlock_protocol::{ClusterId, KeyId};
 
 use super::buffers::Buffers;
+use super::joining::{Handshakes, Joining};
 use super::pool::Pool;
-use super::serve::{Possession, serve_stream};
+use super::serve::{Possession, Shares, serve_stream};
 use super::{DataConfig, GetError, PRIORITY_SHORT};
 use crate::net::control;
 use crate::net::tls::{self, Identity};
@@ -30,6 +31,10 @@ pub type JoinDoor = Arc<dyn Fn(KeyId, Vec<u8>) -> BoxFuture<'static, Vec<u8>> + 
 
 /// Pause before the next address of a host is tried beside those that have not answered yet (RFC 8305).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Attempts at a join door that is crowded, and the pause between them.
+const JOIN_TRIES_MAX: usize = 8;
+const JOIN_PAUSE: Duration = Duration::from_millis(250);
 
 /// What connections reach behind the endpoint.
 #[derive(Clone)]
@@ -57,9 +62,11 @@ struct Inner {
     pool: Pool,
     buffers: Buffers,
     inbound: Arc<Semaphore>,
-    joins: Arc<Semaphore>,
-    joins_by_address: Mutex<BTreeMap<IpAddr, usize>>,
+    handshakes: Handshakes,
+    joining: Joining,
+    judging: Semaphore,
     uploads: Arc<Semaphore>,
+    long_requests: Semaphore,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -122,9 +129,11 @@ impl DataPlane {
                 pool: Pool::default(),
                 buffers: Buffers::new(config.buffers_max),
                 inbound: Arc::new(Semaphore::new(config.connections_max)),
-                joins: Arc::new(Semaphore::new(config.joins_max)),
-                joins_by_address: Mutex::default(),
+                handshakes: Handshakes::new(config.handshakes_per_address_max),
+                joining: Joining::new(config.joins_max, config.joins_per_address_max),
+                judging: Semaphore::new(config.joins_judged_max),
                 uploads: Arc::new(Semaphore::new(config.uploads_max)),
+                long_requests: Semaphore::new(config.long_requests_max),
                 tasks: TaskTracker::new(),
                 stop,
                 config,
@@ -186,19 +195,26 @@ impl DataPlane {
         addresses: &[SocketAddr],
         request: &[u8],
     ) -> Result<Vec<u8>, GetError> {
-        let connection = self.dial(peer, addresses, ALPN_JOIN).await?;
-        let exchange = async {
-            let (mut send, mut recv) = connection.open_bi().await?;
-            send.write_all(request).await.map_err(std::io::Error::other)?;
-            send.finish().map_err(std::io::Error::other)?;
-            recv.read_to_end(JOIN_ANSWER_BYTES_MAX).await.map_err(std::io::Error::other)
-        };
-        let answer = tokio::time::timeout(self.connect_timeout(), exchange).await;
-        connection.close(VarInt::from_u32(close::DONE), b"");
-        match answer {
-            Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(e)) => Err(GetError::Lost(e.to_string())),
-            Err(_) => Err(GetError::Lost("no answer in time".into())),
+        let mut tries = JOIN_TRIES_MAX;
+        loop {
+            tries -= 1;
+            let connection = self.dial(peer, addresses, ALPN_JOIN).await?;
+            let exchange = async {
+                let (mut send, mut recv) = connection.open_bi().await?;
+                send.write_all(request).await.map_err(std::io::Error::other)?;
+                send.finish().map_err(std::io::Error::other)?;
+                recv.read_to_end(JOIN_ANSWER_BYTES_MAX).await.map_err(std::io::Error::other)
+            };
+            let answer = tokio::time::timeout(self.connect_timeout(), exchange).await;
+            let crowded = matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(closed))
+                if closed.error_code == VarInt::from_u32(close::LIMIT));
+            connection.close(VarInt::from_u32(close::DONE), b"");
+            match answer {
+                Ok(Ok(bytes)) => return Ok(bytes),
+                _ if crowded && tries > 0 => tokio::time::sleep(JOIN_PAUSE).await,
+                Ok(Err(e)) => return Err(GetError::Lost(e.to_string())),
+                Err(_) => return Err(GetError::Lost("no answer in time".into())),
+            }
         }
     }
 
@@ -303,11 +319,16 @@ impl DataPlane {
 
     async fn admit(&self, incoming: Incoming, _permit: OwnedSemaphorePermit) {
         let remote = incoming.remote_address();
+        let Some(handshake) = self.inner.handshakes.begin(remote.ip()) else {
+            // Unanswered rather than refused: it tries again by itself.
+            return incoming.ignore();
+        };
         let connection = match tokio::time::timeout(self.connect_timeout(), incoming).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(e)) => return debug!(%remote, error = %e, "handshake failed"),
             Err(_) => return debug!(%remote, "handshake took too long"),
         };
+        drop(handshake);
         let Some(peer) = tls::remote_key(&connection) else {
             return connection.close(VarInt::from_u32(close::NOT_A_MEMBER), b"host keys are Ed25519");
         };
@@ -323,6 +344,10 @@ impl DataPlane {
             info!(%peer, %remote, "refused a stranger on the data plane");
             return connection.close(VarInt::from_u32(close::NOT_A_MEMBER), b"not a member of this cluster");
         }
+        if self.inner.pool.count(peer) >= self.inner.config.connections_per_peer_max {
+            debug!(%peer, "refused a member's connection: it has as many as it may");
+            return connection.close(VarInt::from_u32(close::LIMIT), b"too many connections");
+        }
         self.keep(peer, &connection);
         self.serve_connection(peer, connection).await;
     }
@@ -331,24 +356,29 @@ impl DataPlane {
         let inner = &self.inner;
         let full =
             || connection.close(VarInt::from_u32(close::LIMIT), b"too many hosts are joining; try again");
-        let Ok(_permit) = inner.joins.clone().try_acquire_owned() else {
-            return full();
-        };
-        let address = connection.remote_address().ip();
-        let Some(_slot) = AddressSlot::take(inner, address) else {
+        let Some(place) = inner.joining.enter(connection.remote_address().ip()) else {
             return full();
         };
         let exchange = async {
             let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| e.to_string())?;
             let request = recv.read_to_end(JOIN_REQUEST_BYTES_MAX).await.map_err(|e| e.to_string())?;
-            let answer = (inner.doors.join)(peer, request).await;
+            place.judged(true);
+            let answer = {
+                let _turn = inner.judging.acquire().await.map_err(|e| e.to_string())?;
+                (inner.doors.join)(peer, request).await
+            };
+            place.judged(false);
             send.write_all(&answer).await.map_err(|e| e.to_string())?;
             send.finish().map_err(|e| e.to_string())?;
             // The joiner closes once it has read the answer.
             connection.closed().await;
             Ok::<(), String>(())
         };
-        match tokio::time::timeout(self.connect_timeout(), exchange).await {
+        let done = tokio::select! {
+            done = tokio::time::timeout(self.connect_timeout(), exchange) => done,
+            () = place.put_out() => return full(),
+        };
+        match done {
             Ok(Ok(())) => {}
             Ok(Err(e)) => debug!(%peer, error = %e, "join attempt failed"),
             Err(_) => connection.close(VarInt::from_u32(close::LIMIT), b"took too long"),
@@ -404,9 +434,12 @@ impl DataPlane {
             let share = share.clone();
             self.inner.tasks.spawn(async move {
                 let inner = &plane.inner;
-                let uploads = [&*share, &*inner.uploads];
-                let possession = inner.doors.possession.clone();
-                serve_stream(possession, &inner.config, &inner.buffers, uploads, peer, send, recv).await;
+                let shares = Shares {
+                    buffers: &inner.buffers,
+                    uploads: [&share, &inner.uploads],
+                    long_requests: &inner.long_requests,
+                };
+                serve_stream(inner.doors.possession.clone(), &inner.config, shares, peer, send, recv).await;
             });
         }
         self.inner.pool.forget(peer, &connection);
@@ -458,36 +491,6 @@ impl DataPlane {
                     info!(%peer, "closed the data connection of a host that is no longer a member");
                     connection.close(VarInt::from_u32(close::NOT_A_MEMBER), b"no longer a member");
                 }
-            }
-        }
-    }
-}
-
-/// One join attempt counted against its address; given back on drop.
-struct AddressSlot<'a> {
-    inner: &'a Inner,
-    address: IpAddr,
-}
-
-impl<'a> AddressSlot<'a> {
-    fn take(inner: &'a Inner, address: IpAddr) -> Option<Self> {
-        let mut counts = inner.joins_by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        if *count >= inner.config.joins_per_address_max {
-            return None;
-        }
-        *count += 1;
-        Some(Self { inner, address })
-    }
-}
-
-impl Drop for AddressSlot<'_> {
-    fn drop(&mut self) {
-        let mut counts = self.inner.joins_by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
             }
         }
     }

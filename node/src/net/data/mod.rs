@@ -4,8 +4,10 @@ mod buffers;
 mod endpoint;
 mod get;
 mod inflow;
+mod joining;
 mod link;
 mod pool;
+mod request;
 mod serve;
 mod tree;
 
@@ -15,7 +17,7 @@ pub use buffers::Buffers;
 pub use endpoint::{DataPlane, Doors, JoinDoor};
 pub use get::{Declared, GetError, GetOptions, Got, doubt, get, observe};
 pub use link::{open_link, read_frame, refuse_link};
-pub use serve::{Pass, Possession, serve_stream};
+pub use serve::{Pass, Possession, Shares, serve_stream};
 pub use tree::tree;
 
 /// Largest UDP payload that may be configured: ten of them must fit into one message to the kernel.
@@ -33,12 +35,22 @@ const PRIORITY_SHORT: i32 = 1;
 pub struct DataConfig {
     /// Connections from others at once, all peers together.
     pub connections_max: usize,
+    /// Connections that one member may have open to this host, both directions together.
+    pub connections_per_peer_max: usize,
+    /// Handshakes under way from one address (IPv6: one /64).
+    pub handshakes_per_address_max: usize,
     /// Join attempts in progress at once; strangers share these.
     pub joins_max: usize,
+    /// Join requests judged at once.
+    pub joins_judged_max: usize,
     /// Join attempts in progress from one address.
     pub joins_per_address_max: usize,
     /// Requests that one connection may have open.
     pub streams_max: u32,
+    /// Requests longer than 4 KiB that are being read at once, all connections together.
+    pub long_requests_max: usize,
+    /// A request must have come as a whole after this, from when its stream was opened.
+    pub request_timeout_s: u64,
     /// Gets served at once, all connections together; each holds two batches of [`DataConfig::batch_bytes`].
     pub uploads_max: usize,
     /// Unread bytes of one stream.
@@ -66,9 +78,14 @@ impl Default for DataConfig {
     fn default() -> Self {
         Self {
             connections_max: 512,
-            joins_max: 16,
-            joins_per_address_max: 4,
+            connections_per_peer_max: 8,
+            handshakes_per_address_max: 64,
+            joins_max: 64,
+            joins_judged_max: 4,
+            joins_per_address_max: 16,
             streams_max: 256,
+            long_requests_max: 16,
+            request_timeout_s: 10,
             uploads_max: 64,
             stream_window_bytes: 4 << 20,
             connection_window_bytes: 16 << 20,

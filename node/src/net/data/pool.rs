@@ -44,6 +44,13 @@ impl Pool {
         self.lock().entry(peer).or_default().connections.push(connection);
     }
 
+    /// Live connections with `peer`.
+    pub(super) fn count(&self, peer: KeyId) -> usize {
+        let peers = self.lock();
+        let Some(slot) = peers.get(&peer) else { return 0 };
+        slot.connections.iter().filter(|open| open.close_reason().is_none()).count()
+    }
+
     pub(super) fn forget(&self, peer: KeyId, connection: &Connection) {
         let mut peers = self.lock();
         if let Some(slot) = peers.get_mut(&peer) {

@@ -14,14 +14,13 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::debug;
 use weighlock_cache::LayerReader;
 use weighlock_protocol::wire::bao::{self, GROUP_BYTES, GroupSet};
-use weighlock_protocol::wire::data::{
-    KIND_LINK, LINK_BYTES, MESSAGE_BYTES_MAX, ObserveItem, Request, RequestError, reset,
-};
+use weighlock_protocol::wire::data::{ObserveItem, Request, RequestError, reset};
 use weighlock_protocol::wire::tree::{PAIR_BYTES, tree_bytes};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
 use super::buffers::Buffers;
 use super::link::refuse_link;
+use super::request::{asked_groups, read_request};
 use super::{DataConfig, PRIORITY_SHORT};
 
 /// How often at most a change is told to those who observe.
@@ -83,23 +82,40 @@ impl Drop for Pass {
     }
 }
 
+/// What requests share.
+#[derive(Clone, Copy)]
+pub struct Shares<'a> {
+    /// What batches are read into.
+    pub buffers: &'a Buffers,
+    /// Leave to send: of the connection, and of the host.
+    pub uploads: [&'a Semaphore; 2],
+    /// Leave to read a long request.
+    pub long_requests: &'a Semaphore,
+}
+
 /// Reads one request from a stream and answers it; resets the stream where it cannot.
 pub async fn serve_stream(
     possession: Arc<dyn Possession>,
     config: &DataConfig,
-    buffers: &Buffers,
-    uploads: [&Semaphore; 2],
+    Shares { buffers, uploads, long_requests }: Shares<'_>,
     peer: KeyId,
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
-    let request = match read_request(&mut recv).await {
-        Ok(Ok(Request::Link { manifest })) => {
+    let wait = Duration::from_secs(config.request_timeout_s);
+    let request = match tokio::time::timeout(wait, read_request(&mut recv, long_requests)).await {
+        Ok(Ok(Ok(Request::Link { manifest }))) => {
             let _ = send.set_priority(PRIORITY_SHORT);
             return possession.link(peer, manifest, send, recv);
         }
-        Ok(request) => request,
-        Err(e) => return debug!(%peer, error = e, "request could not be read"),
+        Ok(Ok(request)) => request,
+        Ok(Err(e)) => return debug!(%peer, error = e, "request could not be read"),
+        Err(_) => {
+            debug!(%peer, "a stream was opened and not used");
+            let _ = send.reset(VarInt::from_u32(reset::LIMIT));
+            let _ = recv.stop(VarInt::from_u32(reset::LIMIT));
+            return;
+        }
     };
     let refused = match request {
         Ok(Request::Get { layer, chunks }) => {
@@ -160,37 +176,6 @@ pub async fn serve_stream(
             let _ = send.reset(VarInt::from_u32(code));
         }
     }
-}
-
-/// A request, read to its end unless it is a link, on which frames follow.
-async fn read_request(recv: &mut RecvStream) -> Result<Result<Request, RequestError>, String> {
-    let mut first = [0];
-    match recv.read_exact(&mut first).await {
-        Ok(()) => {}
-        Err(quinn::ReadExactError::FinishedEarly(_)) => return Ok(Request::parse(&[])),
-        Err(e) => return Err(e.to_string()),
-    }
-    let mut bytes = first.to_vec();
-    if first[0] == KIND_LINK {
-        let mut rest = [0; LINK_BYTES];
-        recv.read_exact(&mut rest).await.map_err(|e| e.to_string())?;
-        bytes.extend(rest);
-    } else {
-        bytes.extend(recv.read_to_end(MESSAGE_BYTES_MAX).await.map_err(|e| e.to_string())?);
-    }
-    Ok(Request::parse(&bytes))
-}
-
-/// The groups between the first and the last chunk that a peer asks for. The layer's end is not known here.
-fn asked_groups(chunks: &ChunkRanges) -> Range<u64> {
-    let boundaries = chunks.boundaries();
-    let first = boundaries.first().map_or(0, |chunk| chunk.0 / bao::GROUP_CHUNKS);
-    let last = match boundaries.len() % 2 {
-        0 => boundaries.last().map_or(first, |chunk| chunk.0.div_ceil(bao::GROUP_CHUNKS)),
-        // Open: to the end of the layer.
-        _ => boundaries.last().map_or(first, |chunk| chunk.0 / bao::GROUP_CHUNKS + 1),
-    };
-    first..last.max(first + 1)
 }
 
 /// Why a request ends in a stream reset.
@@ -452,8 +437,12 @@ async fn observe(
         if first || !news.is_empty() {
             let item =
                 ObserveItem::of_groups(&news, size).encode().ok_or_else(|| refuse("too fragmented"))?;
-            if send.write_all(&item).await.is_err() {
-                return Ok(());
+            match tokio::time::timeout(TAKE_MAX, send.write_all(&item)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ok(()),
+                Err(_) => {
+                    return Err(Refusal { code: reset::LIMIT, why: "the asker takes nothing".into() });
+                }
             }
             told = have;
             first = false;

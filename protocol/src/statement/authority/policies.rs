@@ -11,6 +11,7 @@ use super::super::chain::Chains;
 use super::super::promotion::{Scope, SetPolicy};
 use super::super::why::{Status, Why};
 use super::{Authority, Held};
+use crate::gate::policy::Publish;
 use crate::id::{Sha256, StatementId};
 use crate::names::Artifact;
 
@@ -30,6 +31,7 @@ struct OfScope {
     known: BTreeMap<Sha256, BTreeSet<StatementId>>,
     in_force: Option<PolicyAt>,
     conflict: BTreeSet<StatementId>,
+    is_strict: bool,
 }
 
 /// A policy in force.
@@ -59,6 +61,13 @@ impl Policies {
             .flatten()
             .filter_map(|scope| self.scopes.get(scope)?.known.get(digest)?.first());
         known.copied().next()
+    }
+
+    /// Whether names of `artifact` mean only what the gate has passed. Without a policy in force (all were revoked, or
+    /// two dispute a version) the strictest of those that are known holds, and one that this release cannot read is
+    /// taken to be strict.
+    pub(in super::super) fn is_strict(&self, artifact: &Artifact) -> bool {
+        self.of(artifact).is_some_and(|(_, of)| of.is_strict)
     }
 
     /// The scopes that have policies, with what is in force.
@@ -103,6 +112,7 @@ impl Authority {
             id: StatementId,
             policy: &'a SetPolicy,
             is_new: bool,
+            is_strict: bool,
         }
         let mut scopes: BTreeMap<Scope, Vec<Said<'_>>> = BTreeMap::new();
         for (id, h) in held {
@@ -117,7 +127,9 @@ impl Authority {
                 let cut = chains
                     .forked_at(&h.statement.by)
                     .is_some_and(|at| h.statement.chain.is_some_and(|c| c.seq >= at));
-                let said = Said { id: *id, policy, is_new: !cut };
+                let rules = h.policy.as_ref();
+                let is_strict = rules.is_none_or(|rules| rules.publish == Publish::RequiresVerdict);
+                let said = Said { id: *id, policy, is_new: !cut, is_strict };
                 scopes.entry(policy.scope.clone()).or_default().push(said);
             }
         }
@@ -149,6 +161,13 @@ impl Authority {
                 }
                 last = Some((version, one.id));
             }
+            of.is_strict = match of.in_force {
+                Some(at) => said.iter().any(|one| one.id == at.id && one.is_strict),
+                None if said.iter().any(|one| good(&one)) => {
+                    said.iter().filter(good).any(|one| one.is_strict)
+                }
+                None => said.iter().any(|one| one.is_strict),
+            };
             for one in &said {
                 let status = if self.void.contains_key(&one.id) {
                     Status::Ignored(Why::Revoked)

@@ -4,9 +4,11 @@ mod authority;
 mod bound;
 mod histories;
 mod model;
+mod names;
 mod partition;
 mod policy;
 mod properties;
+mod restored;
 
 use super::weighing;
 use super::*;

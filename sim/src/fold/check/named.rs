@@ -20,7 +20,7 @@ impl Check for Named {
         for artifact in ledger.artifacts() {
             for (tag, meaning) in ledger.tags(artifact) {
                 let digests: Vec<_> = match &meaning {
-                    Resolution::Resolved(digest) => vec![*digest],
+                    Resolution::Resolved(digest) | Resolution::Unproven(digest) => vec![*digest],
                     Resolution::Conflict { digests } => digests.keys().copied().collect(),
                     Resolution::Unknown => Vec::new(),
                 };

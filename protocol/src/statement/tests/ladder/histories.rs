@@ -177,8 +177,9 @@ impl Play {
             4 => format!("{POLICY}[stage.production]\napprovals = 1\n"),
             5 => format!("{POLICY}[stage.canary]\nmin_duration = \"5s\"\n"),
             6 => format!("{POLICY}[stage.production]\nhardware = [\"{ELSEWHERE}\"]\n"),
+            3 => format!("publish = \"requires-verdict\"\n{POLICY}"),
             7 => "[from_the_future]\nx = 1\n".to_owned(),
-            n => POLICY.replace("3.0", ["3.0", "2.5", "2.0", "1.5"][usize::from(n)]),
+            n => POLICY.replace("3.0", ["3.0", "2.5", "2.0"][usize::from(n)]),
         };
         let digest = Policy::parse(&text).map_or(Sha256([0; 32]), |policy| policy.digest());
         let scope = if skew.is_multiple_of(4) { "acme/bot" } else { "acme" };

@@ -1,0 +1,56 @@
+//! Reading requests: what a peer sends before it is answered, within bounds.
+
+use std::ops::Range;
+
+use bao_tree::ChunkRanges;
+use quinn::RecvStream;
+use tokio::sync::Semaphore;
+use weighlock_protocol::wire::bao;
+use weighlock_protocol::wire::data::{KIND_LINK, LINK_BYTES, MESSAGE_BYTES_MAX, Request, RequestError};
+
+/// Requests up to this long are read as they come.
+const SHORT_BYTES: usize = 4 << 10;
+
+/// A request, read to its end unless it is a link, on which frames follow.
+pub(super) async fn read_request(
+    recv: &mut RecvStream,
+    long_requests: &Semaphore,
+) -> Result<Result<Request, RequestError>, String> {
+    let mut first = [0];
+    match recv.read_exact(&mut first).await {
+        Ok(()) => {}
+        Err(quinn::ReadExactError::FinishedEarly(_)) => return Ok(Request::parse(&[])),
+        Err(e) => return Err(e.to_string()),
+    }
+    let mut bytes = first.to_vec();
+    if first[0] == KIND_LINK {
+        let mut rest = [0; LINK_BYTES];
+        recv.read_exact(&mut rest).await.map_err(|e| e.to_string())?;
+        bytes.extend(rest);
+    } else {
+        let mut long = None;
+        while let Some(chunk) = recv.read_chunk(MESSAGE_BYTES_MAX, true).await.map_err(|e| e.to_string())? {
+            if bytes.len() + chunk.bytes.len() > MESSAGE_BYTES_MAX {
+                return Err("a request is over the limit".into());
+            }
+            if long.is_none() && bytes.len() + chunk.bytes.len() > SHORT_BYTES {
+                // Few are, and none for long: what waits here is memory.
+                long = long_requests.acquire().await.ok();
+            }
+            bytes.extend_from_slice(&chunk.bytes);
+        }
+    }
+    Ok(Request::parse(&bytes))
+}
+
+/// The groups between the first and the last chunk that a peer asks for. The layer's end is not known here.
+pub(super) fn asked_groups(chunks: &ChunkRanges) -> Range<u64> {
+    let boundaries = chunks.boundaries();
+    let first = boundaries.first().map_or(0, |chunk| chunk.0 / bao::GROUP_CHUNKS);
+    let last = match boundaries.len() % 2 {
+        0 => boundaries.last().map_or(first, |chunk| chunk.0.div_ceil(bao::GROUP_CHUNKS)),
+        // Open: to the end of the layer.
+        _ => boundaries.last().map_or(first, |chunk| chunk.0 / bao::GROUP_CHUNKS + 1),
+    };
+    first..last.max(first + 1)
+}

@@ -1,0 +1,64 @@
+//! Local files and sockets: frames of the doors, and the have-map of a partial layer.
+#![no_main]
+
+use std::fs::File;
+use std::io::{Seek, Write};
+
+use libfuzzer_sys::fuzz_target;
+use weighlock_protocol::LayerId;
+
+#[allow(dead_code)]
+#[path = "../../../node/src/local/frame.rs"]
+mod frame;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../../cache/src/layers/have.rs"]
+mod have;
+
+/// Larger frames than this are refused.
+const FRAME_MAX: usize = 1 << 16;
+
+fuzz_target!(|input: &[u8]| {
+    let Some((kind, bytes)) = input.split_first() else { return };
+    if kind % 2 == 0 { frames(bytes) } else { have_map(bytes) }
+});
+
+fn frames(bytes: &[u8]) {
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    // What the buffer of a socket takes without a reader.
+    let bytes = &bytes[..bytes.len().min(100_000)];
+    theirs.write_all(bytes).expect("sent");
+    drop(theirs);
+    ours.set_nonblocking(true).expect("nonblocking");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut stream = tokio::net::UnixStream::from_std(ours).expect("a stream");
+        let mut read = 0;
+        while let Ok(Some(value)) = frame::read::<serde_json::Value>(&mut stream, FRAME_MAX).await {
+            let _ = value;
+            read += 5;
+        }
+        assert!(read <= bytes.len());
+    });
+}
+
+fn have_map(bytes: &[u8]) {
+    let memory = rustix::fs::memfd_create("have", rustix::fs::MemfdFlags::CLOEXEC).expect("a file in memory");
+    let mut file = File::from(memory);
+    file.write_all(bytes).expect("written");
+    file.rewind().expect("rewound");
+    let layer = LayerId([7; 32]);
+    if let Ok(Some(header)) = have::read_header(&file) {
+        let _ = format!("{header:?}");
+    }
+    for size in [0, 1, 16_384, 1 << 20, 1 << 33] {
+        let (map, bad) = have::read_bitmap(&file, &layer, size).expect("a file in memory can be read");
+        assert!(map.count() <= map.len());
+        assert!(bad <= have::page_count(size));
+        let groups = map.to_set();
+        assert_eq!(groups.is_empty(), map.count() == 0);
+        // No page claims anything without its checksum.
+        if bad == have::page_count(size) {
+            assert_eq!(map.count(), 0);
+        }
+    }
+}
