@@ -88,8 +88,9 @@ fn without_descriptors_it_waits_and_goes_on() {
     assert_eq!(before_them.hello()["event"], "hello");
 
     drop((loaders, pages, peers));
-    opens(&mut alpha.loader(), &lab);
+    alpha.loader().hello();
     process.limit_descriptors(4096);
+    opens(&mut alpha.loader(), &lab);
     until("it says that it accepts again", || {
         // It hears of it with the next connection.
         alpha.loader().hello();

@@ -43,7 +43,10 @@ fn twenty_of_everything_at_once() {
     let sources: Vec<_> = (0..5).map(|i| lab.path(&format!("source-{i}"))).collect();
     for (i, dir) in sources.iter().enumerate() {
         checkpoint::hugging_face(dir, i as u64, 2);
-        fs::copy(sources[0].join("config.json"), dir.join("config.json")).expect("the same configuration");
+        if i > 0 {
+            fs::copy(sources[0].join("config.json"), dir.join("config.json"))
+                .expect("the same configuration");
+        }
     }
     let reference = |i: usize| format!("acme/model-{}:1.0.{}", i % 5, i % 10);
     // Each reference twice, with the same bytes: the second time it is there already.
@@ -144,7 +147,7 @@ fn stores_that_cannot_be_used_are_refused_in_one_line() {
     host.data_dir = disk.path().join("data");
     host.configure("[limits]\nfree_bytes_min = 1048576\n");
     remount(&disk, "ro");
-    expect("read-only, new", &up(&host), 6, "Read-only");
+    expect("read-only, new", &up(&host), 1, "Read-only");
     remount(&disk, "rw");
     host.start();
     let source = lab.path("source");
@@ -152,7 +155,7 @@ fn stores_that_cannot_be_used_are_refused_in_one_line() {
     host.add(&source, "acme/model:1.0.0");
     assert!(host.term().success());
     remount(&disk, "ro");
-    expect("read-only, used", &up(&host), 6, "Read-only");
+    expect("read-only, used", &up(&host), 1, "Read-only");
     remount(&disk, "rw");
     host.start();
     host.loader().open("acme/model:1.0.0").expect("nothing was lost");
