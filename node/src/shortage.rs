@@ -72,7 +72,7 @@ mod tests {
             assert!(!shortage.failed_at(at(ms + 200)));
         }
         assert_eq!(shortage.worked_at(at(5_500)), None, "only just");
-        assert_eq!(shortage.worked_at(at(9_000)), Some(5));
+        assert_eq!(shortage.worked_at(at(9_000)), Some(4), "from the first failure to the last");
         assert_eq!(shortage.worked_at(at(9_001)), None);
         assert!(shortage.failed_at(at(9_002)), "a new one");
     }

@@ -8,7 +8,7 @@ mod upgrade;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableError,
@@ -99,15 +99,21 @@ impl Meta {
         cache_bytes_max: usize,
         reserve: Reserve,
     ) -> Result<Self, StoreError> {
-        let open = move |path: &Path| Database::builder().set_cache_size(cache_bytes_max).create(path);
+        let create = move |path: &Path| Database::builder().set_cache_size(cache_bytes_max).create(path);
+        let made = Mutex::new(None);
         if !path.exists() {
             // Under another name first: a database that was cut off while it was made cannot be opened again.
             let new = path.with_extension("new");
             fs::remove_file(&new)?;
-            drop(open(&new).map_err(|e| meta_error(&new, "create")(e.into()))?);
+            let db = create(&new).map_err(|e| meta_error(&new, "create")(e.into()))?;
             std::fs::rename(&new, &path).map_err(at(&new, "move into place"))?;
             fs::sync_dir(store)?;
+            *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(db);
         }
+        let open = move |path: &Path| {
+            let made = made.lock().unwrap_or_else(PoisonError::into_inner).take();
+            made.map_or_else(|| create(path), Ok)
+        };
         Self::open_by(path, store, Box::new(open), reserve)
     }
 

@@ -125,8 +125,8 @@ fn pins_and_last_uses_survive_and_go_with_their_artifact() {
 
 #[test]
 fn a_removal_that_was_cut_is_finished_at_the_next_open() {
-    type Row = (u64, Option<[u8; 32]>, i64, u64);
-    const LAYERS: redb::TableDefinition<'_, [u8; 32], Row> = redb::TableDefinition::new("layers_v1");
+    type Row = (u64, Option<[u8; 32]>, i64, u64, u64);
+    const LAYERS: redb::TableDefinition<'_, [u8; 32], Row> = redb::TableDefinition::new("layers_v2");
     const GONE: redb::TableDefinition<'_, [u8; 32], ()> = redb::TableDefinition::new("gone_v1");
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("store");

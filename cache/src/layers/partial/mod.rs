@@ -279,8 +279,12 @@ impl PartialLayer {
 
     /// The header of a have-map, if it is whole.
     pub(crate) fn peek(path: &Path) -> Result<Option<Header>, StoreError> {
-        let file = File::open(path).map_err(at(path, "open"))?;
-        have::read_header(&file).map_err(at(path, "read"))
+        match File::open(path) {
+            Ok(file) => have::read_header(&file).map_err(at(path, "read")),
+            // Sealed or removed since it was listed.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(at(path, "open")(e)),
+        }
     }
 
     /// Removes the files. Whoever still writes writes to nowhere, and can no longer seal.
