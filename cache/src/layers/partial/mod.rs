@@ -277,9 +277,13 @@ impl PartialLayer {
         Ok(Some(layer))
     }
 
-    /// The header of a have-map, if it is whole.
+    /// The header of a have-map, if it is there and whole.
     pub(crate) fn peek(path: &Path) -> Result<Option<Header>, StoreError> {
-        let file = File::open(path).map_err(at(path, "open"))?;
+        let file = match File::open(path) {
+            // Sealed or removed since the directory was listed.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(at(path, "open"))?,
+        };
         have::read_header(&file).map_err(at(path, "read"))
     }
 
