@@ -277,14 +277,14 @@ impl PartialLayer {
         Ok(Some(layer))
     }
 
-    /// The header of a have-map, if it is whole.
+    /// The header of a have-map, if it is there and whole.
     pub(crate) fn peek(path: &Path) -> Result<Option<Header>, StoreError> {
-        match File::open(path) {
-            Ok(file) => have::read_header(&file).map_err(at(path, "read")),
-            // Sealed or removed since it was listed.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(at(path, "open")(e)),
-        }
+        let file = match File::open(path) {
+            // Sealed or removed since the directory was listed.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(at(path, "open"))?,
+        };
+        have::read_header(&file).map_err(at(path, "read"))
     }
 
     /// Removes the files. Whoever still writes writes to nowhere, and can no longer seal.
