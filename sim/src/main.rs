@@ -1,8 +1,7 @@
 //! The rehearsal's command line: one run, a sweep over seeds, one seed of a sweep again, or the gate's error rates.
 
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{self, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
@@ -12,11 +11,6 @@ use weighlock_sim::draw::draw;
 use weighlock_sim::fold::{self, FoldOptions};
 use weighlock_sim::scenario::Scenario;
 use weighlock_sim::{Options, Report, World};
-
-/// From so many hosts on, a run asks for huge pages.
-const HUGE_HOSTS: u32 = 1_000;
-/// Where glibc reads its settings.
-const ALLOCATOR: &str = "GLIBC_TUNABLES";
 
 #[derive(Debug, Parser)]
 #[command(name = "weighlock-sim", version, about = "Rehearses Weighlock hosts in one thread from one seed.")]
@@ -92,9 +86,6 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &RunArgs) -> ExitCode {
-    if args.hosts >= HUGE_HOSTS {
-        with_huge_pages();
-    }
     let report = show(args.options());
     let picture = args.picture();
     let files = [(picture.as_deref(), report.svg()), (args.out.as_deref(), report.json() + "\n")];
@@ -106,17 +97,6 @@ fn run(args: &RunArgs) -> ExitCode {
         }
     }
     if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// Starts this program anew with an allocator that asks for huge pages: many hosts, touched one after the other, do not fit
-/// the processor's table of pages, which costs an eighth of the time. The allocator (glibc 2.35 and later) only reads its
-/// settings as a program starts. Goes on as before where somebody set them, or where it does not work.
-fn with_huge_pages() {
-    let set = std::env::var_os(ALLOCATOR).is_some();
-    if let (false, Ok(program)) = (set, std::env::current_exe()) {
-        let mut anew = process::Command::new(program);
-        let _ = anew.args(std::env::args_os().skip(1)).env(ALLOCATOR, "glibc.malloc.hugetlb=1").exec();
-    }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), ExitCode> {

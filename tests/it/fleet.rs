@@ -132,6 +132,8 @@ fn log_level_and_labels_change_while_it_runs() {
     alpha.configure("[log]\nlevel = \"loud\"\n");
     assert_eq!(alpha.run(&["config", "reload"]).complaints(2), [""; 0]);
     alpha.signal(Signal::HUP);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    alpha.configure("[log]\nlevel = \"error\"\n");
     assert_eq!(alpha.ok(&["log-level"])["filter"], "error");
     assert!(alpha.runs());
 }

@@ -50,8 +50,7 @@ fn a_full_quota_lets_go_of_the_least_recently_used_and_of_nothing_in_use() {
     for n in 1..=5 {
         beta.hears_of(&reference(n));
     }
-    let pull =
-        |n: u64| beta.ok(&["pull", &reference(n), "--to", &text(&lab.path(&format!("out{n}"))), "--force"]);
+    let pull = |n: u64| beta.ok(&["pull", &reference(n), "--to", &text(&lab.path(&format!("out{n}")))]);
     pull(1);
     beta.ok(&["pin", &reference(1), "--reason", "the audit needs it"]);
     let mut held = beta.loader();

@@ -227,7 +227,11 @@ fn corrupt_pages_of_the_have_map_lose_and_claim_nothing() {
     {
         let store = open(dir.path());
         let layer = store.partial(&id, size).expect("partial");
-        assert_eq!(layer.have(), GroupSet::from(0..5), "what is here is proven again; 8 and 9 were never there");
+        assert_eq!(
+            layer.have(),
+            GroupSet::from(0..5),
+            "what is here is proven again; 8 and 9 were never there"
+        );
         layer.write(&items).expect("write");
         assert_eq!(layer.have(), GroupSet::from(0..5));
     }
