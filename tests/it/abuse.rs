@@ -43,7 +43,6 @@ fn raise_own_limit(wanted: u64) {
 }
 
 #[test]
-#[ignore = "was not seen to pass: run it, it failed in an earlier form"]
 fn without_descriptors_it_waits_and_goes_on() {
     let lab = Lab::new();
     let mut alpha = founder_with_model(&lab, "");

@@ -36,7 +36,6 @@ fn all_well(what: &str, ran: &[Ran]) {
 }
 
 #[test]
-#[ignore = "was not seen to pass: run it, it failed in an earlier form"]
 fn twenty_of_everything_at_once() {
     let lab = Lab::new();
     let alpha = lab.founder("alpha");

@@ -153,7 +153,7 @@ fn silence_on_the_control_port_keeps_nobody_out() {
 }
 
 #[test]
-#[ignore = "182 MiB stayed right after the attack: whether they are freed after 30 s was not seen"]
+#[ignore = "183 MiB stay 60 s after the attack ended, 128 are allowed; who holds them is not known"]
 fn a_member_that_opens_everything_and_finishes_nothing_harms_itself() {
     let lab = Lab::new();
     let alpha = founder_with_model(&lab);
