@@ -1,7 +1,7 @@
 //! What the store asks of the operating system: syncs, space, modes, file system type, boot id.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -11,6 +11,12 @@ use crate::error::{StoreError, at};
 
 /// Most buffers in one vectored write (the kernel's own limit).
 const IOV_MAX: usize = 1024;
+
+/// Magic number of tmpfs (linux/magic.h).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
+/// Files up to this are reserved everywhere.
+pub(crate) const THIN_BYTES_MIN: u64 = 1 << 20;
 
 /// Names of file systems that a store refuses, by the magic number that `statfs` gives (linux/magic.h and the
 /// file systems' own headers).
@@ -120,10 +126,15 @@ pub(crate) fn create_reserved(path: &Path, size: u64) -> Result<File, StoreError
     Ok(file)
 }
 
-/// Reserves `size` bytes of disk for `file` and makes it that long.
+/// Reserves `size` bytes of disk for `file` and makes it that long. In memory (tmpfs) a large file only gets its length:
+/// there a reservation makes every page at once, a quarter of a second for each GiB, before the first byte can be
+/// written. Whoever promises room counts what such files still lack ([`lacking_bytes`]).
 pub(crate) fn reserve(file: &File, path: &Path, size: u64) -> Result<(), StoreError> {
     if size == 0 {
         return Ok(());
+    }
+    if size > THIN_BYTES_MIN && rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC) {
+        return file.set_len(size).map_err(at(path, "extend"));
     }
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
         Ok(()) => Ok(()),
@@ -137,6 +148,12 @@ pub(crate) fn reserve(file: &File, path: &Path, size: u64) -> Result<(), StoreEr
         }),
         Err(e) => Err(at(path, "reserve space for")(e.into())),
     }
+}
+
+/// Bytes that a file of full length has no blocks for yet; `None` if it is not there.
+pub(crate) fn lacking_bytes(path: &Path) -> Option<u64> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some(meta.len().saturating_sub(meta.blocks().saturating_mul(512)))
 }
 
 /// Makes `len` bytes at `offset` read as zeros, without giving their space back where the file system can.
@@ -179,6 +196,24 @@ pub(crate) fn write_all_at(file: &File, parts: &[&[u8]], mut offset: u64) -> io:
                 Ok(n) => {
                     offset += n as u64;
                     IoSlice::advance_slices(&mut rest, n);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fills `parts` one after another from `offset`, in as few calls as the kernel allows.
+pub(crate) fn read_all_at(file: &File, parts: &mut [IoSliceMut<'_>], mut offset: u64) -> io::Result<()> {
+    for mut rest in parts.chunks_mut(IOV_MAX) {
+        while rest.iter().any(|slice| !slice.is_empty()) {
+            match rustix::io::preadv(file, rest, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => {
+                    offset += n as u64;
+                    IoSliceMut::advance_slices(&mut rest, n);
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),

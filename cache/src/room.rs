@@ -1,6 +1,7 @@
 //! Room on the disk and under the quota: promised before the first byte, and never twice.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use weighlock_protocol::LayerId;
@@ -8,6 +9,7 @@ use weighlock_protocol::LayerId;
 use crate::error::{StoreError, at};
 use crate::fs;
 use crate::layers::outboard::tree_bytes;
+use crate::layers::partial::PartialPaths;
 use crate::store::Store;
 
 /// What was promised and is not there yet.
@@ -24,11 +26,26 @@ struct Book {
     coming: u64,
     /// Bytes of imports that are on the disk and not on record yet.
     staged: u64,
+    /// Data files that were begun where the file system reserves nothing: what they lack is still to come.
+    thin: BTreeMap<LayerId, PathBuf>,
 }
 
 impl Book {
-    fn coming(&self) -> u64 {
-        self.layers.values().fold(self.coming, |sum, (bytes, _)| sum.saturating_add(*bytes))
+    fn coming(&mut self) -> u64 {
+        let mut coming = self.layers.values().fold(self.coming, |sum, (bytes, _)| sum.saturating_add(*bytes));
+        self.thin.retain(|_, path| {
+            // Sealed or removed: its name is gone.
+            let lacking = fs::lacking_bytes(path);
+            coming = coming.saturating_add(lacking.unwrap_or(0));
+            lacking.is_some_and(|bytes| bytes > 0)
+        });
+        coming
+    }
+
+    fn begun(&mut self, id: &LayerId, size: u64, data: PathBuf) {
+        if size > fs::THIN_BYTES_MIN && fs::lacking_bytes(&data).is_some_and(|bytes| bytes > 0) {
+            self.thin.insert(*id, data);
+        }
     }
 }
 
@@ -51,7 +68,7 @@ impl Store {
         let sizes: BTreeMap<LayerId, u64> = layers.iter().copied().collect();
         let fresh = sizes.iter().filter(|(id, _)| !book.layers.contains_key(id));
         let needed = fresh.fold(0u64, |sum, (_, size)| sum.saturating_add(taken(*size)));
-        self.check_room(&book, needed, needed)?;
+        self.check_room(&mut book, needed, needed)?;
         for (id, size) in &sizes {
             book.layers.entry(*id).or_insert((taken(*size), 0)).1 += 1;
         }
@@ -65,7 +82,7 @@ impl Store {
     /// The file system cannot be asked, the database failed.
     pub fn short_bytes(&self, more: u64) -> Result<u64, StoreError> {
         let (coming, staged) = {
-            let book = self.promises();
+            let mut book = self.promises();
             (book.coming(), book.staged)
         };
         let wanted = coming.saturating_add(more);
@@ -88,7 +105,7 @@ impl Store {
     /// Room for an import: bytes that it writes, and bytes that it will be counted with.
     pub(crate) fn reserve_import(&self, written: u64, counted: u64) -> Result<Reservation, StoreError> {
         let mut book = self.promises();
-        self.check_room(&book, written, counted)?;
+        self.check_room(&mut book, written, counted)?;
         let shared = counted.saturating_sub(written);
         book.coming = book.coming.saturating_add(written);
         book.staged = book.staged.saturating_add(shared);
@@ -106,16 +123,26 @@ impl Store {
         // Under the lock, so that what is made is counted once: as promised, or as made.
         let mut book = self.promises();
         if book.layers.get(id).is_none_or(|(bytes, _)| *bytes == 0) {
-            self.check_room(&book, taken(size), taken(size))?;
+            self.check_room(&mut book, taken(size), taken(size))?;
         }
         let made = make()?;
+        book.begun(id, size, self.partial_data(id));
         if let Some((bytes, _)) = book.layers.get_mut(id) {
             *bytes = 0;
         }
         Ok(made)
     }
 
-    fn check_room(&self, book: &Book, written: u64, counted: u64) -> Result<(), StoreError> {
+    /// A layer that was begun earlier is open again.
+    pub(crate) fn resumed(&self, id: &LayerId, size: u64) {
+        self.promises().begun(id, size, self.partial_data(id));
+    }
+
+    fn partial_data(&self, id: &LayerId) -> PathBuf {
+        PartialPaths::new(&self.layout().partial(), id).data
+    }
+
+    fn check_room(&self, book: &mut Book, written: u64, counted: u64) -> Result<(), StoreError> {
         let coming = book.coming();
         let available = self.free_bytes()?.saturating_sub(coming);
         let needed = written.saturating_add(self.config().free_floor_bytes);

@@ -221,7 +221,7 @@ impl Store {
         let paths = PartialPaths::new(&self.layout().partial(), id);
         let found = match live.upgrade() {
             Some(layer) => Some(layer),
-            None => PartialLayer::resume(paths.clone(), self.boot_id())?.map(Arc::new),
+            None => self.resume_files(id, paths.clone())?,
         };
         if let Some(layer) = found {
             if layer.size() == size {
@@ -370,10 +370,21 @@ impl Store {
         if let Some(layer) = live.upgrade() {
             return Ok(Some(layer));
         }
-        let paths = PartialPaths::new(&self.layout().partial(), id);
-        let layer = PartialLayer::resume(paths, self.boot_id())?.map(Arc::new);
+        let layer = self.resume_files(id, PartialPaths::new(&self.layout().partial(), id))?;
         if let Some(layer) = &layer {
             *live = Arc::downgrade(layer);
+        }
+        Ok(layer)
+    }
+
+    fn resume_files(
+        &self,
+        id: &LayerId,
+        paths: PartialPaths,
+    ) -> Result<Option<Arc<PartialLayer>>, StoreError> {
+        let layer = PartialLayer::resume(paths, self.boot_id())?.map(Arc::new);
+        if let Some(layer) = &layer {
+            self.resumed(id, layer.size());
         }
         Ok(layer)
     }

@@ -12,6 +12,7 @@ pub(crate) mod seal;
 pub(crate) mod take;
 
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use weighlock_protocol::LayerId;
 use weighlock_protocol::wire::bao::{GroupSet, all_groups};
 
 use crate::error::{StoreError, at};
+use crate::fs;
 use outboard::{PAIR_BYTES, pair_of, pair_offset};
 use partial::PartialLayer;
 
@@ -95,6 +97,23 @@ pub struct SealedLayer {
     pub size: u64,
 }
 
+/// Bytes of a tree that are read at once: 64 pairs.
+const WINDOW_BYTES: u64 = 64 * PAIR_BYTES;
+
+/// Pairs of a sealed layer's tree that were read along with one that was asked for.
+#[derive(Debug, Default)]
+pub struct TreeWindow {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl TreeWindow {
+    fn pair(&self, offset: u64) -> Option<&[u8; PAIR_BYTES as usize]> {
+        let from = usize::try_from(offset.checked_sub(self.start)?).ok()?;
+        self.bytes.get(from..)?.first_chunk()
+    }
+}
+
 /// Reads a layer, sealed or partial, with its tree: what serving needs. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LayerReader {
@@ -149,11 +168,38 @@ impl LayerReader {
         }
     }
 
+    /// Fills `parts` one after another with the bytes from `offset`.
+    ///
+    /// # Errors
+    /// As [`read_exact_at`](Self::read_exact_at).
+    pub fn read_parts_at(&self, parts: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), StoreError> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let end = offset.saturating_add(len as u64);
+        match &*self.inner {
+            Inner::Sealed { layer, .. } => {
+                if end > layer.size {
+                    return Err(StoreError::NotProven { layer: layer.id, start: offset, end });
+                }
+                fs::read_all_at(&layer.file, parts, offset).map_err(at(&layer.path, "read"))
+            }
+            Inner::Partial(layer) => layer.read_parts_at(parts, offset, end),
+        }
+    }
+
     /// The hash pair of a tree node.
     ///
     /// # Errors
     /// A node that the tree does not have, or that is not proven yet; an io error.
     pub fn pair(&self, node: TreeNode) -> Result<(Hash, Hash), StoreError> {
+        self.pair_near(node, &mut TreeWindow::default())
+    }
+
+    /// As [`pair`](Self::pair); of a sealed layer the pairs that follow in pre-order are read along with it into
+    /// `window`, which is for this reader alone.
+    ///
+    /// # Errors
+    /// As [`pair`](Self::pair).
+    pub fn pair_near(&self, node: TreeNode, window: &mut TreeWindow) -> Result<(Hash, Hash), StoreError> {
         match &*self.inner {
             Inner::Sealed { layer, tree, tree_path } => {
                 let (Some(tree), Some(offset)) = (tree, pair_offset(layer.size, node)) else {
@@ -164,10 +210,20 @@ impl LayerReader {
                         end: range.end.to_bytes(),
                     });
                 };
-                let mut bytes = [0; PAIR_BYTES as usize];
-                tree.read_exact_at(&mut bytes, offset).map_err(at(tree_path, "read"))?;
-                Ok(pair_of(&bytes))
+                if let Some(pair) = window.pair(offset) {
+                    return Ok(pair_of(pair));
+                }
+                let len = WINDOW_BYTES.min(outboard::tree_bytes(layer.size) - offset);
+                window.bytes.resize(usize::try_from(len).unwrap_or_default(), 0);
+                window.start = offset;
+                let read = tree.read_exact_at(&mut window.bytes, offset).map_err(at(tree_path, "read"));
+                if let Err(e) = read {
+                    window.bytes.clear();
+                    return Err(e);
+                }
+                window.pair(offset).map(pair_of).ok_or(StoreError::NotHeld(layer.id))
             }
+            // What follows may be on its way.
             Inner::Partial(layer) => layer.pair(node),
         }
     }

@@ -11,6 +11,7 @@ pub(super) mod subtree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -312,13 +313,25 @@ impl PartialLayer {
 
     /// Reads proven bytes.
     pub(crate) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StoreError> {
-        let end = offset.saturating_add(buffer.len() as u64);
-        let proven = end <= self.size
-            && (buffer.is_empty() || self.state().have.all(offset / GROUP_BYTES, end.div_ceil(GROUP_BYTES)));
-        if !proven {
-            return Err(StoreError::NotProven { layer: self.id, start: offset, end });
-        }
+        self.check_proven(offset, offset.saturating_add(buffer.len() as u64))?;
         self.data.read_exact_at(buffer, offset).map_err(at(&self.paths.data, "read"))
+    }
+
+    /// Reads the proven bytes from `offset` to `end` into `parts`, which have that length together.
+    pub(crate) fn read_parts_at(
+        &self,
+        parts: &mut [IoSliceMut<'_>],
+        offset: u64,
+        end: u64,
+    ) -> Result<(), StoreError> {
+        self.check_proven(offset, end)?;
+        fs::read_all_at(&self.data, parts, offset).map_err(at(&self.paths.data, "read"))
+    }
+
+    fn check_proven(&self, start: u64, end: u64) -> Result<(), StoreError> {
+        let proven = end <= self.size
+            && (start == end || self.state().have.all(start / GROUP_BYTES, end.div_ceil(GROUP_BYTES)));
+        if proven { Ok(()) } else { Err(StoreError::NotProven { layer: self.id, start, end }) }
     }
 
     /// A proven pair of the tree.
