@@ -45,6 +45,7 @@ pub(super) fn prepare(
     let progress = entry.and_then(|work| work.fetch.as_ref()).map(|fetch| fetch.proven.clone());
     let options = GetOptions {
         batch_bytes: inner.data.config().batch_bytes,
+        ahead: inner.data.config().batches_ahead,
         buffers: inner.data.buffers().clone(),
         stall: inner.limits.stall,
         progress: progress.unwrap_or_default(),

@@ -183,6 +183,7 @@ impl Disk {
 pub(crate) fn options() -> GetOptions {
     GetOptions {
         batch_bytes: 64 << 10,
+        ahead: 1,
         buffers: Buffers::new(8),
         stall: PATIENCE,
         progress: Arc::default(),

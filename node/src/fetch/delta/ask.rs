@@ -91,6 +91,7 @@ impl Asker<'_> {
         let cancel = self.cancel.child_token();
         let options = GetOptions {
             batch_bytes: self.inner.data.config().batch_bytes,
+            ahead: self.inner.data.config().batches_ahead,
             buffers: self.inner.data.buffers().clone(),
             stall,
             progress: Arc::default(),

@@ -65,6 +65,8 @@ pub struct Got {
 pub struct GetOptions {
     /// Bytes proven and written at once.
     pub batch_bytes: usize,
+    /// Batches that wait for that; at least one.
+    pub ahead: usize,
     /// Where buffers for them come from.
     pub buffers: Buffers,
     /// Longest wait for the next bytes.
@@ -84,11 +86,11 @@ pub async fn get(
     options: GetOptions,
 ) -> Got {
     let (layer, size) = (partial.id(), partial.size());
-    let GetOptions { batch_bytes, buffers, stall, progress, cancel } = options;
+    let GetOptions { batch_bytes, ahead, buffers, stall, progress, cancel } = options;
     let decoder = Decoder::new(layer, size, &groups);
     let mut plan = Plan::new(size, &groups);
-    // Raw bytes to the thread that proves and writes; two batches in flight bound the memory of a slot.
-    let (raw, batches) = mpsc::channel::<BytesMut>(1);
+    // Raw bytes to the thread that proves and writes; how many batches are in flight bounds the memory of a slot.
+    let (raw, batches) = mpsc::channel::<BytesMut>(ahead.max(1));
     let used = buffers.clone();
     let writer = tokio::task::spawn_blocking(move || {
         let sink = Sink { partial: &partial, buffers: &used, progress: &progress };

@@ -1,5 +1,6 @@
 //! The data plane: layers over QUIC in the iroh-blobs wire protocol, verified group by group.
 
+mod batch;
 mod buffers;
 mod endpoint;
 mod get;
@@ -62,8 +63,11 @@ pub struct DataConfig {
     pub windows_bytes_max: u64,
     /// Largest UDP payload that path MTU discovery tries. Above about 6,550 quinn 0.11 stalls with GSO on.
     pub packet_bytes_max: u16,
-    /// Bytes read from disk at once when serving, and written at once when fetching.
+    /// Bytes read from disk at once when serving, and written at once when fetching. Larger ones fall out of the
+    /// processor's cache between two steps, smaller ones wake the next step more often.
     pub batch_bytes: usize,
+    /// Batches of one get that wait to be proven and written.
+    pub batches_ahead: usize,
     /// Buffers of that size kept for use again.
     pub buffers_max: usize,
     /// Socket buffers asked of the kernel.
@@ -91,8 +95,9 @@ impl Default for DataConfig {
             connection_window_bytes: 16 << 20,
             windows_bytes_max: 64 << 20,
             packet_bytes_max: PACKET_BYTES_MAX,
-            batch_bytes: 512 << 10,
-            buffers_max: 48,
+            batch_bytes: 256 << 10,
+            batches_ahead: 3,
+            buffers_max: 64,
             socket_buffer_bytes: 4 << 20,
             idle_timeout_s: 10,
             connect_timeout_s: 10,

@@ -7,17 +7,18 @@ use std::time::Duration;
 use bao_tree::io::sync::truncate_ranges;
 use bao_tree::iter::BaoChunk;
 use bao_tree::{ChunkRanges, ChunkRangesRef, TreeNode};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::debug;
-use weighlock_cache::LayerReader;
-use weighlock_protocol::wire::bao::{self, GROUP_BYTES, GroupSet};
+use weighlock_cache::{LayerReader, TreeWindow};
+use weighlock_protocol::wire::bao::{self, GroupSet};
 use weighlock_protocol::wire::data::{ObserveItem, Request, RequestError, reset};
 use weighlock_protocol::wire::tree::{PAIR_BYTES, tree_bytes};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
+use super::batch::Batch;
 use super::buffers::Buffers;
 use super::link::refuse_link;
 use super::request::{asked_groups, read_request};
@@ -275,26 +276,30 @@ impl Get {
             // Parts of groups need hashes from inside the group; rare (proofs of size), so the library does it.
             let outboard = FileOutboard { reader: &reader, root: self.layer };
             return bao_tree::io::sync::encode_ranges(FileData(&reader), outboard, ranges, &mut out)
-                .map_err(refuse)
-                .and_then(|()| out.flush_last());
+                .map(|()| out.flush_last())
+                .map_err(refuse);
         }
+        let mut window = TreeWindow::default();
         for item in bao::tree(size).ranges_pre_order_chunks_iter_ref(ranges, 0) {
             match item {
                 BaoChunk::Parent { node, .. } => {
-                    let (left, right) = reader.pair(node).map_err(refuse)?;
+                    let (left, right) = reader.pair_near(node, &mut window).map_err(refuse)?;
                     let pair = out.next(PAIR_BYTES);
                     pair[..PAIR_BYTES / 2].copy_from_slice(left.as_bytes());
                     pair[PAIR_BYTES / 2..].copy_from_slice(right.as_bytes());
                 }
-                BaoChunk::Leaf { start_chunk, size, .. } => {
-                    reader.read_exact_at(out.next(size), start_chunk.to_bytes()).map_err(refuse)?;
+                BaoChunk::Leaf { start_chunk, size, .. } => out.leaf(size, start_chunk.to_bytes()),
+            }
+            if out.is_full() {
+                out.read_leaves(&reader).map_err(refuse)?;
+                if !out.flush_batch() {
+                    return Ok(());
                 }
             }
-            if out.is_full() && !out.flush_batch() {
-                return Ok(());
-            }
         }
-        out.flush_last()
+        out.read_leaves(&reader).map_err(refuse)?;
+        out.flush_last();
+        Ok(())
     }
 }
 
@@ -313,71 +318,6 @@ fn touched_groups(ranges: &ChunkRangesRef, size: u64) -> GroupSet {
         }
     }
     GroupSet::new(boundaries.into()).unwrap_or_else(GroupSet::empty)
-}
-
-/// Collects encoded bytes and hands them on in batches.
-struct Batch<'a> {
-    size: usize,
-    buffers: &'a Buffers,
-    /// Written up to `at`.
-    buffer: BytesMut,
-    at: usize,
-    batches: &'a mpsc::Sender<Bytes>,
-}
-
-impl<'a> Batch<'a> {
-    /// Room behind a batch for the item that fills it.
-    const SLACK_BYTES: usize = GROUP_BYTES as usize + 4096;
-
-    fn new(size: usize, buffers: &'a Buffers, batches: &'a mpsc::Sender<Bytes>) -> Self {
-        Self { size, buffers, buffer: buffers.take(size + Self::SLACK_BYTES), at: 0, batches }
-    }
-
-    /// The next `len` bytes, to be written over; at most a group.
-    fn next(&mut self, len: usize) -> &mut [u8] {
-        let from = self.at;
-        self.at += len;
-        &mut self.buffer[from..self.at]
-    }
-
-    fn is_full(&self) -> bool {
-        self.at >= self.size
-    }
-
-    /// False when nobody listens any more.
-    fn flush_batch(&mut self) -> bool {
-        let next = self.buffers.take(self.size + Self::SLACK_BYTES);
-        self.hand_on(next)
-    }
-
-    fn flush_last(mut self) -> Result<(), Refusal> {
-        self.hand_on(BytesMut::new());
-        Ok(())
-    }
-
-    fn hand_on(&mut self, next: BytesMut) -> bool {
-        let mut full = std::mem::replace(&mut self.buffer, next);
-        full.truncate(std::mem::take(&mut self.at));
-        let full = full.freeze();
-        // It is used again once the asker has acknowledged all of it.
-        self.buffers.give(full.clone());
-        full.is_empty() || self.batches.blocking_send(full).is_ok()
-    }
-}
-
-impl std::io::Write for Batch<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let len = bytes.len().min(GROUP_BYTES as usize);
-        self.next(len).copy_from_slice(&bytes[..len]);
-        if self.is_full() && !self.flush_batch() {
-            return Err(std::io::ErrorKind::BrokenPipe.into());
-        }
-        Ok(len)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 struct FileData<'a>(&'a LayerReader);

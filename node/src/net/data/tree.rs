@@ -29,7 +29,7 @@ pub async fn tree(
     if decoder.complete() {
         return Ok(());
     }
-    let GetOptions { batch_bytes, buffers, stall, cancel, progress: _ } = options;
+    let GetOptions { batch_bytes, ahead: _, buffers, stall, cancel, progress: _ } = options;
     let (raw, batches) = mpsc::channel::<BytesMut>(1);
     let writer = tokio::task::spawn_blocking(move || write_proven(decoder, &partial, batches));
     let request = Request::Tree { layer }.encode();
