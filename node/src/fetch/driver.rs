@@ -9,7 +9,7 @@ use quinn::{RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, trace, warn};
 use weighlock_protocol::swarm::{
     Action, Charge, Event, Fault, Input, LinkId, LinkStatus, Poll, RequestId, SlotId, Swarm, WorkId,
     WorkStatus,
@@ -169,7 +169,10 @@ impl Driver {
     fn drain(&mut self) -> Option<tokio::time::Instant> {
         loop {
             match self.swarm.poll() {
-                Poll::Action(action) => self.act(action),
+                Poll::Action(action) => {
+                    trace!(?action, "to do");
+                    self.act(action);
+                }
                 Poll::Event(event) => self.event(event),
                 Poll::Idle { wake } => {
                     return wake.map(|at| (self.started + Duration::from_nanos(at.0)).into());
@@ -180,6 +183,7 @@ impl Driver {
 
     pub(super) fn input(&mut self, input: Input) {
         let now = self.now();
+        trace!(?input, "heard");
         self.swarm.handle(now, input);
     }
 
