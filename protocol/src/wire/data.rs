@@ -170,6 +170,10 @@ impl Request {
                     [(0, widths), (1, rest)] if rest.is_empty() => {
                         Ok(Request::Get { layer: get.hash, chunks: ranges(widths)? })
                     }
+                    // Nothing of this blob, nor of those after it.
+                    [(0, widths)] if widths.is_empty() => {
+                        Ok(Request::Get { layer: get.hash, chunks: ChunkRanges::empty() })
+                    }
                     _ => Err(RequestError::Unsupported("more than one blob")),
                 }
             }
@@ -314,6 +318,8 @@ mod tests {
         expected.extend([2, 0, 2, 16, 32, 1, 0]);
         assert_eq!(get.encode(), expected);
         assert_eq!(Request::parse(&expected), Ok(get));
+        let nothing = Request::Get { layer, chunks: ChunkRanges::empty() };
+        assert_eq!(Request::parse(&nothing.encode()), Ok(nothing));
         let observe = Request::Observe { layer };
         assert_eq!(observe.encode()[33..], [1, 0]);
         assert_eq!(Request::parse(&observe.encode()), Ok(observe));
