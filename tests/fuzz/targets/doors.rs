@@ -53,11 +53,12 @@ fn have_map(bytes: &[u8]) {
     for size in [0, 1, 16_384, 1 << 20, 1 << 33] {
         let (map, bad) = have::read_bitmap(&file, &layer, size).expect("a file in memory can be read");
         assert!(map.count() <= map.len());
-        assert!(bad <= have::page_count(size));
+        assert!(bad.len() as u64 <= have::page_count(size));
+        assert!(bad.iter().all(|groups| groups.start < groups.end && groups.end <= map.len()));
         let groups = map.to_set();
         assert_eq!(groups.is_empty(), map.count() == 0);
         // No page claims anything without its checksum.
-        if bad == have::page_count(size) {
+        if bad.len() as u64 == have::page_count(size) {
             assert_eq!(map.count(), 0);
         }
     }

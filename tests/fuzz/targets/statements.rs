@@ -9,7 +9,7 @@ use weighlock_protocol::{ClusterId, UnixTime};
 
 /// The cluster and keys of the golden statements.
 static ROOT: LazyLock<Envelope> =
-    LazyLock::new(|| Envelope::parse(include_bytes!("../../../protocol/golden/root.json")).expect("golden"));
+    LazyLock::new(|| Envelope::parse(include_bytes!("../../../protocol/golden/0.1.0/root.json")).expect("golden"));
 const CLUSTER: &str = "641660c28c1cdc1f9929746aac18f29ac9f9d9c008db8362cff924c8bbbb9398";
 
 /// The input is a list: one byte that says who signs (255: the bytes are an envelope as it is), a length (u16,
