@@ -211,6 +211,15 @@ pub struct Added {
     pub total_bytes: u64,
     /// Those of them that were not in the store before; the same bytes count once.
     pub new_bytes: u64,
+    /// New ones that share their disk blocks with the source.
+    #[serde(default)]
+    pub reflinked_bytes: u64,
+    /// New ones that were copied.
+    #[serde(default)]
+    pub copied_bytes: u64,
+    /// Why they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_because: Option<String>,
     /// Wall time in seconds.
     pub seconds: f64,
     /// Things worth knowing that are not errors.
