@@ -335,6 +335,9 @@ pub struct Submitted {
     pub new: bool,
     /// Why it has no effect yet, if it has none.
     pub pending: Option<String>,
+    /// What to do about that; nothing where it is as it should be, of a kind that a later release knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// Answer to [`AdminRequest::Introduction`].
