@@ -29,7 +29,7 @@ use crate::net::control::{self, ControlConfig, ControlHandle};
 use crate::net::data::{DataConfig, DataPlane, Doors};
 use crate::preflight::listen_error;
 use crate::scrub::{self, Scrubber};
-use crate::{cluster, gc, hardware, http, loader, membership, proof, server};
+use crate::{cluster, gc, hardware, http, loader, membership, memory, proof, server};
 
 /// After a full disk, fetching goes on once so many bytes are available, or all that are missing.
 const ROOM_BYTES_MIN: u64 = 256 << 20;
@@ -215,6 +215,7 @@ pub async fn run(
     spawn(&mut tasks, "views", crate::views::run(node.clone()));
     spawn(&mut tasks, "collection", gc::run(node.clone(), asked));
     spawn(&mut tasks, "resumption", resume(node.clone()));
+    spawn(&mut tasks, "memory", memory::run(doors_stop.clone()));
     spawn(&mut tasks, "audit", node.audit.clone().run(doors_stop.clone()));
     spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));
     spawn(&mut tasks, "sockets", sockets.serve(node.clone()));
