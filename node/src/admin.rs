@@ -124,6 +124,7 @@ async fn answer(
         }
         AdminRequest::Members => json(members(node).await?),
         AdminRequest::Forget { host } => json(fleet::forget(node, host).await?),
+        AdminRequest::Drain { on } => json(fleet::drain(node, on).await),
         AdminRequest::Reload => {
             let node = in_background;
             json(blocking(move || node.live.reload()).await?)
@@ -213,6 +214,7 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         host: node.host,
         name: node.name.clone(),
         hardware: node.hardware.clone(),
+        draining: node.is_draining(),
         cluster: node.cluster,
         cluster_name: root.map_or_else(String::new, |root| root.root.name.clone()),
         member: ledger.is_member(&node.host, now),

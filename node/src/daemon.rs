@@ -64,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) scrubber: Arc<Scrubber>,
     pub(crate) live: Arc<Live>,
     pub(crate) forgotten: ForgottenHosts,
+    /// Whether this host is being drained.
+    pub(crate) drained: watch::Sender<bool>,
     pub(crate) http: SocketAddr,
     pub(crate) stop: CancellationToken,
 }
@@ -197,6 +199,7 @@ pub async fn run(
         scrubber,
         live,
         forgotten,
+        drained: watch::Sender::new(false),
         http,
         stop: doors_stop.clone(),
     });
@@ -242,6 +245,8 @@ pub async fn run(
         tracing::error!(failed, "stopping");
     }
     info!("stopping: no new requests, finishing what is in flight");
+    // Others look elsewhere from now on, while they get the rest of what is being sent to them.
+    tell::leave(&node, data_addr).await;
     stop.cancel();
     doors_stop.cancel();
     let drain = Duration::from_secs(node.config.limits.drain_timeout_s);
@@ -291,6 +296,18 @@ pub struct Ready {
 }
 
 impl Node {
+    /// Begins or ends to drain this host: no new fetches, nothing new for others, who are told that it leaves.
+    pub(crate) async fn drain(&self, on: bool) {
+        if self.drained.send_replace(on) != on {
+            info!(on, "draining");
+        }
+        self.fetcher.drain(on).await;
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.drained.borrow()
+    }
+
     /// Whether this daemon serves other users from the system's directories, rather than one user from theirs.
     pub(crate) fn is_service(&self) -> bool {
         self.dirs.data.starts_with("/var/lib") || self.dirs.sockets.starts_with("/run/weighlock")

@@ -138,6 +138,9 @@ pub struct Status {
     pub name: String,
     /// Hardware key.
     pub hardware: String,
+    /// It begins no fetch and gives nothing new to others.
+    #[serde(default)]
+    pub draining: bool,
     /// The cluster.
     pub cluster: ClusterId,
     /// Its name.
