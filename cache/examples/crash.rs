@@ -16,7 +16,7 @@ use bao_tree::io::outboard::PreOrderMemOutboard;
 use bao_tree::io::sync::{Outboard, encode_ranges};
 use bytes::Bytes;
 use weighlock_cache::plan::{Plan, PlanFile};
-use weighlock_cache::{Commit, ImportOptions, PartialLayer, Store, StoreConfig, StoreError};
+use weighlock_cache::{Commit, ImportOptions, PartialLayer, Scrubbed, Store, StoreConfig, StoreError};
 use weighlock_protocol::manifest::{Contract, LayerKind, Manifest};
 use weighlock_protocol::wire::bao::{
     BLOCK, Decoder, GROUP_BYTES, GroupSet, Verified, all_groups, canonical_chunks, tree,
@@ -26,7 +26,7 @@ use weighlock_protocol::{LayerId, StatementId};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Steps after the store is open.
-const STEPS: usize = 13;
+const STEPS: usize = 16;
 /// The layer that arrives from peers, in groups, and how it comes.
 const FETCHED_LEN: usize = 40 * GROUP_BYTES as usize + 9;
 const SYNCED: std::ops::Range<u64> = 0..20;
@@ -44,6 +44,9 @@ const SITE_TWO: usize = 9;
 const REMOVED_A: usize = 10;
 const DAMAGED: usize = 11;
 const HEALED: usize = 12;
+const SCRUBBED: usize = 13;
+const HEALED_AGAIN: usize = 14;
+const LET_GO: usize = 15;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -155,7 +158,7 @@ impl Life {
         ack(SEALED)?;
         store.view(&a)?;
         ack(7)?;
-        self.add("b")?;
+        let b = self.add("b")?;
         ack(ADDED_B)?;
         store.set_setting("site", Some(&"two"))?;
         ack(SITE_TWO)?;
@@ -165,6 +168,13 @@ impl Life {
         ack(DAMAGED)?;
         self.fetch_rest()?;
         ack(HEALED)?;
+        self.scrub()?;
+        ack(SCRUBBED)?;
+        self.fetch_rest()?;
+        ack(HEALED_AGAIN)?;
+        store.evict(&b.digest())?;
+        self.sweep()?;
+        ack(LET_GO)?;
         store.append_statements(&[statement("last")])?;
         ack(STEPS)?;
         Ok(())
@@ -219,20 +229,48 @@ impl Life {
 
     /// Somebody writes into a sealed file; the next open sets it aside.
     fn damage(&self) -> Result<()> {
-        let hex = self.fetched_id.hex();
-        let path = self.dir.join("layers").join(&hex[..2]).join(&hex);
-        if !path.exists() {
+        if !self.rot(100_000)? {
             return Ok(());
         }
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640))?;
-        let file = std::fs::OpenOptions::new().write(true).open(&path)?;
-        file.write_all_at(&[self.fetched[100_000] ^ 1], 100_000)?;
-        drop(file);
         match self.store.open_sealed(&self.fetched_id) {
             Err(StoreError::Corrupt { .. } | StoreError::NotHeld(_)) => Ok(()),
             Err(e) => Err(e.into()),
             Ok(_) => Err("a changed layer was handed out".into()),
         }
+    }
+
+    /// Its disk turns a bit over; reading it again sets it aside.
+    fn scrub(&self) -> Result<()> {
+        if !self.rot(300_000)? {
+            return Ok(());
+        }
+        match self.store.scrub(&self.fetched_id, 0, &mut |_| true)? {
+            Scrubbed::Damaged(_) | Scrubbed::Gone => Ok(()),
+            other => Err(format!("a rotten layer was read and found {other:?}").into()),
+        }
+    }
+
+    /// Makes a byte of the sealed file wrong. False if it is not there.
+    fn rot(&self, at: usize) -> Result<bool> {
+        let hex = self.fetched_id.hex();
+        let path = self.dir.join("layers").join(&hex[..2]).join(&hex);
+        if !path.exists() {
+            return Ok(false);
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640))?;
+        let file = std::fs::OpenOptions::new().write(true).open(&path)?;
+        file.write_all_at(&[self.fetched[at] ^ 1], at as u64)?;
+        Ok(true)
+    }
+
+    /// All leftovers go, but for the layer that came without an artifact.
+    fn sweep(&self) -> Result<()> {
+        for one in self.store.garbage()? {
+            if one.name != self.fetched_id.hex() {
+                self.store.sweep(&one)?;
+            }
+        }
+        Ok(())
     }
 
     /// Proven items of `groups` of the fetched layer, the way they come off the wire.
@@ -307,7 +345,7 @@ impl Life {
             statements: said.map(|(_, text)| text.to_owned()).collect(),
             head,
             a_complete: (ADDED_A..REMOVED_A).contains(&step),
-            b_complete: step >= ADDED_B,
+            b_complete: (ADDED_B..LET_GO).contains(&step),
         }
     }
 
@@ -339,12 +377,13 @@ impl Life {
                     self.check_tree(id, bytes, &all_groups(layer.size))?;
                 }
                 // Between the damage and its discovery.
-                Err(StoreError::Corrupt { .. }) if *id == self.fetched_id && acked + 1 == DAMAGED => {}
+                Err(StoreError::Corrupt { .. })
+                    if *id == self.fetched_id && [DAMAGED, SCRUBBED].contains(&(acked + 1)) => {}
                 Err(e) => return Err(format!("layer {}: {e}", id.short()).into()),
             }
         }
         let sealed = self.store.layer(&self.fetched_id)?.is_some();
-        if !sealed && ((SEALED..REMOVED_A).contains(&acked) || acked >= HEALED) {
+        if !sealed && ((SEALED..REMOVED_A).contains(&acked) || acked >= HEALED_AGAIN) {
             return Err(format!("after step {acked} the fetched layer is gone").into());
         }
         if !sealed {

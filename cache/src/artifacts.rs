@@ -232,6 +232,7 @@ impl Store {
         let change = self.change_lock();
         let gone = self.drop_artifact(digest)?;
         drop(change);
+        self.drop_view(digest)?;
         self.remove_gone(gone)
     }
 

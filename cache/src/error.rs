@@ -161,6 +161,20 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// The number of the system's error behind it, if there is one.
+    pub fn os_error(&self) -> Option<i32> {
+        match self {
+            Self::Io { source, .. } => source.raw_os_error(),
+            Self::Meta { source, .. } => match &**source {
+                redb::Error::Io(source) => source.raw_os_error(),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
 fn no_space(path: &Path, needed_bytes: u64, available_bytes: u64) -> String {
     let needed = match needed_bytes {
         0 => "the disk is full".to_owned(),

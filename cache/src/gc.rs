@@ -59,6 +59,7 @@ impl Store {
         let gone = self.drop_artifact(digest)?;
         // From here on whoever opens it finds it missing and fetches it; the bytes go meanwhile.
         drop((going, change));
+        self.drop_view(digest)?;
         self.remove_gone(gone).map(Some)
     }
 
@@ -171,14 +172,13 @@ impl Store {
             gone.freed = gone.freed.saturating_add(self.partial_size(id)?);
             self.remove_partial(id)?;
         }
-        let view = self.layout().views().join(digest.hex());
-        if view.exists() {
-            let _views = self.view_lock();
-            let trash = self.temp_path("view");
-            std::fs::rename(&view, &trash).map_err(at(&view, "move away"))?;
-            gone.dirs.push(trash);
-        }
         Ok(gone)
+    }
+
+    /// Removes the view of an artifact that was let go of, unless it is kept again by then. Not under the change lock:
+    /// who makes a view may copy for minutes.
+    pub(crate) fn drop_view(&self, digest: &ManifestDigest) -> Result<(), StoreError> {
+        self.remove_view(digest, || !self.meta().is_held(digest).unwrap_or(true)).map(drop)
     }
 
     /// Layers of held artifacts, and the held artifacts that are complete.
@@ -210,7 +210,6 @@ impl Store {
 pub(crate) struct Gone {
     pub(crate) layers: Vec<LayerId>,
     pub(crate) files: Vec<PathBuf>,
-    pub(crate) dirs: Vec<PathBuf>,
     pub(crate) freed: u64,
 }
 

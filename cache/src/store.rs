@@ -443,9 +443,6 @@ impl Store {
         for path in &gone.files {
             fs::remove_file(path)?;
         }
-        for path in &gone.dirs {
-            fs::remove_dir(path)?;
-        }
         if !gone.layers.is_empty() {
             // Else they are back after a power loss, without a record and without a note.
             crate::layers::seal::sync_places(self.layout(), &gone.layers)?;

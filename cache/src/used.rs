@@ -8,6 +8,9 @@ use weighlock_protocol::ManifestDigest;
 use crate::error::StoreError;
 use crate::store::Store;
 
+/// A clock that was set back by less is not believed for the order of uses; what is further ahead is a mistake.
+const SET_BACK_MAX_S: u64 = 86_400;
+
 /// Why an artifact is pinned.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Pin {
@@ -46,6 +49,10 @@ impl Store {
     /// Notes that an artifact is used at `now`, Unix seconds. In memory; [`flush_used`](Self::flush_used) writes it.
     pub fn note_used(&self, digest: &ManifestDigest, now: u64) {
         let mut book = self.used_book().book();
+        // Later than all before it also when the clock was set back: else what is in use would go first.
+        let ahead =
+            book.times.values().copied().filter(|time| time.saturating_sub(now) <= SET_BACK_MAX_S).max();
+        let now = ahead.map_or(now, |ahead| ahead.max(now));
         let before = book.times.entry(*digest).or_default();
         if *before < now {
             *before = now;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::net::UnixStream;
-use weighlock_protocol::statement::{Applied, Envelope, Ledger, Revocation, Target};
+use weighlock_protocol::statement::{Applied, Envelope, Ledger, Revocation, Target, Why};
 use weighlock_protocol::{KeyId, Reference};
 
 use crate::audit::{Asked, Recorder};
@@ -124,6 +124,7 @@ async fn answer(
         }
         AdminRequest::Members => json(members(node).await?),
         AdminRequest::Forget { host } => json(fleet::forget(node, host).await?),
+        AdminRequest::Drain { on } => json(fleet::drain(node, on).await),
         AdminRequest::Reload => {
             let node = in_background;
             json(blocking(move || node.live.reload()).await?)
@@ -213,6 +214,7 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         host: node.host,
         name: node.name.clone(),
         hardware: node.hardware.clone(),
+        draining: node.is_draining(),
         cluster: node.cluster,
         cluster_name: root.map_or_else(String::new, |root| root.root.name.clone()),
         member: ledger.is_member(&node.host, now),
@@ -317,14 +319,33 @@ fn submit(node: &Node, json: &str) -> Result<Submitted> {
     if let Some(refused) = ingested.refused {
         return Err(Error::refused(refused));
     }
-    let pending =
-        ingested.accepted.iter().find(|(accepted, _)| *accepted == id).and_then(
-            |(_, applied)| match applied {
-                Applied::Pending { why } | Applied::Ignored { why } => Some(why.to_string()),
-                _ => None,
-            },
-        );
-    Ok(Submitted { id, new: !ingested.accepted.is_empty(), pending })
+    let why = ingested.accepted.iter().find(|(accepted, _)| *accepted == id).and_then(|(_, applied)| {
+        let (Applied::Pending { why } | Applied::Ignored { why }) = applied else { return None };
+        Some(*why)
+    });
+    Ok(Submitted {
+        id,
+        new: !ingested.accepted.is_empty(),
+        pending: why.map(|why| why.to_string()),
+        hint: why.and_then(advice).map(str::to_owned),
+    })
+}
+
+/// What to do about a statement that has no effect.
+fn advice(why: Why) -> Option<&'static str> {
+    Some(match why {
+        Why::UnknownKind => return None,
+        Why::NotAllowed | Why::Threshold => {
+            "it must be signed by a key that holds the role for it, see `weighlock keys`"
+        }
+        Why::Predecessor { .. } | Why::RootBefore | Why::Invite => {
+            "it takes effect by itself once that is here: import it too, or wait for a host that has it"
+        }
+        Why::Held(_) => {
+            "`weighlock rollout status` tells what it lacks; it takes effect by itself once that is here"
+        }
+        _ => "it is kept; `weighlock log` tells what came before it, `weighlock statement show` what it says",
+    })
 }
 
 fn introduction(node: &Node) -> Result<Introduction> {

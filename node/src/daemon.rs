@@ -29,7 +29,7 @@ use crate::net::control::{self, ControlConfig, ControlHandle};
 use crate::net::data::{DataConfig, DataPlane, Doors};
 use crate::preflight::listen_error;
 use crate::scrub::{self, Scrubber};
-use crate::{cluster, gc, hardware, http, loader, membership, proof, server};
+use crate::{cluster, gc, hardware, http, loader, membership, memory, proof, server};
 
 /// After a full disk, fetching goes on once so many bytes are available, or all that are missing.
 const ROOM_BYTES_MIN: u64 = 256 << 20;
@@ -64,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) scrubber: Arc<Scrubber>,
     pub(crate) live: Arc<Live>,
     pub(crate) forgotten: ForgottenHosts,
+    /// Whether this host is being drained.
+    pub(crate) drained: watch::Sender<bool>,
     pub(crate) http: SocketAddr,
     pub(crate) stop: CancellationToken,
 }
@@ -197,6 +199,7 @@ pub async fn run(
         scrubber,
         live,
         forgotten,
+        drained: watch::Sender::new(false),
         http,
         stop: doors_stop.clone(),
     });
@@ -215,6 +218,7 @@ pub async fn run(
     spawn(&mut tasks, "views", crate::views::run(node.clone()));
     spawn(&mut tasks, "collection", gc::run(node.clone(), asked));
     spawn(&mut tasks, "resumption", resume(node.clone()));
+    spawn(&mut tasks, "memory", memory::run(doors_stop.clone()));
     spawn(&mut tasks, "audit", node.audit.clone().run(doors_stop.clone()));
     spawn(&mut tasks, "http", http::serve(node.clone(), http_listener));
     spawn(&mut tasks, "sockets", sockets.serve(node.clone()));
@@ -241,6 +245,8 @@ pub async fn run(
         tracing::error!(failed, "stopping");
     }
     info!("stopping: no new requests, finishing what is in flight");
+    // Others look elsewhere from now on, while they get the rest of what is being sent to them.
+    tell::leave(&node, data_addr).await;
     stop.cancel();
     doors_stop.cancel();
     let drain = Duration::from_secs(node.config.limits.drain_timeout_s);
@@ -290,6 +296,18 @@ pub struct Ready {
 }
 
 impl Node {
+    /// Begins or ends to drain this host: no new fetches, nothing new for others, who are told that it leaves.
+    pub(crate) async fn drain(&self, on: bool) {
+        if self.drained.send_replace(on) != on {
+            info!(on, "draining");
+        }
+        self.fetcher.drain(on).await;
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.drained.borrow()
+    }
+
     /// Whether this daemon serves other users from the system's directories, rather than one user from theirs.
     pub(crate) fn is_service(&self) -> bool {
         self.dirs.data.starts_with("/var/lib") || self.dirs.sockets.starts_with("/run/weighlock")

@@ -94,6 +94,16 @@ impl Error {
         Self::new(Kind::Integrity, message)
     }
 
+    /// What the system said no to, as `message` names it: of the machine where it is that which is short or shut, else
+    /// [`Kind::Internal`].
+    pub fn system(message: impl fmt::Display, error: &std::io::Error) -> Self {
+        let said = format!("{message}: {error}");
+        match of_machine(error.raw_os_error()) {
+            Some(hint) => Self::unavailable(said).hint(hint),
+            None => Self::internal(said),
+        }
+    }
+
     /// Adds what to do next.
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hint = Some(hint.to_string());
@@ -112,6 +122,9 @@ impl std::error::Error for Error {}
 impl From<weighlock_cache::StoreError> for Error {
     fn from(error: weighlock_cache::StoreError) -> Self {
         use weighlock_cache::StoreError as E;
+        if let Some(hint) = of_machine(error.os_error()) {
+            return Self::unavailable(&error).hint(hint);
+        }
         let kind = match &error {
             E::NoSpace { .. } | E::Quota { .. } | E::Locked { .. } => Kind::Unavailable,
             E::NetworkFs { .. } | E::ChangedWhileRead { .. } => Kind::Invalid,
@@ -135,6 +148,23 @@ impl From<weighlock_protocol::NameError> for Error {
     fn from(error: weighlock_protocol::NameError) -> Self {
         Self::invalid(error)
     }
+}
+
+/// What to do about a machine that is short of something, or shuts something.
+fn of_machine(code: Option<i32>) -> Option<&'static str> {
+    Some(match code? {
+        libc::EMFILE => {
+            "the process has as many files open as it may: close loaders, or raise the limit (LimitNOFILE=, ulimit -n) and restart it"
+        }
+        libc::ENFILE => "the whole machine has as many files open as it may: raise fs.file-max (sysctl)",
+        libc::EROFS => {
+            "the file system is mounted read-only: see why (dmesg) and mount it writable, or choose another --data-dir"
+        }
+        libc::EACCES | libc::EPERM => {
+            "the user that the daemon runs as must be allowed to: see `ls -ld` there, or choose another --data-dir"
+        }
+        _ => return None,
+    })
 }
 
 /// The lower crates put what to do next behind the last semicolon.
@@ -169,3 +199,30 @@ const IMPERATIVES: &[&str] = &[
     "rename ",
     "try ",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_machine_is_short_of_is_no_failure_of_ours() {
+        let of = |code| {
+            let source = std::io::Error::from_raw_os_error(code);
+            Error::from(weighlock_cache::StoreError::Io { path: "/store/x".into(), op: "open", source })
+        };
+        for (code, words) in [
+            (libc::EMFILE, "LimitNOFILE"),
+            (libc::ENFILE, "fs.file-max"),
+            (libc::EROFS, "read-only"),
+            (libc::EACCES, "--data-dir"),
+        ] {
+            let error = of(code);
+            assert_eq!(error.kind, Kind::Unavailable, "{error}");
+            assert!(error.message.starts_with("open /store/x: "), "{error}");
+            assert!(error.hint.is_some_and(|hint| hint.contains(words)), "{words}");
+        }
+        assert_eq!(of(libc::EIO).kind, Kind::Internal);
+        let key = Error::system("cannot write key k", &std::io::Error::from_raw_os_error(libc::EROFS));
+        assert_eq!(key.kind, Kind::Unavailable);
+    }
+}

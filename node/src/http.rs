@@ -62,7 +62,11 @@ async fn check_host(State(own): State<SocketAddr>, request: Request, next: Next)
 async fn health(State(node): State<Arc<Node>>) -> Response {
     let store = node.store.clone();
     match blocking(move || store.available_bytes().map_err(Error::from)).await {
-        Ok(_) if !node.stop.is_cancelled() => (StatusCode::OK, "ok\n").into_response(),
+        // Alive all the same: whoever restarts what is not healthy would end the draining.
+        Ok(_) if !node.stop.is_cancelled() => {
+            let word = if node.is_draining() { "draining\n" } else { "ok\n" };
+            (StatusCode::OK, word).into_response()
+        }
         Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response(),
         Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")).into_response(),
     }
@@ -93,7 +97,12 @@ fn fleet(node: &Node, registry: &mut Registry) {
     };
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let gauges: [(&str, &str, u64); 6] = [
+    let gauges: [(&str, &str, u64); 7] = [
+        (
+            "draining",
+            "1 while this host fetches nothing new and gives nothing new",
+            node.is_draining().into(),
+        ),
         (
             "root_expires_seconds",
             "When the cluster's root expires, in seconds since 1970; 0 without a root",

@@ -68,7 +68,7 @@ pub fn load(path: &Path) -> Result<Keypair> {
         std::io::ErrorKind::NotFound => Error::not_found(format!("no key at {shown}")),
         _ => Error::refused(format!("cannot read key {shown}: {e}")),
     })?;
-    let mode = fs::metadata(path).map_err(|e| Error::internal(format!("key {shown}: {e}")))?.mode();
+    let mode = fs::metadata(path).map_err(|e| Error::system(format!("key {shown}"), &e))?.mode();
     if mode & 0o077 != 0 {
         return Err(Error::refused(format!(
             "key {shown} can be read by others (mode {:04o})",
@@ -94,7 +94,7 @@ pub fn parse(text: &str) -> Option<Keypair> {
 /// # Errors
 /// There is one already, or the disk says no.
 pub fn save(path: &Path, key: &Keypair) -> Result<()> {
-    let fail = |e: std::io::Error| Error::internal(format!("cannot write key {}: {e}", path.display()));
+    let fail = |e: std::io::Error| Error::system(format!("cannot write key {}", path.display()), &e);
     let dir = path.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
     let fresh = path.with_extension("new");

@@ -26,6 +26,7 @@ pub mod local;
 pub mod logs;
 pub mod machine;
 mod membership;
+mod memory;
 mod mlflow;
 pub mod net;
 pub mod preflight;

@@ -86,7 +86,14 @@ fn prove(node: &Node, manifest: &Manifest) -> Result<()> {
         };
         let proven = match info.sha256 {
             Some(sha256) => sha256,
-            None => node.store.prove_sha256(&layer.id).map_err(Error::from)?,
+            None => {
+                let proven = node.store.prove_sha256(&layer.id);
+                if matches!(proven, Err(weighlock_cache::StoreError::Corrupt { .. })) {
+                    // It is set aside: others must not count on this copy, and it has to be fetched anew.
+                    node.fetcher.note_change();
+                }
+                proven.map_err(Error::from)?
+            }
         };
         if proven != layer.sha256 {
             let digest = manifest.digest();

@@ -60,11 +60,15 @@ fn without_descriptors_it_waits_and_goes_on() {
     process.limit_descriptors(process.descriptors() + 2);
     let ran = alpha.run(&["add", &text(&lab.path("source")), "acme/other:1.0.0"]);
     if ran.code != Some(0) {
+        assert_eq!(ran.complaints(6), [""; 0]);
         assert!(ran.stderr.contains("Too many open files"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("LimitNOFILE"), "{}", ran.stderr);
     }
     let refused = before_them.open(MODEL);
     if let Err(error) = &refused {
         assert!(error["message"].as_str().is_some_and(|m| m.contains("open files")), "{error}");
+        assert_eq!(error["code"], "unavailable", "{error}");
+        assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("LimitNOFILE")), "{error}");
     }
     drop(refused);
 

@@ -90,6 +90,13 @@ fn a_repository_of_a_hub_cache_is_published_under_a_reference() {
     let alpha = lab.founder("alpha");
     let repo = hub_cache(&lab.path("hub"), &source);
     let added = alpha.ok(&["adopt", &text(&repo), MODEL]);
+    let bytes = number(&added["new_bytes"]);
+    let (shared, copied) = (number(&added["reflinked_bytes"]), number(&added["copied_bytes"]));
+    assert!(bytes > 0 && shared + copied == bytes, "{added}");
+    assert_eq!(added["copied_because"].is_string(), copied > 0, "{added}");
+    let again = alpha.command().args(["adopt", &text(&repo), "acme/again:1.0.0"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&again.stdout).into_owned();
+    assert!(said.contains("share their disk blocks, 0 B copied"), "nothing is new: {said}");
     let direct = alpha.add(&source, "acme/direct:1.0.0");
     assert_eq!(string(&added["digest"]), string(&direct["digest"]));
     let ran = alpha.run(&["adopt", &text(&lab.path("nowhere"))]);

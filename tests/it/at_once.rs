@@ -147,7 +147,7 @@ fn stores_that_cannot_be_used_are_refused_in_one_line() {
     host.data_dir = disk.path().join("data");
     host.configure("[limits]\nfree_bytes_min = 1048576\n");
     remount(&disk, "ro");
-    expect("read-only, new", &up(&host), 1, "Read-only");
+    expect("read-only, new", &up(&host), 6, "Read-only");
     remount(&disk, "rw");
     host.start();
     let source = lab.path("source");
@@ -155,7 +155,7 @@ fn stores_that_cannot_be_used_are_refused_in_one_line() {
     host.add(&source, "acme/model:1.0.0");
     assert!(host.term().success());
     remount(&disk, "ro");
-    expect("read-only, used", &up(&host), 1, "Read-only");
+    expect("read-only, used", &up(&host), 6, "Read-only");
     remount(&disk, "rw");
     host.start();
     host.loader().open("acme/model:1.0.0").expect("nothing was lost");

@@ -153,7 +153,6 @@ fn silence_on_the_control_port_keeps_nobody_out() {
 }
 
 #[test]
-#[ignore = "183 MiB stay 60 s after the attack ended, 128 are allowed; who holds them is not known"]
 fn a_member_that_opens_everything_and_finishes_nothing_harms_itself() {
     let lab = Lab::new();
     let alpha = founder_with_model(&lab);
@@ -232,11 +231,11 @@ fn a_member_that_opens_everything_and_finishes_nothing_harms_itself() {
         let open = http::metrics(alpha.http())["weighlock_data_connections"];
         (open <= 2.0).then_some(())
     });
-    // Reads that nobody takes end after 30 s, and with them their buffers.
+    // Reads that nobody takes end after 30 s, and with them their buffers; the allocator gives back what it keeps.
     let mut after = 0;
     let freed = weighlock_tests::wait::found_within(PATIENCE, || {
         after = grown(&alpha, before);
-        (after < 128).then_some(())
+        (after < 64).then_some(())
     });
     assert!(freed.is_some(), "{after} MiB stay");
     alpha.add(&lab.path("source"), "acme/again:1.0.0");

@@ -183,3 +183,69 @@ fn who_got_wrong_bytes_says_so_and_the_accused_looks_and_heals() {
     let _ = pull.wait();
     assert!(is_whole(&gamma, &source));
 }
+
+#[test]
+fn rot_that_the_proof_of_sha256_meets_is_told_to_others_at_once() {
+    let lab = Lab::new();
+    let source = lab.path("source");
+    checkpoint::single(&source.join(FILE), 7, BYTES);
+    let alpha = lab.founder("alpha");
+    alpha.add(&source, MODEL);
+    let beta = lab.joined("beta", &alpha);
+    let gamma = lab.joined("gamma", &alpha);
+    until("beta and gamma are connected", || beta.peer(&gamma).filter(|row| row["connected"] == true));
+    beta.hears_of(MODEL);
+    gamma.hears_of(MODEL);
+    let counts_on_beta = || {
+        let told = gamma.ok(&["where", MODEL]);
+        let rows = told["holders"].as_array().expect("holders").clone();
+        rows.iter().any(|row| row["name"] == "beta" && row["complete"] == true)
+    };
+    beta.ok(&["pull", MODEL]);
+    // It rots before it is read for the first time, and nobody can heal it.
+    alpha.pause();
+    flip(&beta, 9_000_000, true);
+    until("gamma counts on beta", || counts_on_beta().then_some(()));
+    until("beta has found it", || (beta.logged("a layer is damaged on disk") > 0).then_some(()));
+    until("gamma counts on beta no more", || (!counts_on_beta()).then_some(()));
+    alpha.resume();
+    until("it is healed", || is_whole(&beta, &source).then_some(()));
+    until("gamma counts on beta again", || counts_on_beta().then_some(()));
+}
+
+/// Where Debian and others put it.
+const FAKETIME: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib64/faketime/libfaketimeMT.so.1",
+];
+
+#[test]
+fn what_was_not_read_for_half_of_the_period_is_read_in_the_background_and_healed() {
+    let Some(faketime) = FAKETIME.iter().find(|path| std::path::Path::new(path).exists()) else {
+        eprintln!("SKIPPED: libfaketime is not installed (faketime of Debian), so no clock was moved");
+        return;
+    };
+    let lab = Lab::new();
+    // Whoever added it has its SHA-256 already, so that nothing but the scrub reads it.
+    let (mut alpha, _beta, source) = pair(&lab);
+    flip(&alpha, 9_000_000, true);
+    assert!(alpha.term().success());
+    // Sixteen days later: half of 30 days is over.
+    for (name, value) in [
+        ("LD_PRELOAD", *faketime),
+        ("FAKETIME", "+16d"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ("NO_FAKE_STAT", "1"),
+    ] {
+        alpha.environment.push((name.into(), value.into()));
+    }
+    alpha.start();
+    until("the background pass has found it", || {
+        (measured(&alpha, "weighlock_scrub_damaged_layers_total") == 1).then_some(())
+    });
+    until("it is healed", || is_whole(&alpha, &source).then_some(()));
+    until("all is read", || (measured(&alpha, "weighlock_scrub_oldest_seconds") < 600).then_some(()));
+    assert!(measured(&alpha, "weighlock_scrub_read_bytes_total") > 0, "up to the wrong bytes");
+    assert_eq!(measured(&alpha, "weighlock_quarantined_layers"), 0);
+}

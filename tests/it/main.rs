@@ -8,6 +8,7 @@ mod bad_files;
 mod bad_input;
 mod delta;
 mod diff;
+mod drain;
 mod fleet;
 mod flood;
 mod garbage;

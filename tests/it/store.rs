@@ -158,6 +158,45 @@ fn an_original_goes_once_enough_others_hold_it_and_add_can_wait_for_them() {
     assert_eq!(gamma.ok(&["rm", "acme/m:1.0.0", "--force"])["last_copy"], true);
 }
 
+#[test]
+fn what_was_begun_and_nobody_wants_any_more_goes_after_its_time() {
+    let lab = Lab::new();
+    let alpha = lab.founder("alpha");
+    alpha.add(&model(&lab, "m", 1, 24 << 10), "acme/m:1.0.0");
+    let mut beta = lab.joined("beta", &alpha);
+    beta.term();
+    beta.configure("[limits]\ndownload_bytes_per_s = 2000000\n[store]\npartial_keep_s = 1\n");
+    beta.start();
+    beta.hears_of("acme/m:1.0.0");
+    let mut loader = beta.loader();
+    loader.send(&serde_json::json!({"v": 1, "op": "open", "ref": "acme/m:1.0.0", "fds": "none"}));
+    let held = || number(&beta.listed("acme/m:1.0.0").expect("listed")["held_bytes"]);
+    until("a part of it is here", || (held() > 1 << 20).then_some(()));
+    // Whoever has it hangs, and is known to have it still.
+    alpha.pause();
+    let mut before = 0;
+    until("nothing comes any more", || (held() == std::mem::replace(&mut before, held())).then_some(()));
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    for _ in 0..2 {
+        assert_eq!(names(&beta.ok(&["gc"])["gone"]), [""; 0], "a loader waits for it");
+    }
+    assert!(held() > 1 << 20);
+    drop(loader);
+    let gone = until("it is let go of", || {
+        let gone = beta.ok(&["gc"])["gone"].clone();
+        (gone != serde_json::json!([])).then_some(gone)
+    });
+    assert_eq!(
+        (&gone[0]["kind"], &gone[0]["name"]),
+        (&"partial fetch".into(), &"acme/m:1.0.0".into()),
+        "{gone}"
+    );
+    assert_eq!(held(), 0);
+    assert!(leftovers(&beta.data_dir).is_empty(), "{:?}", leftovers(&beta.data_dir));
+    alpha.resume();
+    beta.ok(&["pull", "acme/m:1.0.0"]);
+}
+
 /// The directories of a store in which nothing half-made may lie.
 fn leftovers(data: &Path) -> Vec<PathBuf> {
     let below = |name: &str| weighlock_tests::host::files_below(&data.join(name));

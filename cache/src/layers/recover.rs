@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use weighlock_protocol::LayerId;
 
@@ -11,6 +12,10 @@ use crate::error::{StoreError, at};
 use crate::fs::{self, Stamp};
 use crate::meta::{DamageRow, LayerInfo};
 use crate::store::Store;
+
+/// Complete layers that are sealed together: each has three files open until then, and a sync of its own costs as much as
+/// one for all.
+const SEALED_AT_ONCE_MAX: usize = 256;
 
 /// What opening a store found and put right.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -165,6 +170,12 @@ impl Store {
     fn check_partials(&self, report: &mut Recovery) -> Result<(), StoreError> {
         let dir = self.layout().partial();
         let mut known = std::collections::BTreeSet::new();
+        let (mut complete, mut resumable) = (Vec::new(), Vec::new());
+        let mut seal = |complete: &mut Vec<Arc<PartialLayer>>| -> Result<(), StoreError> {
+            self.seal_all(complete)?;
+            report.sealed.extend(complete.drain(..).map(|layer| layer.id()));
+            Ok(())
+        };
         for path in entries(&dir)? {
             let Some(id) = layer_named(&path, "have") else {
                 continue;
@@ -180,12 +191,16 @@ impl Store {
                 && let Some(layer) = self.resume_partial(&id)?
                 && layer.complete()
             {
-                self.seal(&layer)?;
-                report.sealed.push(id);
+                complete.push(layer);
+                if complete.len() >= SEALED_AT_ONCE_MAX {
+                    seal(&mut complete)?;
+                }
                 continue;
             }
-            report.resumable.push((id, header.size));
+            resumable.push((id, header.size));
         }
+        seal(&mut complete)?;
+        report.resumable = resumable;
         for path in entries(&dir)? {
             let of = ["data", "obao", "have"].iter().find_map(|ext| layer_named(&path, ext));
             if !of.is_some_and(|id| known.contains(&id)) {

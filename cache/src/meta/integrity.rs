@@ -26,8 +26,8 @@ impl Meta {
         if layers.is_empty() {
             return Ok(());
         }
-        // Not `add`: on a full disk, too, a damaged layer must leave.
-        self.write("set layers aside", |txn| {
+        // On a full disk, too, a damaged layer must leave.
+        self.urgent("set layers aside", |txn| {
             let (mut sealed, mut damaged) = (txn.open_table(LAYERS)?, txn.open_table(DAMAGED)?);
             for (id, row) in layers {
                 sealed.remove(id.0)?;
@@ -39,7 +39,7 @@ impl Meta {
 
     /// Corrects what is on record about a damaged layer, if it still is.
     pub(crate) fn set_damage(&self, id: &LayerId, row: &DamageRow) -> Result<(), StoreError> {
-        self.write("record damage", |txn| {
+        self.urgent("record damage", |txn| {
             let mut damaged = txn.open_table(DAMAGED)?;
             if damaged.get(id.0)?.is_some() {
                 damaged.insert(id.0, to_json(row)?.as_slice())?;
@@ -66,7 +66,7 @@ impl Meta {
         if !known {
             return Ok(());
         }
-        self.write("forget damage", |txn| {
+        self.urgent("forget damage", |txn| {
             txn.open_table(DAMAGED)?.remove(id.0)?;
             Ok(())
         })

@@ -274,3 +274,19 @@ fn nothing_in_use_disappears_beside_a_collector_that_never_rests() {
     assert_eq!(recorded, there);
     assert!(tree(&store.dir().join("staging")).is_empty());
 }
+
+#[test]
+fn what_is_used_after_the_clock_was_set_back_does_not_go_first() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = open(&dir.path().join("store"));
+    let of = |n: u64| ManifestDigest::of(&n.to_le_bytes());
+    store.note_used(&of(1), 1_000_000);
+    store.note_used(&of(2), 1_000_000 - 3600);
+    assert_eq!(store.last_used(&of(2)), Some(1_000_000));
+    store.note_used(&of(3), 1_000_010);
+    assert_eq!(store.last_used(&of(3)), Some(1_000_010));
+    // One that was years ahead by mistake does not drag all others along.
+    store.note_used(&of(4), 90_000_000);
+    store.note_used(&of(5), 1_000_020);
+    assert_eq!(store.last_used(&of(5)), Some(1_000_020));
+}

@@ -3,6 +3,7 @@
 mod adopt;
 mod commit;
 mod format;
+mod full;
 mod gc;
 mod handout;
 mod import;

@@ -153,3 +153,22 @@ fn views_that_are_made_and_removed_at_once_are_whole_or_not_there() {
     let view = store.view(&manifest).expect("made");
     assert_eq!(std::fs::read(view.join("b")).expect("read"), data(2, 9));
 }
+
+#[test]
+fn what_is_let_go_of_takes_its_view_along_also_one_that_is_just_being_made() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = open(&dir.path().join("store"));
+    let files = |own: u64| [("base", data(1, 60_000)), ("own", data(own, 9))];
+    let kept = add(&store, &plan(&dir.path().join("kept"), &files(2)));
+    let view = store.view(&kept).expect("made");
+    for _ in 0..20 {
+        let going = add(&store, &plan(&dir.path().join("going"), &files(3)));
+        std::thread::scope(|scope| {
+            // It is made, or it finds that its layers are gone.
+            scope.spawn(|| store.view(&going).map(drop));
+            store.remove_artifact(&going.digest()).expect("removed");
+        });
+        assert_eq!(store.views().expect("listed"), [kept.digest()]);
+    }
+    assert_eq!(std::fs::read(view.join("base")).expect("the other one stays"), data(1, 60_000));
+}

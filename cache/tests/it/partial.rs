@@ -336,3 +336,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn many_complete_layers_of_a_killed_fetch_are_sealed_when_the_store_opens() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = open(dir.path());
+    let mut ids = Vec::new();
+    for n in 0..600 {
+        let bytes = data(n, 100);
+        let (id, items) = proven(&bytes, &all_groups(100));
+        let partial = store.partial(&id, 100).expect("partial");
+        partial.write(&items).expect("written");
+        ids.push(id);
+    }
+    ids.sort();
+    drop(store);
+    let store = open(dir.path());
+    let mut sealed = store.recovery().sealed;
+    sealed.sort();
+    assert!(sealed == ids && store.recovery().resumable.is_empty());
+    assert!(crate::support::tree(&dir.path().join("partial")).is_empty());
+    for id in &ids {
+        store.open_sealed(id).expect("whole");
+    }
+}

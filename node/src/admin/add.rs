@@ -1,7 +1,7 @@
 //! `add`: a path becomes layers, a manifest and a published tag.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -113,6 +113,10 @@ fn import(
     // Of the files alone, as the total is: the contract and the configuration blob are ours.
     let new_files: BTreeMap<_, _> =
         manifest.files().iter().map(|f| (f.id, f.size)).filter(|(id, _)| !known.contains(id)).collect();
+    let new_bytes: u64 = new_files.values().sum();
+    let shared = new_files.iter().filter(|(id, _)| staged.is_reflinked(id));
+    let reflinked_bytes: u64 = shared.map(|(_, size)| size).sum();
+    let copied_bytes = new_bytes - reflinked_bytes;
     let had_all = node.store.held().map_err(Error::from)?.contains(&manifest.digest())
         && node.store.manifest_complete(&manifest).map_err(Error::from)?;
     let (statement, new) = node.facts.publish(reference, staged)?;
@@ -127,8 +131,37 @@ fn import(
         again: !new && !had_all,
         files: manifest.files().len(),
         total_bytes: manifest.total_bytes(),
-        new_bytes: new_files.into_values().sum(),
+        new_bytes,
+        reflinked_bytes,
+        copied_bytes,
+        copied_because: (copied_bytes > 0).then(|| copied_because(&path, node.store.dir())),
         seconds: 0.0,
         warnings: plan.warnings,
     })
+}
+
+/// Why files of `source` do not share their disk blocks with the store.
+pub(super) fn copied_because(source: &Path, store: &Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
+    match device(source) == device(store) {
+        true => {
+            "the file system of the store cannot share blocks between files (XFS and Btrfs can)".to_owned()
+        }
+        false => format!("the store {} is on another file system", store.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_copied_is_told_why() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let why = |source: &Path| copied_because(source, dir.path());
+        assert!(why(dir.path()).contains("cannot share blocks"));
+        // Never on a disk.
+        assert!(why(Path::new("/proc")).contains("another file system"));
+    }
 }

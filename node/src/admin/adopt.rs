@@ -13,7 +13,7 @@ use weighlock_cache::Wanted;
 use weighlock_protocol::manifest::Manifest;
 use weighlock_protocol::{LayerId, ManifestDigest};
 
-use super::tell;
+use super::{add, tell};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::facts;
@@ -131,6 +131,9 @@ fn take(
         done_bytes += size;
         let step = Progress { phase: "adopt".into(), done_bytes, total_bytes, ..Progress::default() };
         steps.send_replace(step);
+    }
+    if adopted.copied_bytes > 0 {
+        adopted.copied_because = Some(add::copied_because(path, node.store.dir()));
     }
     for (manifest, names) in manifests {
         let here = |id: &LayerId| found.contains(id) || sealed.contains(id);

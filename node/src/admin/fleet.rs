@@ -1,4 +1,4 @@
-//! What the command line changes of a daemon as one of a fleet: hosts that are gone.
+//! What the command line changes of a daemon as one of a fleet: hosts that are gone, and this one when it is to go.
 
 use std::sync::Arc;
 
@@ -8,7 +8,20 @@ use crate::cluster::{self, now};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
-use crate::local::fleet::Forgotten;
+use crate::local::fleet::{Draining, Forgotten};
+
+/// Begins or ends to drain this host, if asked to, and tells how far that is.
+pub(super) async fn drain(node: &Arc<Node>, on: Option<bool>) -> Draining {
+    if let Some(on) = on {
+        node.drain(on).await;
+    }
+    Draining {
+        draining: node.is_draining(),
+        fetches: node.fetcher.running().len(),
+        sending: node.data.sending(),
+        open: node.leases.open().len(),
+    }
+}
 
 /// Drops a host from this one's lists, records and address book until it speaks again.
 ///

@@ -49,11 +49,15 @@ impl Adopt {
             let added: Added = context.ask(&request)?;
             return context.output.print(&added, |a| {
                 format!(
-                    "added {} {}\n{} in {}\n",
+                    "added {} {}\n{} in {}, {} new: {} share their disk blocks, {} copied\n{}",
                     a.reference,
                     a.digest,
                     bytes(a.total_bytes),
-                    counted(a.files, "file")
+                    counted(a.files, "file"),
+                    bytes(a.new_bytes),
+                    bytes(a.reflinked_bytes),
+                    bytes(a.copied_bytes),
+                    because(a.copied_because.as_deref())
                 )
             });
         }
@@ -71,9 +75,7 @@ fn text(a: &Adopted) -> String {
         bytes(a.reflinked_bytes),
         bytes(a.copied_bytes)
     );
-    if a.copied_bytes > 0 {
-        out += "copied, since the store is on another file system, or on one that cannot share blocks\n";
-    }
+    out += &because(a.copied_because.as_deref());
     for row in &a.artifacts {
         let rest = match row.files - row.files_here {
             0 => String::new(),
@@ -90,6 +92,10 @@ fn text(a: &Adopted) -> String {
         out += &format!("left out {warning}\n");
     }
     out
+}
+
+fn because(why: Option<&str>) -> String {
+    why.map_or_else(String::new, |why| format!("copied, since {why}\n"))
 }
 
 /// Where huggingface_hub keeps its cache.

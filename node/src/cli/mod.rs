@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod df;
 mod diff;
+mod drain;
 mod eval;
 mod evidence;
 mod follow;
@@ -187,6 +188,8 @@ enum Command {
     Path(path::PathCommand),
     /// Other hosts of the cluster, as seen from here
     Peers(peers::Peers),
+    /// Get this host ready to be restarted or taken away
+    Drain(drain::Drain),
     /// What the daemon logs, and changing that while it runs
     LogLevel(log_level::LogLevel),
     /// Which hosts hold an artifact, and how much of it
@@ -270,6 +273,7 @@ pub fn main() -> ExitCode {
         Command::Pull(command) => command.run(&context),
         Command::Path(command) => command.run(&context),
         Command::Peers(command) => command.run(&context),
+        Command::Drain(command) => command.run(&context),
         Command::LogLevel(command) => command.run(&context),
         Command::Where(command) => command.run(&context),
         Command::Mlflow(command) => command.run(&context),

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -14,6 +15,11 @@ use super::{Context, absolute, connect};
 use crate::error::{Error, Result};
 use crate::local::frame::{Client, FRAME_FDS_MAX};
 use crate::local::message::{Event, FdsWanted, LoaderRequest, Opened};
+
+/// How a directory is called while it is being filled.
+const PREFIX: &str = ".weighlock-pull-";
+/// Directories of pulls that were killed go after this.
+const STALE_AGE: Duration = Duration::from_secs(60);
 
 /// Fetch an artifact and write it to a directory, which appears whole or not at all.
 #[derive(Debug, Args)]
@@ -127,11 +133,14 @@ fn write(client: &mut Client, opened: &Opened, target: &Path) -> Result<bool> {
     };
     let parent = target.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(parent).map_err(|e| fail(parent, e))?;
+    remove_stale(parent, STALE_AGE);
     let fresh = tempfile::Builder::new()
-        .prefix(".weighlock-pull-")
+        .prefix(PREFIX)
         .permissions(fs::Permissions::from_mode(0o755))
         .tempdir_in(parent)
         .map_err(|e| fail(parent, e))?;
+    // Whoever finds the directory without its lock knows that nobody fills it any more.
+    let _lock = File::open(fresh.path()).inspect(|dir| drop(dir.lock()));
     let mut reflinked = !opened.files.is_empty();
     for files in opened.files.chunks(FRAME_FDS_MAX) {
         let paths: Vec<String> = files.iter().map(|file| file.path.clone()).collect();
@@ -168,6 +177,22 @@ fn write(client: &mut Client, opened: &Opened, target: &Path) -> Result<bool> {
     Ok(reflinked)
 }
 
+/// Removes what pulls into `parent` left behind that were killed more than `age` ago. What cannot go stays.
+fn remove_stale(parent: &Path, age: Duration) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|since| since >= age);
+        if entry.file_name().to_string_lossy().starts_with(PREFIX)
+            && entry.file_type().is_ok_and(|kind| kind.is_dir())
+            // One that was made a moment ago may not have its lock yet.
+            && is_old() == Some(true)
+            && File::open(&path).is_ok_and(|dir| dir.try_lock().is_ok())
+        {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
 fn descriptors(client: &mut Client, digest: ManifestDigest, paths: Vec<String>) -> Result<Vec<OwnedFd>> {
     let wanted = paths.len();
     client.send(&LoaderRequest::Fds { digest, paths }).map_err(|e| super::lost(&e))?;
@@ -180,4 +205,30 @@ fn descriptors(client: &mut Client, digest: ManifestDigest, paths: Vec<String>) 
         }
     }
     Ok(got)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_pull_left_behind_goes_and_what_is_being_filled_stays() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let make = |name: &str| {
+            let path = parent.path().join(name);
+            fs::create_dir_all(path.join("below")).expect("made");
+            path
+        };
+        let (left, filled, other) =
+            (make(".weighlock-pull-1"), make(".weighlock-pull-2"), make("weighlock-pull"));
+        let dir = File::open(&filled).expect("opened");
+        dir.lock().expect("locked");
+        remove_stale(parent.path(), STALE_AGE);
+        assert!(left.exists(), "it may be about to be locked");
+        remove_stale(parent.path(), Duration::ZERO);
+        assert!(!left.exists() && filled.exists() && other.exists());
+        drop(dir);
+        remove_stale(parent.path(), Duration::ZERO);
+        assert!(!filled.exists());
+    }
 }

@@ -64,9 +64,14 @@ fn import(context: &Context, files: &[PathBuf]) -> Result<()> {
     for (file, envelope) in envelopes {
         let json = String::from_utf8(envelope.to_json()).map_err(Error::internal)?;
         let submitted: Submitted = context.ask(&AdminRequest::Submit { envelope: json })?;
-        if let Some(why) = &submitted.pending {
-            return Err(Error::refused(format!("{} has no effect in this cluster: {why}", file.display()))
-                .hint("it must be signed by a key that holds the role for it, see `weighlock keys`"));
+        match (&submitted.pending, &submitted.hint) {
+            (Some(why), Some(hint)) => {
+                let none = format!("{} has no effect in this cluster: {why}", file.display());
+                return Err(Error::refused(none).hint(hint));
+            }
+            // As it should be: hosts of a later release use it.
+            (Some(why), None) => eprintln!("warning: {} has no effect on this host: {why}", file.display()),
+            (None, _) => {}
         }
         items.push(submitted);
     }

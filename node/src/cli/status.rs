@@ -73,6 +73,12 @@ fn text(s: &Data) -> String {
     }
     line("hardware", s.hardware.clone());
     line("up", format!("{} (pid {}, version {})", age(s.uptime_s), s.pid, s.version));
+    if s.draining {
+        line(
+            "DRAINING",
+            "fetches nothing new and gives nothing new to others; `weighlock drain --undo`".into(),
+        );
+    }
     line("control", s.control.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
     line("data", s.data.to_string());
     line("http", format!("http://{}", s.http));

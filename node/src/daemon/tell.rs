@@ -14,16 +14,23 @@ use super::{MANIFESTS_AT_ONCE_MAX, Node};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 
-/// Tells other hosts about this one: on change, and what it holds in the provider table.
+/// How long a word to others may take while the daemon stops.
+const LEAVE_MAX: Duration = Duration::from_millis(500);
+
+/// Tells other hosts about this one: on change, and what it holds in the provider table. One that is being drained says
+/// that it leaves and offers nothing.
 pub(super) async fn announce(node: Arc<Node>, data_addr: SocketAddr) {
     let mut changed = node.fetcher.changed();
     let mut labels = node.live.labels();
+    let mut drained = node.drained.subscribe();
     let mut provided = BTreeSet::new();
     loop {
+        let leaving = *drained.borrow_and_update();
+        let _ = labels.borrow_and_update();
         let gather = node.clone();
         match blocking(move || gather.held()).await {
             Ok(held) => {
-                let now: BTreeSet<_> = held.iter().map(|one| one.digest).collect();
+                let now: BTreeSet<_> = held.iter().map(|one| one.digest).filter(|_| !leaving).collect();
                 for digest in provided.difference(&now) {
                     let _ = node.control.stop_providing(*digest).await;
                 }
@@ -33,14 +40,7 @@ pub(super) async fn announce(node: Arc<Node>, data_addr: SocketAddr) {
                     }
                 }
                 provided = now;
-                let mut record = HostRecord::new(node.cluster, node.host);
-                record.data_addrs = node.data_addrs(data_addr);
-                record.control_addrs = node.control_addrs();
-                record.hardware.clone_from(&node.hardware);
-                record.labels.clone_from(&labels.borrow_and_update());
-                record.version = env!("CARGO_PKG_VERSION").into();
-                record.capabilities = capability::OURS;
-                record.hold(held);
+                let record = HostRecord { leaving, ..record(&node, data_addr, held) };
                 if let Err(e) = node.control.announce(record).await {
                     warn!(error = %e, "this host's record was not announced");
                 }
@@ -52,10 +52,35 @@ pub(super) async fn announce(node: Arc<Node>, data_addr: SocketAddr) {
             () = node.stop.cancelled() => return,
             woken = changed.changed() => if woken.is_err() { return },
             Ok(()) = labels.changed() => {}
+            Ok(()) = drained.changed() => {}
         }
         // Many changes at once are one announcement.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Tells others that this host leaves, before it stops to serve them.
+pub(super) async fn leave(node: &Arc<Node>, data_addr: SocketAddr) {
+    let say = async {
+        let gather = node.clone();
+        let held = blocking(move || gather.held()).await.unwrap_or_default();
+        let record = HostRecord { leaving: true, ..record(node, data_addr, held) };
+        let _ = node.control.announce(record).await;
+    };
+    let _ = tokio::time::timeout(LEAVE_MAX, say).await;
+}
+
+/// What this host says of itself.
+fn record(node: &Node, data_addr: SocketAddr, held: Vec<HeldManifest>) -> HostRecord {
+    let mut record = HostRecord::new(node.cluster, node.host);
+    record.data_addrs = node.data_addrs(data_addr);
+    record.control_addrs = node.control_addrs();
+    record.hardware.clone_from(&node.hardware);
+    record.labels.clone_from(&node.live.labels().borrow());
+    record.version = env!("CARGO_PKG_VERSION").into();
+    record.capabilities = capability::OURS;
+    record.hold(held);
+    record
 }
 
 /// Pushes what this host said, after it is committed, and fetches manifests that were published elsewhere.

@@ -1,25 +1,23 @@
 //! The loop around the swarm: select, handle, drain. It decides nothing itself.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace, warn};
 use weighlock_protocol::swarm::{
-    Action, Charge, Event, Fault, Input, LinkId, LinkStatus, Poll, RequestId, SlotId, Swarm, WorkId,
-    WorkStatus,
+    Action, Charge, Event, Fault, Input, LinkId, Poll, RequestId, SlotId, Swarm, WorkId,
 };
 use weighlock_protocol::wire::bao::GroupSet;
-use weighlock_protocol::wire::swarm::Frame;
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest, Time};
 
 use super::Inner;
 use super::gets::{self, Answer};
+use super::happening::{Ended, Happening, WorkReport};
 use super::jobs::{Job, Works};
 use super::layers::Layers;
 use super::links::Links;
@@ -41,48 +39,6 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Happenings that wait for the loop; those who tell more wait themselves.
 pub(super) const HAPPENINGS_MAX: usize = 1_024;
 
-/// What the loop is told.
-pub(super) enum Happening {
-    /// Begin a fetch.
-    Fetch(Box<Job>),
-    /// Take part no more; who waits is told that it was removed.
-    Close { digest: ManifestDigest, closed: Option<oneshot::Sender<()>> },
-    /// A loader waits for groups.
-    Urgent { digest: ManifestDigest, layer: LayerId, groups: GroupSet },
-    /// A host opened a link to this one.
-    LinkIn { peer: KeyId, digest: ManifestDigest, send: SendStream, recv: RecvStream },
-    /// The layers of a complete manifest, for which a link is waiting.
-    Serve { digest: ManifestDigest, layers: Option<Vec<(LayerId, u64)>> },
-    /// A neighbour sent a frame.
-    Frame { link: LinkId, frame: Frame, taken: OwnedSemaphorePermit },
-    /// A neighbour's stream ended; it `spoke` if any frame came.
-    LinkEnded { link: LinkId, peer: KeyId, spoke: bool, broke_protocol: bool },
-    /// A peer asks for groups.
-    Asked { peer: KeyId, layer: LayerId, groups: Range<u64>, admitted: oneshot::Sender<Pass> },
-    /// Hosts that the provider table lists for a manifest.
-    Listed { digest: ManifestDigest, hosts: BTreeSet<KeyId> },
-    /// Tell what is going on.
-    Status { answer: oneshot::Sender<Vec<WorkReport>> },
-}
-
-/// A request that was admitted has ended.
-pub(super) struct Ended {
-    request: RequestId,
-    bytes: u64,
-    complete: bool,
-}
-
-/// What goes on with one manifest.
-#[derive(Debug, Clone)]
-pub struct WorkReport {
-    /// Which.
-    pub digest: ManifestDigest,
-    /// In numbers.
-    pub status: WorkStatus,
-    /// Its neighbours.
-    pub links: Vec<LinkStatus>,
-}
-
 pub(super) struct Driver {
     pub(super) inner: Arc<Inner>,
     pub(super) swarm: Swarm,
@@ -95,8 +51,10 @@ pub(super) struct Driver {
     slots: BTreeMap<SlotId, (CancellationToken, tokio::task::Id)>,
     gets: JoinSet<Answer>,
     pub(super) linking: JoinSet<Linked>,
-    waiting: BTreeMap<RequestId, oneshot::Sender<Pass>>,
+    pub(super) waiting: BTreeMap<RequestId, oneshot::Sender<Pass>>,
     request_next: u64,
+    /// Nothing new is given to others.
+    pub(super) draining: bool,
     /// Links that wait until it is known what is here of their manifest.
     pub(super) waiting_links: BTreeMap<ManifestDigest, Vec<(KeyId, SendStream, RecvStream)>>,
     pub(super) tell: mpsc::Sender<Happening>,
@@ -120,6 +78,7 @@ pub(super) async fn run(inner: Arc<Inner>, mut heard: mpsc::Receiver<Happening>,
         linking: JoinSet::new(),
         waiting: BTreeMap::new(),
         request_next: 0,
+        draining: false,
         waiting_links: BTreeMap::new(),
         tell: inner.swarm.clone(),
         ended,
@@ -217,6 +176,8 @@ impl Driver {
             Happening::LinkEnded { link, peer, spoke, broke_protocol } => {
                 self.link_ended(link, peer, spoke, broke_protocol);
             }
+            // Who fetches here gives and takes until it is done; what is only held is not asked for any more.
+            Happening::Asked { layer, .. } if self.draining && !self.works.uses(&layer) => {}
             Happening::Asked { peer, layer, groups, admitted } => {
                 self.request_next += 1;
                 let request = RequestId(self.request_next);
@@ -231,6 +192,7 @@ impl Driver {
                     self.candidates(id);
                 }
             }
+            Happening::Drain { on } => self.drain_others(on),
             Happening::Status { answer } => {
                 let report = |(id, work): (WorkId, &super::jobs::Work)| {
                     let status = self.swarm.status(id)?;
@@ -341,7 +303,7 @@ impl Driver {
     }
 
     /// Takes part no more.
-    fn close(&mut self, id: WorkId, result: Result<()>) {
+    pub(super) fn close(&mut self, id: WorkId, result: Result<()>) {
         self.input(Input::Close { work: id });
         let of_work: Vec<LinkId> =
             self.by_link.iter().filter(|(_, work)| **work == id).map(|(link, _)| *link).collect();
@@ -412,6 +374,7 @@ impl Driver {
                 fetch.end(Ok(()));
             }
         }
+        self.end_served();
     }
 
     /// Tells those who wait; gives up what nobody has, and what nobody needs.

@@ -14,7 +14,7 @@ use weighlock_protocol::swarm::LinkId;
 use weighlock_protocol::wire::data::reset;
 use weighlock_protocol::wire::swarm::{FRAME_BYTES_MAX, Frame};
 
-use super::driver::Happening;
+use super::happening::Happening;
 use crate::net::data::{GetError, read_frame};
 
 /// Frames that wait for a slow neighbour; then its link is given up. More than one neighbour may send in a burst, each

@@ -1,8 +1,10 @@
 //! Bringing an artifact here: one fetch per manifest, whoever asks, with progress for all who wait.
 
 mod delta;
+mod drain;
 mod driver;
 mod gets;
+mod happening;
 mod jobs;
 mod layers;
 mod links;
@@ -13,7 +15,7 @@ mod wait;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,9 +30,9 @@ use weighlock_protocol::swarm::{RackId, SwarmConfig};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
 pub use delta::DeltaLimits;
-pub use driver::WorkReport;
+pub use happening::WorkReport;
 
-use self::driver::Happening;
+use self::happening::Happening;
 use crate::cluster::now;
 use crate::error::{Error, Kind, Result};
 use crate::facts;
@@ -100,6 +102,8 @@ struct Inner {
     /// Bumped when an artifact was begun, completed, added or removed.
     changed: watch::Sender<u64>,
     fetched_bytes: AtomicU64,
+    /// Begins no fetch, and gives nothing new to others.
+    draining: AtomicBool,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -183,6 +187,7 @@ impl Fetcher {
             grown,
             changed: watch::Sender::new(0),
             fetched_bytes: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             stop,
         };
@@ -200,9 +205,10 @@ impl Fetcher {
     /// answer does not end it.
     ///
     /// # Errors
-    /// Nobody has the manifest, or the store failed.
+    /// Nobody has the manifest, this host is being drained, or the store failed.
     pub async fn begin(&self, digest: ManifestDigest) -> Result<Arrival> {
         let manifest = self.manifest(digest).await?;
+        self.may_begin(&manifest).await?;
         let (store, copy) = (self.inner.store.clone(), manifest.clone());
         // From here on this host keeps the artifact, also over a restart in the middle.
         let (kept, complete) = blocking(move || {

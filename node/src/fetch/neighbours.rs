@@ -9,7 +9,8 @@ use weighlock_protocol::wire::bao::GroupSet;
 use weighlock_protocol::wire::swarm::Frame;
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
-use super::driver::{Driver, Happening};
+use super::driver::Driver;
+use super::happening::Happening;
 use super::{links, sources};
 use crate::net::data::{GetError, open_link, refuse_link};
 
@@ -102,7 +103,7 @@ impl Driver {
         send: SendStream,
         recv: RecvStream,
     ) {
-        if self.inner.banned_until(&peer).is_some() {
+        if self.inner.banned_until(&peer).is_some() || self.draining {
             return refuse_link(send, recv);
         }
         if let Some(id) = self.works.id(&digest) {
@@ -129,6 +130,7 @@ impl Driver {
     /// What is here of a manifest that others asked for is known: served if that is all of it.
     pub(super) fn serve(&mut self, digest: ManifestDigest, layers: Option<Vec<(LayerId, u64)>>) {
         let waiting = self.waiting_links.remove(&digest).unwrap_or_default();
+        let layers = layers.filter(|_| !self.draining);
         let id = self.works.id(&digest).or_else(|| {
             let layers = layers?;
             let id = self.works.insert(digest, layers.iter().copied().collect(), None);
@@ -137,6 +139,7 @@ impl Driver {
             self.candidates(id);
             Some(id)
         });
+        let id = id.filter(|_| !self.draining);
         for (peer, send, recv) in waiting {
             match id {
                 Some(id) => self.link(id, peer, (send, recv), false),

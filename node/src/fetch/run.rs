@@ -12,7 +12,7 @@ use weighlock_protocol::swarm::LayerWant;
 use weighlock_protocol::wire::bao::{GroupSet, all_groups};
 
 use super::delta::{self, OpenLayers};
-use super::driver::Happening;
+use super::happening::Happening;
 use super::jobs::Job;
 use super::wait::Urgent;
 use super::{Inner, blocking};

@@ -8,7 +8,7 @@ use weighlock_protocol::swarm::{Candidate, RackId};
 use weighlock_protocol::wire::host::HostRecord;
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
-use super::driver::Happening;
+use super::happening::Happening;
 use super::{Inner, blocking};
 use crate::error::Error;
 use crate::facts;

@@ -33,3 +33,23 @@ pub struct Forgotten {
     /// Until when it is admitted all the same, in seconds since 1970.
     pub admitted_until: u64,
 }
+
+/// How far a host is with being drained.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draining {
+    /// Whether it is.
+    pub draining: bool,
+    /// Fetches that still run.
+    pub fetches: usize,
+    /// Answers that are still being sent to other hosts.
+    pub sending: usize,
+    /// Artifacts that loaders have open. They keep what they have mapped when the daemon goes.
+    pub open: usize,
+}
+
+impl Draining {
+    /// Nothing is under way any more that a restart would cut off.
+    pub fn is_done(&self) -> bool {
+        self.draining && self.fetches == 0 && self.sending == 0
+    }
+}

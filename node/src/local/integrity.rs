@@ -67,6 +67,9 @@ pub struct Adopted {
     pub reflinked_bytes: u64,
     /// Bytes of those that were copied, since the file system cannot share blocks, or it is another one.
     pub copied_bytes: u64,
+    /// Why they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_because: Option<String>,
     /// Artifacts of which something was found.
     pub artifacts: Vec<AdoptedArtifact>,
     /// Files that could not be taken.

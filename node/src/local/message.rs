@@ -138,6 +138,9 @@ pub struct Status {
     pub name: String,
     /// Hardware key.
     pub hardware: String,
+    /// It begins no fetch and gives nothing new to others.
+    #[serde(default)]
+    pub draining: bool,
     /// The cluster.
     pub cluster: ClusterId,
     /// Its name.
@@ -211,6 +214,15 @@ pub struct Added {
     pub total_bytes: u64,
     /// Those of them that were not in the store before; the same bytes count once.
     pub new_bytes: u64,
+    /// New ones that share their disk blocks with the source.
+    #[serde(default)]
+    pub reflinked_bytes: u64,
+    /// New ones that were copied.
+    #[serde(default)]
+    pub copied_bytes: u64,
+    /// Why they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_because: Option<String>,
     /// Wall time in seconds.
     pub seconds: f64,
     /// Things worth knowing that are not errors.
@@ -326,6 +338,9 @@ pub struct Submitted {
     pub new: bool,
     /// Why it has no effect yet, if it has none.
     pub pending: Option<String>,
+    /// What to do about that; nothing where it is as it should be, of a kind that a later release knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// Answer to [`AdminRequest::Introduction`].

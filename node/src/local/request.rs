@@ -119,6 +119,11 @@ pub enum AdminRequest {
         /// The new filter.
         filter: Option<String>,
     },
+    /// Answers [`Draining`](crate::local::fleet::Draining), after beginning or ending it if asked to.
+    Drain {
+        /// Whether this host is to be drained; only the question if absent.
+        on: Option<bool>,
+    },
     /// Answers a list of [`PeerRow`].
     Peers,
     /// Answers [`Whereabouts`].

@@ -277,21 +277,31 @@ async fn a_member_that_asks_and_does_not_read_starves_nobody() {
     host.disk.import(&[&big, &small]);
     let (greedy, other) = (Raw::new(), Raw::new());
     host.admit([greedy.key, other.key]);
-    let connection = greedy.dial(host.key, host.addr()).await;
     let request = Request::get(big.layer, &all_groups(big.size()), big.size()).encode();
     let mut unread = Vec::new();
-    for _ in 0..8 {
-        let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
-        send.write_all(&request).await.expect("sent");
-        send.finish().expect("open");
-        if unread.is_empty() {
-            // It is being served when its first bytes are here.
-            let mut size = [0; 8];
-            soon("served", recv.read_exact(&mut size)).await.expect("a size");
+    // Its part of the uploads is one, however many connections it has.
+    for _ in 0..4 {
+        let connection = greedy.dial(host.key, host.addr()).await;
+        for _ in 0..2 {
+            let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
+            send.write_all(&request).await.expect("sent");
+            send.finish().expect("open");
+            if unread.is_empty() {
+                // It is being served when its first bytes are here.
+                let mut size = [0; 8];
+                soon("served", recv.read_exact(&mut size)).await.expect("a size");
+            }
+            unread.push((connection.clone(), recv));
         }
-        unread.push(recv);
     }
-    answers_twice(&host, &other, &small).await;
+    // Not only once the greedy one was given up.
+    let others = tokio::time::timeout(Duration::from_secs(20), answers_twice(&host, &other, &small));
+    others.await.expect("served beside it");
+    let mut size = [0; 8];
+    for (_, recv) in &mut unread[1..] {
+        let more = tokio::time::timeout(Duration::from_millis(50), recv.read_exact(&mut size));
+        assert!(more.await.is_err(), "a second upload of one member at once");
+    }
 }
 
 /// Says hello with these bytes and returns the connection.

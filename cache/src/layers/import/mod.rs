@@ -61,6 +61,7 @@ pub struct Staged {
     manifest: Manifest,
     contract: Contract,
     reflinked_files: usize,
+    reflinked: BTreeSet<LayerId>,
     _dir: StagingDir,
     _room: Reservation,
 }
@@ -84,6 +85,11 @@ impl Staged {
     /// Files that share their disk blocks with the source.
     pub fn reflinked_files(&self) -> usize {
         self.reflinked_files
+    }
+
+    /// Whether a layer shares its disk blocks with the source; else it was copied.
+    pub fn is_reflinked(&self, layer: &LayerId) -> bool {
+        self.reflinked.contains(layer)
     }
 }
 
@@ -145,9 +151,9 @@ impl Store {
             fs::sync_fs(&dir.0)?;
         }
         fs::sync_dir(&dir.0)?;
-        let Described { manifest, contract, reflinked_files, .. } = described;
+        let Described { manifest, contract, reflinked_files, reflinked, .. } = described;
         let layers = layers.into_values().collect();
-        Ok(Staged { layers, manifest, contract, reflinked_files, _dir: dir, _room: room })
+        Ok(Staged { layers, manifest, contract, reflinked_files, reflinked, _dir: dir, _room: room })
     }
 }
 
@@ -166,6 +172,7 @@ struct Described {
     /// Of files, contract and configuration; equal ones are not joined yet.
     layers: Vec<StagedLayer>,
     reflinked_files: usize,
+    reflinked: BTreeSet<LayerId>,
 }
 
 /// One import at work.
@@ -193,7 +200,9 @@ impl Run<'_> {
     /// Reads all files once and says what they are.
     fn describe(&self, plan: &Plan, workers_max: usize) -> Result<Described, StoreError> {
         let hashed = self.all(&plan.files, workers_max)?;
-        let reflinked_files = hashed.iter().filter(|file| file.reflinked).count();
+        let shares = |file: &&Hashed| file.reflinked;
+        let reflinked_files = hashed.iter().filter(shares).count();
+        let reflinked = hashed.iter().filter(shares).map(|file| file.layer.id).collect();
         let contract = describe::contract(plan, &hashed)?;
         let (mut files, mut layers) = (Vec::with_capacity(plan.files.len()), Vec::new());
         for (file, hashed) in plan.files.iter().zip(hashed) {
@@ -212,7 +221,7 @@ impl Run<'_> {
         let config_layer = self.bytes(&describe::to_json(&config)?, LayerKind::Other, "config")?;
         let manifest = manifest::build(&files, &contract_layer.0, &config_layer.0)?;
         layers.extend([contract_layer.1, config_layer.1]);
-        Ok(Described { manifest, contract, layers, reflinked_files })
+        Ok(Described { manifest, contract, layers, reflinked_files, reflinked })
     }
 
     /// All files, several at a time, the largest first so that no long one is left for the end.

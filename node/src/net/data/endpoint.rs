@@ -1,5 +1,7 @@
 //! The QUIC endpoint: who may connect, what a connection may ask, and how it ends.
 
+mod end;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -126,7 +128,8 @@ impl DataPlane {
                 identity,
                 cluster,
                 doors,
-                pool: Pool::default(),
+                // One peer never takes all uploads.
+                pool: Pool::new((config.uploads_max / 4).max(1)),
                 buffers: Buffers::new(config.buffers_max),
                 inbound: Arc::new(Semaphore::new(config.connections_max)),
                 handshakes: Handshakes::new(config.handshakes_per_address_max),
@@ -229,22 +232,6 @@ impl DataPlane {
             .map(|(key, connection)| (*key, stats(connection)))
             .map(|(k, (a, r, m))| (k, a, r, m))
             .collect()
-    }
-
-    /// Waits until nothing is being served, so that peers need not fetch again what is on its way. New requests are
-    /// still answered.
-    pub async fn drained(&self) {
-        let all = u32::try_from(self.inner.config.uploads_max).unwrap_or(u32::MAX);
-        let _ = self.inner.uploads.acquire_many(all).await;
-    }
-
-    /// Closes everything and waits for its tasks. The cancellation token must have been cancelled.
-    pub async fn stopped(&self) {
-        self.inner.endpoint.close(VarInt::from_u32(close::DONE), b"shutting down");
-        self.inner.tasks.close();
-        self.inner.tasks.wait().await;
-        // Lets the close frames reach the wire.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.inner.endpoint.wait_idle()).await;
     }
 
     fn connect_timeout(&self) -> Duration {
@@ -417,8 +404,7 @@ impl DataPlane {
             }
             hello.check_hello(peer, greeted).await;
         });
-        // One peer never takes all uploads.
-        let share = Arc::new(Semaphore::new((self.inner.config.uploads_max / 4).max(1)));
+        let share = self.inner.pool.uploads(peer);
         loop {
             let (send, recv) = tokio::select! {
                 () = self.inner.stop.cancelled() => {
@@ -442,6 +428,7 @@ impl DataPlane {
                 serve_stream(inner.doors.possession.clone(), &inner.config, shares, peer, send, recv).await;
             });
         }
+        drop(share);
         self.inner.pool.forget(peer, &connection);
         self.inner.pool.share(|open| self.inner.config.window_bytes(open));
     }

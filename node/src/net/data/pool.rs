@@ -5,24 +5,45 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::{Connection, VarInt};
+use tokio::sync::Semaphore;
 use weighlock_protocol::KeyId;
 
 use super::GetError;
 
 /// Both directions share a connection, whoever opened it. When two hosts dial each other at once both connections
 /// live; the newest is used for new requests.
-#[derive(Default)]
 pub(super) struct Pool {
     peers: Mutex<BTreeMap<KeyId, Slot>>,
+    uploads_per_peer_max: usize,
 }
 
-#[derive(Default)]
 struct Slot {
     connections: Vec<Connection>,
     dialing: Arc<tokio::sync::Mutex<()>>,
+    /// Leave to send, for all connections of the peer together.
+    uploads: Arc<Semaphore>,
+}
+
+impl Slot {
+    fn new(uploads_max: usize) -> Self {
+        let uploads = Arc::new(Semaphore::new(uploads_max));
+        Self { connections: Vec::new(), dialing: Arc::default(), uploads }
+    }
+
+    /// Nobody dials, is served, or waits to be.
+    fn is_idle(&self) -> bool {
+        self.connections.is_empty()
+            && Arc::strong_count(&self.dialing) == 1
+            && Arc::strong_count(&self.uploads) == 1
+    }
 }
 
 impl Pool {
+    /// One peer is sent at most `uploads_per_peer_max` answers at once.
+    pub(super) fn new(uploads_per_peer_max: usize) -> Self {
+        Self { peers: Mutex::default(), uploads_per_peer_max }
+    }
+
     /// An open connection to `peer`, or the one that `connect` makes and adds. Callers for one peer wait for one dial.
     pub(super) async fn get_or_connect<F, C>(&self, peer: KeyId, connect: C) -> Result<Connection, GetError>
     where
@@ -32,7 +53,7 @@ impl Pool {
         if let Some(connection) = self.newest(peer) {
             return Ok(connection);
         }
-        let dialing = self.lock().entry(peer).or_default().dialing.clone();
+        let dialing = self.slot(&mut self.lock(), peer).dialing.clone();
         let _turn = dialing.lock().await;
         if let Some(connection) = self.newest(peer) {
             return Ok(connection);
@@ -41,7 +62,12 @@ impl Pool {
     }
 
     pub(super) fn add(&self, peer: KeyId, connection: Connection) {
-        self.lock().entry(peer).or_default().connections.push(connection);
+        self.slot(&mut self.lock(), peer).connections.push(connection);
+    }
+
+    /// What everything that is sent to `peer` takes leave from, however many connections it has.
+    pub(super) fn uploads(&self, peer: KeyId) -> Arc<Semaphore> {
+        self.slot(&mut self.lock(), peer).uploads.clone()
     }
 
     /// Live connections with `peer`.
@@ -51,14 +77,13 @@ impl Pool {
         slot.connections.iter().filter(|open| open.close_reason().is_none()).count()
     }
 
+    /// Also drops what is kept of peers that nothing goes on with any more.
     pub(super) fn forget(&self, peer: KeyId, connection: &Connection) {
         let mut peers = self.lock();
         if let Some(slot) = peers.get_mut(&peer) {
             slot.connections.retain(|open| open.stable_id() != connection.stable_id());
-            if slot.connections.is_empty() && Arc::strong_count(&slot.dialing) == 1 {
-                peers.remove(&peer);
-            }
         }
+        peers.retain(|_, slot| !slot.is_idle());
     }
 
     /// The live connections.
@@ -83,6 +108,10 @@ impl Pool {
     fn newest(&self, peer: KeyId) -> Option<Connection> {
         let peers = self.lock();
         peers.get(&peer)?.connections.iter().rev().find(|open| open.close_reason().is_none()).cloned()
+    }
+
+    fn slot<'a>(&self, peers: &'a mut BTreeMap<KeyId, Slot>, peer: KeyId) -> &'a mut Slot {
+        peers.entry(peer).or_insert_with(|| Slot::new(self.uploads_per_peer_max))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<KeyId, Slot>> {

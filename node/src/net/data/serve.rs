@@ -88,7 +88,7 @@ impl Drop for Pass {
 pub struct Shares<'a> {
     /// What batches are read into.
     pub buffers: &'a Buffers,
-    /// Leave to send: of the connection, and of the host.
+    /// Leave to send: of the peer, over all its connections, and of the host.
     pub uploads: [&'a Semaphore; 2],
     /// Leave to read a long request.
     pub long_requests: &'a Semaphore,
