@@ -217,9 +217,9 @@ fn a_disk_that_is_full_at_any_write_loses_nothing_and_work_goes_on_when_it_has_r
                 Store::open(&path, config()).unwrap_or_else(|e| panic!("{when}, opened with room: {e}"))
             };
             life.check(&store, done, &format!("{when}, with room"));
-            for next in done..PHASES.len() {
-                life.act(&store, next).unwrap_or_else(|e| panic!("{when}, then {}: {e}", PHASES[next]));
-                life.check(&store, next + 1, &format!("{when}, then {}", PHASES[next]));
+            for (next, phase) in PHASES.iter().enumerate().skip(done) {
+                life.act(&store, next).unwrap_or_else(|e| panic!("{when}, then {phase}: {e}"));
+                life.check(&store, next + 1, &format!("{when}, then {phase}"));
             }
             if well > 1 {
                 break;
