@@ -31,7 +31,7 @@ impl Store {
     }
 
     /// Seals several complete layers with one database transaction and, from
-    /// [`sync_each_max`](crate::StoreConfig::sync_each_max) on, one sync of the file system.
+    /// [`sync_each_max`](crate::StoreConfig::sync_each_max) on, syncs of the file system instead of each file and directory.
     ///
     /// # Errors
     /// As [`seal`](Self::seal). Layers that were sealed before the error stay so or are put right by trying again.
@@ -78,7 +78,12 @@ impl Store {
         if rows.is_empty() {
             return Ok(());
         }
-        sync_places(self.layout(), rows.iter().map(|(id, _)| id))?;
+        if sync_each {
+            sync_places(self.layout(), rows.iter().map(|(id, _)| id))?;
+        } else {
+            // They lie in as many directories as there are.
+            fs::sync_fs(&self.layout().layers())?;
+        }
         self.meta().commit(&rows, &[], &[], &[])?;
         for (layer, fate) in &mut fates {
             fs::remove_file(&layer.paths().have)?;
