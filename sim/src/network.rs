@@ -14,9 +14,9 @@ use weighlock_protocol::Time;
 
 const NANO: u64 = 1_000_000_000;
 /// Links that a change of level reaches in one call of [`Network::share`].
-pub const HOPS_MAX: usize = 4;
+pub const HOPS_MAX: usize = 2;
 /// Changes of a level below one in so many go no further.
-const STIR: u64 = 1_024;
+const STIR: u64 = 256;
 /// Longest flow, in bytes: what is left of it is kept in billionths of a byte.
 const FLOW_BYTES_MAX: u64 = u64::MAX / NANO;
 const LINKS_MAX: usize = 4;

@@ -35,7 +35,7 @@ impl Swarm {
                 let Some(piece) = link.have().first_of(idle, &turns.allowed, &work.near_set) else {
                     continue;
                 };
-                let key = (link.doubts(), link.asked + link.in_flight, link.load(self.now, self.stale()));
+                let key = (link.doubts(), link.asked + link.in_flight, link.load(self.now, self.stale_ns()));
                 if best.is_none_or(|(least, ..)| key < least) {
                     best = Some((key, at, piece));
                 }
@@ -63,7 +63,7 @@ impl Swarm {
             };
             let links = work.links().iter().enumerate().filter(|(_, link)| usable(link));
             let best = links.min_by_key(|(_, link)| {
-                let busy = (link.asked + link.in_flight, link.load(self.now, self.stale()));
+                let busy = (link.asked + link.in_flight, link.load(self.now, self.stale_ns()));
                 (link.doubts(), !link.near, busy)
             });
             if let Some((at, _)) = best {
@@ -167,13 +167,13 @@ impl Swarm {
             };
             let whole = whole.filter(|piece| far || link.near || may_import(work, *piece));
             let piece = whole.or_else(|| {
-                link.partial
+                link.partial()
                     .keys()
                     .copied()
                     .find(|piece| idle.contains(*piece) && useful_part(work, link, *piece))
             });
             let Some(piece) = piece else { continue };
-            let key = (link.doubts(), !link.near, link.load(self.now, self.stale()) + link.asked);
+            let key = (link.doubts(), !link.near, link.load(self.now, self.stale_ns()) + link.asked);
             if best.is_none_or(|(least, ..)| key < least) {
                 best = Some((key, at, piece));
             }
@@ -184,11 +184,11 @@ impl Swarm {
 
 fn has_something(work: &Work, link: &Link) -> bool {
     link.have().common_count(work.pieces.idle()) > 0
-        || link.partial.keys().any(|piece| useful_part(work, link, *piece))
+        || link.partial().keys().any(|piece| useful_part(work, link, *piece))
 }
 
 fn useful_part(work: &Work, link: &Link, piece: PieceNo) -> bool {
-    let Some(have) = link.partial.get(&piece) else {
+    let Some(have) = link.partial().get(&piece) else {
         return false;
     };
     work.pieces.missing(piece).iter().any(|(part, lack)| !lack.is_disjoint(&have[*part]))

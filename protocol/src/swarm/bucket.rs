@@ -56,9 +56,10 @@ pub(super) struct Meter {
 impl Meter {
     /// Counts one more. False if that is over the limit.
     pub(super) fn admits(&mut self, now: Time, config: &SwarmConfig) -> bool {
-        let one = Duration::from_secs(1) / config.frames_per_s_max.max(1);
-        self.until = self.until.max(now) + one;
-        self.until.since(now) <= one * config.frames_burst_max.max(1)
+        // In plain numbers: every frame comes by here.
+        let one = 1_000_000_000 / u64::from(config.frames_per_s_max.max(1));
+        self.until = Time(self.until.0.max(now.0).saturating_add(one));
+        self.until.0 - now.0 <= one.saturating_mul(u64::from(config.frames_burst_max.max(1)))
     }
 }
 

@@ -12,6 +12,10 @@ use crate::time::Time;
 /// A neighbour that declined so often in a row, or let as many promises pass, is not preferred for being quick.
 const IDLE_DECLINES: u8 = 3;
 
+/// What a neighbour fetches from others is mostly something that is here, too: so many thousandths of it. It has no use
+/// for an offer of nothing else.
+const FETCHED_PERMILLE: u32 = 750;
+
 /// A choice of whom to promise what.
 pub(super) struct Choice {
     pub(super) work: WorkId,
@@ -42,7 +46,7 @@ impl Swarm {
         let work = self.works.get(&id).filter(|work| work.is_asked)?;
         let mut best: Option<((bool, u32), Choice)> = None;
         for (at, link) in work.links().iter().enumerate() {
-            let Some((piece, urgent)) = link.asks.front().copied() else { continue };
+            let Some((piece, urgent)) = link.more.asks.front().copied() else { continue };
             if !urgent && (!work.release.is_empty() || link.jobs >= self.config.uploads_per_peer_max) {
                 // Each piece is released once before anything goes out twice.
                 continue;
@@ -62,7 +66,7 @@ impl Swarm {
     }
 
     fn may_offer(&self, work: &Work, link: &Link) -> bool {
-        link.begun && link.declined_until <= self.now && (!work.release.is_empty() || work.is_useful(link))
+        link.begun && link.declined_until <= self.now && (!work.release.is_empty() || work.is_useful(link, 0))
     }
 
     fn choose_free(&mut self, id: WorkId) -> Option<Choice> {
@@ -77,11 +81,16 @@ impl Swarm {
         let slow_below = if release.is_some() { self.slow_below(work) } else { 0 };
         let (mut best, mut ties, mut least) = (None, 0u64, (true, u32::MAX, u32::MAX));
         let mut wake: Option<(bool, Time)> = None;
+        let stale_ns = self.stale_ns();
         for (at, link) in work.links().iter().enumerate() {
-            let load = link.load(self.now, self.stale()) + link.jobs;
+            let told = link.load(self.now, stale_ns);
+            let load = told + link.jobs;
             let useful = match release {
                 Some(piece) => !link.have().contains(piece),
-                None => link.near && (load as usize) < self.config.downloads_aim && work.is_useful(link),
+                None => {
+                    let fetched = told.saturating_sub(link.jobs) * FETCHED_PERMILLE / 1_000;
+                    link.near && (load as usize) < self.config.downloads_aim && work.is_useful(link, fetched)
+                }
             };
             if !link.begun || !useful || link.jobs >= self.config.uploads_per_peer_max {
                 continue;

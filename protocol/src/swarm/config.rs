@@ -68,8 +68,9 @@ pub struct SwarmConfig {
     pub upload_per_peer_bytes_per_s: Option<u64>,
     /// Payload bytes per second from all peers.
     pub download_bytes_per_s: Option<u64>,
-    /// News is gathered for at most this long, and for half of what a piece takes, longer the more pieces there are: up to
-    /// eight pieces.
+    /// News of a piece that hardly any neighbour has is gathered for half of what a piece takes, longer the more pieces
+    /// there are, up to eight pieces; other news for what [`SwarmConfig::downloads_aim`] pieces take; none for longer
+    /// than this. With a promise comes what its receiver was not told yet.
     pub news_ms_max: u64,
     /// A piece that other racks have and this one lacks is fetched by the next host in its order after this long.
     pub rack_turn_ms: u64,
@@ -139,7 +140,7 @@ impl Default for SwarmConfig {
             upload_per_peer_bytes_per_s: None,
             download_bytes_per_s: None,
             news_ms_max: 250,
-            rack_turn_ms: 1_000,
+            rack_turn_ms: 1_500,
             rate_initial_bytes_per_s: 2 << 20,
             deadline_factor: 4,
             deadline_ms_min: 10_000,

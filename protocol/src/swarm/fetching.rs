@@ -17,6 +17,8 @@ use crate::wire::swarm::Frame;
 const NEWS_PIECES: usize = 256;
 /// ... up to so many halves.
 const NEWS_HALVES_MAX: u32 = 16;
+/// A piece that more neighbours have is no longer rare: its news may wait longer. One of them may be a first holder.
+const RARE_MAX: u16 = 1;
 
 /// Why we cancelled a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,11 +58,8 @@ impl Swarm {
         match self.pick(id, at, named, asked) {
             Some(piece) if self.start(id, at, piece) => {}
             _ => {
-                let link = self.works.get(&id).and_then(|work| work.links().get(at)).map(|link| link.id);
-                if let Some(link) = link {
-                    let frame = Frame::Decline { piece: named, load: self.load() };
-                    self.act(Action::Send { link, frame });
-                }
+                let frame = Frame::Decline { piece: named, load: self.load() };
+                self.send_with_news(id, at, frame);
             }
         }
     }
@@ -75,7 +74,7 @@ impl Swarm {
         let mut parts = work.pieces.missing(piece);
         let link = &work.links()[at];
         if !link.have().contains(piece) {
-            let Some(have) = link.partial.get(&piece) else { return false };
+            let Some(have) = link.partial().get(&piece) else { return false };
             for (part, lack) in &mut parts {
                 *lack = &*lack & &have[*part];
             }
@@ -348,6 +347,11 @@ impl Swarm {
             // The shorter a piece is beside all, the less it matters that others hear of it late.
             let halves = u32::try_from(work.pieces.count() / NEWS_PIECES).unwrap_or(u32::MAX);
             let delay = (self.pace / 2).saturating_mul(halves.clamp(1, NEWS_HALVES_MAX));
+            // Others wait for what few have. Of the rest, everyone has enough to choose from without, and with a promise
+            // the news of its giver comes, too.
+            let all = u32::try_from(self.config.downloads_aim).unwrap_or(u32::MAX);
+            let is_rare = work.available(piece) <= RARE_MAX;
+            let delay = if is_rare { delay } else { delay.max(self.pace.saturating_mul(all)) };
             let delay = delay.min(Duration::from_millis(self.config.news_ms_max));
             self.timers.set_earlier(Due::News(id), self.now + delay);
             if self.works.get(&id).is_some_and(|work| work.pieces.slots(piece) > 0) {

@@ -106,7 +106,8 @@ impl Swarm {
                 if link.have().contains(piece) {
                     continue;
                 }
-                let have = link.partial.entry(piece).or_insert_with(|| vec![GroupSet::empty(); all.len()]);
+                let have =
+                    link.partial_mut().entry(piece).or_insert_with(|| vec![GroupSet::empty(); all.len()]);
                 have[part] |= GroupSet::from(range);
                 if *have == all {
                     work.learn(at, piece);
@@ -174,15 +175,30 @@ impl Swarm {
         let Some(work) = self.works.get_mut(&id) else {
             return;
         };
-        let mut held = std::mem::take(&mut work.fresh);
-        if held.is_empty() {
+        if work.fresh.is_empty() {
             return;
         }
-        held.sort_unstable();
-        let links: Vec<LinkId> = work.links().iter().map(|link| link.id).collect();
+        let (held, links) = work.tell_all();
         if !links.is_empty() {
             self.act(Action::Broadcast { links, frame: Frame::News { held, load } });
         }
         self.drop_needless(id);
+    }
+
+    /// Sends a frame, and before it what the neighbour does not know yet of what is here: with a promise it has the
+    /// choice among all of it, and the promises that this host gets in return are of use.
+    pub(super) fn send_with_news(&mut self, id: WorkId, at: usize, frame: Frame) {
+        let load = self.load();
+        let Some(work) = self.works.get_mut(&id) else {
+            return;
+        };
+        let Some(link) = work.links().get(at).map(|link| link.id) else {
+            return;
+        };
+        let held = work.tell_one(at);
+        if !held.is_empty() {
+            self.act(Action::Send { link, frame: Frame::News { held, load } });
+        }
+        self.act(Action::Send { link, frame });
     }
 }

@@ -380,6 +380,10 @@ impl Swarm {
         Duration::from_millis(self.config.declined_ms)
     }
 
+    fn stale_ns(&self) -> u64 {
+        self.config.declined_ms.saturating_mul(1_000_000)
+    }
+
     /// Takes one more piece into the measure of short waits.
     fn pace(&mut self, started: Time) {
         let since = self.last_piece.replace(self.now).unwrap_or(started);

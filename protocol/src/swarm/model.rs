@@ -227,7 +227,11 @@ impl Model {
                 assert_eq!(work.pieces.missing_bytes(), missing, "bytes missing of {id:?}");
                 for link in work.links() {
                     let lacks = work.pieces.held().iter().filter(|p| !link.have().contains(*p)).count();
-                    assert_eq!(work.is_useful(link), lacks > link.jobs as usize, "useful pieces for a link");
+                    assert_eq!(
+                        work.is_useful(link, 0),
+                        lacks > link.jobs as usize,
+                        "useful pieces for a link"
+                    );
                 }
             }
         }

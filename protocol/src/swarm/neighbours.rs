@@ -192,7 +192,7 @@ impl Swarm {
             .link_work
             .get(&id)
             .and_then(|work| self.works.get(work)?.links().iter().find(|l| l.id == id));
-        let short = link.map(|link| (link.peer, self.now.since(link.since) < SHORT_LIFE));
+        let short = link.map(|link| (link.peer, self.now.since(link.more.since) < SHORT_LIFE));
         let Some(work_id) = self.drop_link(id, false) else {
             return;
         };

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::Swarm;
 use super::bucket::Bucket;
 use super::choosing::Choice;
 use super::io::{Action, Charge, LinkId, PieceNo, RequestId, WorkId};
 use super::timers::Due;
 use super::uploads::{Job, State};
 use super::work::Work;
-use super::{Poll, Swarm};
 use crate::id::{KeyId, LayerId};
 use crate::time::Time;
 use crate::wire::bao::{GROUP_BYTES, group_count};
@@ -334,14 +334,14 @@ impl Swarm {
         };
         let held = work.pieces.has_some(piece);
         let link = work.link_mut(at);
-        link.asks.retain(|(other, _)| *other != piece);
-        if link.asks.len() < asks_max && held {
+        link.more.asks.retain(|(other, _)| *other != piece);
+        if link.more.asks.len() < asks_max && held {
             work.is_asked = true;
             let link = work.link_mut(at);
             if urgent {
-                link.asks.push_front((piece, true));
+                link.more.asks.push_front((piece, true));
             } else {
-                link.asks.push_back((piece, false));
+                link.more.asks.push_back((piece, false));
             }
             self.uploads_dirty = true;
         }
@@ -446,12 +446,12 @@ impl Swarm {
         }
         let link = work.link_mut(at);
         if let Some(piece) = piece {
-            link.asks.retain(|(other, _)| *other != piece);
+            link.more.asks.retain(|(other, _)| *other != piece);
         }
         link.jobs += 1;
         let (peer, link) = (link.peer, link.id);
-        if piece.is_some() {
-            work.is_asked = work.links().iter().any(|link| !link.asks.is_empty());
+        if work.is_asked && piece.is_some() {
+            work.is_asked = work.links().iter().any(|link| !link.more.asks.is_empty());
         }
         let job = Job {
             peer,
@@ -473,6 +473,6 @@ impl Swarm {
         self.uploads.ahead += 1;
         self.uploads.jobs.push(number, job);
         self.timers.set(Due::Promise(number), now + Duration::from_millis(self.config.grant_ms));
-        self.out.push_back(Poll::Action(Action::Send { link, frame: Frame::Grant { piece } }));
+        self.send_with_news(work_id, at, Frame::Grant { piece });
     }
 }

@@ -39,6 +39,10 @@ impl PieceSet {
 
     /// Takes a piece out. True if it was in.
     pub fn remove(&mut self, piece: PieceNo) -> bool {
+        // Without a look at memory far away, for the many sets that are empty.
+        if self.len == 0 {
+            return false;
+        }
         let Some(word) = self.words.get_mut(piece as usize / 64) else {
             return false;
         };

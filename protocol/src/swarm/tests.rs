@@ -199,6 +199,66 @@ fn many_requests_of_one_peer_are_refused_beyond_the_limit() {
     assert_eq!((served, refused), (2, 5_000 - 64));
 }
 
+/// A host that lacks a layer of eight pieces, with one neighbour that has begun and has nothing.
+fn with_a_neighbour() -> Swarm {
+    let mut swarm = Swarm::new(small(), 1, key(0), None);
+    let want = LayerWant { layer: layer(0), size: 512 << 10, missing: all_groups(512 << 10) };
+    swarm.handle(Time(1), Input::Open { work: WorkId(1), layers: vec![want] });
+    let up = Input::LinkUp { link: LinkId(1), work: WorkId(1), peer: key(1), rack: None, ours: false };
+    swarm.handle(Time(1), up);
+    let begin = Frame::Begin { piece_bytes: 64 << 10, rack: None, releasing: false };
+    swarm.handle(Time(1), Input::Frame { link: LinkId(1), frame: begin });
+    frames(&mut swarm);
+    swarm
+}
+
+/// Frames that it sends now, those to everyone included.
+fn frames(swarm: &mut Swarm) -> Vec<Frame> {
+    let mut sent = Vec::new();
+    loop {
+        match swarm.poll() {
+            Poll::Action(Action::Send { frame, .. } | Action::Broadcast { frame, .. }) => sent.push(frame),
+            Poll::Idle { .. } => return sent,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_promise_brings_the_news_and_nobody_is_told_twice() {
+    let mut swarm = with_a_neighbour();
+    // 64 KiB are four groups.
+    swarm.handle(Time(2), Input::Grown { layer: layer(0), groups: GroupSet::from(4..8) });
+    let news = |held| Frame::News { held, load: 0 };
+    assert_eq!(frames(&mut swarm), [news(vec![1]), Frame::Grant { piece: None }]);
+    let decline = Frame::Decline { piece: None, load: 0 };
+    swarm.handle(Time(3), Input::Frame { link: LinkId(1), frame: decline });
+    swarm.handle(Time(4), Input::Grown { layer: layer(0), groups: GroupSet::from(0..4) });
+    assert_eq!(frames(&mut swarm), [], "it declined just now, and its news is gathered");
+    // Far beyond all pauses: what it knows already goes with the rest, once.
+    swarm.handle(Time(400_000_000), Input::Tick);
+    let grant = Frame::Grant { piece: None };
+    assert_eq!(frames(&mut swarm), [news(vec![0, 1]), grant.clone(), grant], "a promise for each");
+    swarm.handle(Time(800_000_000), Input::Tick);
+    assert_eq!(frames(&mut swarm), []);
+}
+
+#[test]
+fn who_fetches_as_much_as_is_here_is_offered_nothing() {
+    let mut swarm = with_a_neighbour();
+    let tell = |swarm: &mut Swarm, at, load| {
+        swarm.handle(Time(at), Input::Frame { link: LinkId(1), frame: Frame::News { held: vec![7], load } });
+    };
+    tell(&mut swarm, 2, 4);
+    for (at, groups) in [(3, 0..4), (4, 4..8), (4, 8..12)] {
+        swarm.handle(Time(at), Input::Grown { layer: layer(0), groups: GroupSet::from(groups) });
+        assert_eq!(frames(&mut swarm), [], "most of its four fetches may be these pieces");
+    }
+    swarm.handle(Time(5), Input::Grown { layer: layer(0), groups: GroupSet::from(12..16) });
+    let news = Frame::News { held: vec![0, 1, 2, 3], load: 0 };
+    assert_eq!(frames(&mut swarm), [news, Frame::Grant { piece: None }], "a fourth is new to it");
+}
+
 fn kinds() -> impl Strategy<Value = Kind> {
     prop_oneof![
         6 => Just(Kind::Honest),

@@ -20,20 +20,21 @@ pub(super) enum State {
     Running,
 }
 
-/// An upload.
+/// An upload. What all of them are searched for stands first.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Job {
     pub(super) peer: KeyId,
     /// The promise: on which link, for which manifest and piece.
     pub(super) link: Option<LinkId>,
     pub(super) work: Option<WorkId>,
     pub(super) piece: Option<PieceNo>,
+    pub(super) state: State,
     /// The piece is released to this neighbour.
     pub(super) release: bool,
     /// It took so long that the piece goes to another neighbour, too.
     pub(super) overdue: bool,
     pub(super) urgent: bool,
-    pub(super) state: State,
     pub(super) requests: SmallVec<[RequestId; 1]>,
     /// All that was asked for, so that nothing is asked twice under one promise.
     pub(super) ranges: SmallVec<[(RequestId, LayerId, Range<u64>); 1]>,

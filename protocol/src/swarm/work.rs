@@ -1,7 +1,6 @@
 //! One manifest's share of the swarm: its neighbours, what they have, and what follows from both.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
 use super::bucket::Meter;
 use super::io::{LinkId, PieceNo, WorkId};
@@ -17,7 +16,7 @@ use crate::wire::bao::GroupSet;
 pub(super) type Doubts = (bool, u8);
 
 /// One neighbour of one manifest. What every frame and every choice of a neighbour looks at stands first, in one line of
-/// the processor's cache.
+/// the processor's cache; the set of what it has follows in the next.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Link {
@@ -25,15 +24,20 @@ pub(super) struct Link {
     pub(super) declined_until: Time,
     load_told: Time,
     pub(super) frames: Meter,
+    pub(super) more: Box<More>,
     pub(super) id: LinkId,
-    /// Fetches that it has in flight, as it last told.
-    load: u32,
     /// Pieces promised to it or on their way.
     pub(super) jobs: u32,
+    /// Pieces that are whole here and not there.
+    surplus: u32,
     /// Fetches in flight from it.
     pub(super) in_flight: u32,
     /// Pieces asked of it and not granted yet.
     pub(super) asked: u32,
+    /// So many of the pieces that are to be told were told to it already, or more.
+    told: u16,
+    /// Fetches that it has in flight, as it last told.
+    load: u8,
     /// Same rack, or racks are not known.
     pub(super) near: bool,
     /// Its first frame came.
@@ -47,15 +51,22 @@ pub(super) struct Link {
     pub(super) declines: u8,
     /// Asks that it did not answer since anything came from it: who only offers what it may not have stays last.
     ignored: u8,
+    /// It may have pieces in part.
+    has_parts: bool,
     pub(super) ours: bool,
     /// Pieces that it has whole.
     have: PieceSet,
+    pub(super) peer: KeyId,
+}
+
+/// What is seldom looked at.
+#[derive(Debug)]
+pub(super) struct More {
     /// Pieces that it asks for.
     pub(super) asks: VecDeque<(PieceNo, bool)>,
-    pub(super) peer: KeyId,
     pub(super) since: Time,
-    /// What it has of others, by part. Bounded by the count of pieces.
-    pub(super) partial: BTreeMap<PieceNo, Vec<GroupSet>>,
+    /// What it has of pieces that it does not have whole, by part. Bounded by the count of pieces.
+    partial: BTreeMap<PieceNo, Vec<GroupSet>>,
     /// Pieces that it fetches from outside the rack.
     coming: PieceSet,
 }
@@ -68,28 +79,30 @@ impl Link {
         since: Time,
         count: usize,
     ) -> Self {
+        let more =
+            More { asks: VecDeque::new(), since, partial: BTreeMap::new(), coming: PieceSet::new(count) };
         Self {
+            declined_until: Time(0),
+            load_told: Time(0),
+            frames: Meter::default(),
+            more: Box::new(more),
             id,
-            peer,
+            jobs: 0,
+            surplus: 0,
+            in_flight: 0,
+            asked: 0,
+            told: 0,
+            load: 0,
             near,
-            ours,
-            since,
             begun: false,
             releasing: false,
             doubted: false,
-            have: PieceSet::new(count),
-            partial: BTreeMap::new(),
-            coming: PieceSet::new(count),
-            load: 0,
-            load_told: Time(0),
-            jobs: 0,
-            declined_until: Time(0),
             declines: 0,
-            asks: VecDeque::new(),
-            asked: 0,
             ignored: 0,
-            in_flight: 0,
-            frames: Meter::default(),
+            has_parts: false,
+            ours,
+            have: PieceSet::new(count),
+            peer,
         }
     }
 
@@ -108,8 +121,18 @@ impl Link {
         &self.have
     }
 
+    /// What it has of pieces that it does not have whole, by part.
+    pub(super) fn partial(&self) -> &BTreeMap<PieceNo, Vec<GroupSet>> {
+        &self.more.partial
+    }
+
+    pub(super) fn partial_mut(&mut self) -> &mut BTreeMap<PieceNo, Vec<GroupSet>> {
+        self.has_parts = true;
+        &mut self.more.partial
+    }
+
     pub(super) fn told_load(&mut self, now: Time, load: u8) {
-        (self.load, self.load_told) = (u32::from(load), now);
+        (self.load, self.load_told) = (load, now);
     }
 
     /// One of its fetches, from this host, is over.
@@ -118,8 +141,8 @@ impl Link {
     }
 
     /// Fetches that it has in flight, as far as is known: what it told long ago counts for nothing.
-    pub(super) fn load(&self, now: Time, stale: Duration) -> u32 {
-        if now.since(self.load_told) > stale { 0 } else { self.load }
+    pub(super) fn load(&self, now: Time, stale_ns: u64) -> u32 {
+        if now.0.saturating_sub(self.load_told.0) > stale_ns { 0 } else { u32::from(self.load) }
     }
 }
 
@@ -219,16 +242,24 @@ impl Work {
         self.find(id).map(|at| &mut self.links[at])
     }
 
-    /// True if a neighbour lacks more pieces that are held here than are promised to it or on their way.
-    pub(super) fn is_useful(&self, link: &Link) -> bool {
-        self.pieces.held().exceeds(&link.have, link.jobs)
+    /// True if a neighbour lacks more pieces that are held here than are promised to it or on their way, and than it
+    /// fetches from others.
+    pub(super) fn is_useful(&self, link: &Link, fetched: u32) -> bool {
+        debug_assert!(
+            self.pieces.held().exceeds(&link.have, link.surplus.saturating_sub(1)) == (link.surplus > 0)
+                && !self.pieces.held().exceeds(&link.have, link.surplus),
+            "what a neighbour lacks is counted"
+        );
+        link.surplus > link.jobs + fetched
     }
 
     pub(super) fn available(&self, piece: PieceNo) -> u16 {
         self.available[piece as usize]
     }
 
-    pub(super) fn add_link(&mut self, link: Link) {
+    pub(super) fn add_link(&mut self, mut link: Link) {
+        link.surplus = u32::try_from(self.pieces.held().len()).unwrap_or(u32::MAX);
+        link.told = u16::try_from(self.fresh.len()).unwrap_or(u16::MAX);
         self.ids.push(link.id);
         self.links.push(link);
     }
@@ -238,7 +269,7 @@ impl Work {
         let at = self.find(id)?;
         let have: Vec<PieceNo> = self.links[at].have.iter().collect();
         have.into_iter().for_each(|piece| self.forget(at, piece));
-        let coming: Vec<PieceNo> = self.links[at].coming.iter().collect();
+        let coming: Vec<PieceNo> = self.links[at].more.coming.iter().collect();
         coming.into_iter().for_each(|piece| self.not_coming(at, piece));
         let gone: Vec<PieceNo> =
             self.asks.iter().filter(|(_, (of, _))| *of == id).map(|(piece, _)| *piece).collect();
@@ -253,15 +284,19 @@ impl Work {
         if piece as usize >= self.pieces.count() || !link.have.insert(piece) {
             return false;
         }
-        if !link.partial.is_empty() {
-            link.partial.remove(&piece);
+        if link.has_parts {
+            link.more.partial.remove(&piece);
+            link.has_parts = !link.more.partial.is_empty();
+        }
+        if self.pieces.held().contains(piece) {
+            link.surplus -= 1;
         }
         self.available[piece as usize] += 1;
         if self.available[piece as usize] == 1 {
             self.release.remove(piece);
             self.releasing.remove(&piece);
         }
-        if link.is_in_rack() && !link.coming.remove(piece) {
+        if !self.near.is_empty() && link.is_in_rack() && !link.more.coming.remove(piece) {
             self.near_more(piece);
         }
         true
@@ -270,10 +305,11 @@ impl Work {
     /// A neighbour does not have a piece after all.
     pub(super) fn forget(&mut self, at: usize, piece: PieceNo) {
         let link = &mut self.links[at];
-        link.partial.remove(&piece);
+        link.more.partial.remove(&piece);
         if !link.have.remove(piece) {
             return;
         }
+        link.surplus += u32::from(self.pieces.held().contains(piece));
         let near = link.is_in_rack();
         self.available[piece as usize] -= 1;
         if near {
@@ -285,13 +321,13 @@ impl Work {
     /// A neighbour of the rack fetches a piece from outside.
     pub(super) fn coming(&mut self, at: usize, piece: PieceNo) {
         let link = &mut self.links[at];
-        if link.near && !link.doubted && !link.have.contains(piece) && link.coming.insert(piece) {
+        if link.near && !link.doubted && !link.have.contains(piece) && link.more.coming.insert(piece) {
             self.near_more(piece);
         }
     }
 
     pub(super) fn not_coming(&mut self, at: usize, piece: PieceNo) {
-        if self.links[at].coming.remove(piece) {
+        if self.links[at].more.coming.remove(piece) {
             self.near_less(piece);
         }
     }
@@ -305,7 +341,7 @@ impl Work {
         if link.doubted == doubted {
             return;
         }
-        let (was, coming) = (link.is_in_rack(), link.coming.iter().collect::<Vec<PieceNo>>());
+        let (was, coming) = (link.is_in_rack(), link.more.coming.iter().collect::<Vec<PieceNo>>());
         link.doubted = doubted;
         let is = link.is_in_rack();
         let have: Vec<PieceNo> = link.have.iter().filter(|_| was != is).collect();
@@ -357,6 +393,9 @@ impl Work {
     /// The piece is whole here now.
     pub(super) fn hold(&mut self, piece: PieceNo) {
         self.fresh.push(piece);
+        for link in &mut self.links {
+            link.surplus += u32::from(!link.have.contains(piece));
+        }
         self.urgent.remove(&piece);
         self.consider_release(piece);
     }
@@ -364,7 +403,32 @@ impl Work {
     /// The piece is not whole here any more.
     pub(super) fn unhold(&mut self, piece: PieceNo) {
         self.release.remove(piece);
+        for link in &mut self.links {
+            link.surplus -= u32::from(!link.have.contains(piece));
+            // What was told is told again; that does no harm.
+            link.told = 0;
+        }
         self.fresh.retain(|other| *other != piece);
+    }
+
+    /// What is to be told to everyone, and to whom: those that do not know all of it.
+    pub(super) fn tell_all(&mut self) -> (Vec<PieceNo>, Vec<LinkId>) {
+        let mut held = std::mem::take(&mut self.fresh);
+        held.sort_unstable();
+        let mut links = Vec::with_capacity(self.links.len());
+        for link in &mut self.links {
+            if usize::from(std::mem::take(&mut link.told)) < held.len() {
+                links.push(link.id);
+            }
+        }
+        (held, links)
+    }
+
+    /// What a neighbour was not told yet. From now on it was.
+    pub(super) fn tell_one(&mut self, at: usize) -> Vec<PieceNo> {
+        let told = &mut self.links[at].told;
+        let from = std::mem::replace(told, u16::try_from(self.fresh.len()).unwrap_or(u16::MAX));
+        self.fresh.get(usize::from(from)..).unwrap_or_default().to_vec()
     }
 
     /// This host is one of the first holders and releases these pieces.

@@ -174,10 +174,15 @@ impl World {
         let wide = self.hosts.len() > 1_000;
         for index in 0..u32::try_from(self.hosts.len()).unwrap_or(u32::MAX) {
             let host = &self.hosts[index as usize];
-            if !host.online || (wide && host.finished.is_some()) {
+            if !host.online {
                 continue;
             }
             for work in host.player.works.clone() {
+                let host = &self.hosts[index as usize];
+                let settled = || host.link_count(work) >= self.config.neighbours_target;
+                if wide && (host.finished.is_some() || settled()) {
+                    continue;
+                }
                 self.name_candidates(index, work);
             }
         }
