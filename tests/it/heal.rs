@@ -28,9 +28,13 @@ fn pair(lab: &Lab) -> (Host, Host, PathBuf) {
 
 /// Where a host keeps the layer of the model's file.
 fn layer(host: &Host) -> PathBuf {
+    layer_of(host, FILE)
+}
+
+fn layer_of(host: &Host, path: &str) -> PathBuf {
     let inspected = host.ok(&["inspect", MODEL]);
     let files = inspected["files"].as_array().expect("files");
-    let file = files.iter().find(|file| file["path"] == FILE).expect("the model's file");
+    let file = files.iter().find(|file| file["path"] == path).expect("the model's file");
     let hex = string(&file["blake3"]);
     host.data_dir.join("layers").join(&hex[..2]).join(hex)
 }
@@ -182,6 +186,43 @@ fn who_got_wrong_bytes_says_so_and_the_accused_looks_and_heals() {
     let _ = pull.kill();
     let _ = pull.wait();
     assert!(is_whole(&gamma, &source));
+}
+
+#[test]
+fn what_is_found_while_another_layer_heals_is_waited_for_too() {
+    let lab = Lab::new();
+    let source = lab.path("source");
+    let files = ["a.safetensors", "b.safetensors"];
+    for (seed, file) in files.into_iter().enumerate() {
+        let part = checkpoint::Part { name: format!("w{seed}"), bytes: BYTES, seed: seed as u64 };
+        checkpoint::tensors(&source.join(file), "", &[part]);
+    }
+    let alpha = lab.founder("alpha");
+    alpha.add(&source, MODEL);
+    let mut beta = lab.joined("beta", &alpha);
+    beta.hears_of(MODEL);
+    beta.ok(&["pull", MODEL]);
+    beta.term();
+    beta.configure("[limits]\ndownload_bytes_per_s = 2000000\n");
+    beta.start();
+    let rot = |file: &str, at: u64, len: usize| {
+        let path = layer_of(&beta, file);
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("opened");
+        let layer = File::options().write(true).open(&path).expect("opened");
+        layer.write_all_at(&vec![0xa5; len], at).expect("written");
+        layer.sync_all().expect("synced");
+    };
+    rot(files[0], 4 << 20, 6 << 20);
+    let mut first = beta.command().args(["scrub", MODEL]).spawn().expect("the program runs");
+    until("the first heals", || (measured(&beta, "weighlock_fetches") == 1).then_some(()));
+    rot(files[1], 9_000_000, 1);
+    let scrubbed = beta.ok(&["scrub", MODEL]);
+    let rows = scrubbed["damaged"].as_array().expect("a list").clone();
+    assert!(rows.len() == 2 && rows.iter().all(|row| row["healed"] == true), "{scrubbed}");
+    assert!(first.wait().expect("it ends").success());
+    for file in files {
+        assert!(fs::read(layer_of(&beta, file)).ok() == fs::read(source.join(file)).ok(), "{file}");
+    }
 }
 
 #[test]

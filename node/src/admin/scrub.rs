@@ -17,6 +17,9 @@ use crate::fetch::{Step, blocking};
 use crate::local::message::*;
 use crate::{facts, scrub};
 
+/// Fetches that are waited for, one after the other.
+const HEAL_TRIES_MAX: usize = 4;
+
 /// What reading found.
 #[derive(Default)]
 struct Read {
@@ -150,14 +153,32 @@ fn read(
 
 /// Waits until the layers are whole, or nobody has what is missing.
 async fn heal(node: &Arc<Node>, stream: &mut UnixStream, layers: &[LayerId]) -> Result<()> {
-    let arrivals = scrub::begin(node, layers).await;
-    if node.facts.members().borrow().is_empty() {
-        // There is nobody to wait for; it goes on when somebody joins.
-        return Ok(());
-    }
-    for mut arrival in arrivals {
-        while let Ok(Step::Progress(step)) = arrival.next().await {
-            tell(stream, Progress { phase: "heal".into(), ..step }).await?;
+    for _ in 0..HEAL_TRIES_MAX {
+        let arrivals = scrub::begin(node, layers).await;
+        if node.facts.members().borrow().is_empty() {
+            // There is nobody to wait for; it goes on when somebody joins.
+            return Ok(());
+        }
+        let mut failed = arrivals.is_empty();
+        for mut arrival in arrivals {
+            loop {
+                match arrival.next().await {
+                    Ok(Step::Progress(step)) => {
+                        tell(stream, Progress { phase: "heal".into(), ..step }).await?;
+                    }
+                    Ok(Step::Here(_)) => break,
+                    Err(_) => {
+                        failed = true;
+                        break;
+                    }
+                }
+            }
+        }
+        let store = node.store.clone();
+        let left = blocking(move || store.damaged_layers().map_err(Error::from)).await?;
+        // What is left all the same was found when the fetch of that artifact was about to end, and knew nothing of it.
+        if failed || !left.iter().any(|damage| layers.contains(&damage.layer)) {
+            break;
         }
     }
     Ok(())
