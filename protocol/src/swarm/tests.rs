@@ -256,7 +256,7 @@ fn who_fetches_as_much_as_is_here_is_offered_nothing() {
     }
     swarm.handle(Time(5), Input::Grown { layer: layer(0), groups: GroupSet::from(12..16) });
     let news = Frame::News { held: vec![0, 1, 2, 3], load: 0 };
-    assert_eq!(frames(&mut swarm), [news, Frame::Grant { piece: None }], "a fourth is new to it");
+    assert_eq!(frames(&mut swarm)[..2], [news, Frame::Grant { piece: None }], "a fourth is new to it");
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
