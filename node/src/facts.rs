@@ -5,6 +5,7 @@
 //! of what moves a head: that stands in one transaction with the head that it moves.
 
 mod heads;
+mod load;
 mod open;
 mod resolve;
 
@@ -87,7 +88,7 @@ impl Facts {
     /// The store cannot be read. A stored statement that does not parse is reported and left out.
     pub fn open(store: Store, host: Keypair, cluster: ClusterId) -> Result<Self> {
         let mut ledger = Ledger::new(LedgerConfig::new(cluster));
-        fill(&store, &mut ledger)?;
+        load::fill(&store, &mut ledger)?;
         ledger.take_moved();
         let facts = Self {
             inner: Arc::new(Inner {
@@ -449,20 +450,6 @@ pub fn brings(kind: &Kind) -> Option<ManifestDigest> {
 
 fn whole(staged: Staged, statements: &[(StatementId, Vec<u8>)]) -> Commit {
     Commit { staged: Some(staged), statements: statements.to_vec(), ..Commit::default() }
-}
-
-/// Puts all statements of a store into a ledger.
-fn fill(store: &Store, ledger: &mut Ledger) -> Result<()> {
-    let mut checked = Vec::new();
-    for (id, bytes) in store.statements().map_err(Error::from)? {
-        let stored = Envelope::parse(&bytes).map_err(|e| e.to_string());
-        match stored.and_then(|envelope| ledger.check_stored(&envelope).map_err(|e| e.to_string())) {
-            Ok(one) => checked.push(one),
-            Err(e) => warn!(statement = %id.short(), error = e, "left out a stored statement"),
-        }
-    }
-    ledger.apply_all(checked);
-    Ok(())
 }
 
 /// Manifests that are published, with the artifact's size as the publisher states it.

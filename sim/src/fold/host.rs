@@ -143,11 +143,26 @@ impl Host {
     /// Reads the store again in an order of its own: at once, or in batches of `batch`.
     pub(super) fn restart(&mut self, batch: usize, rng: &mut ChaCha8Rng) {
         self.up = true;
-        let mut stored: Vec<&Envelope> = self.store.values().collect();
-        shuffle(&mut stored, rng);
-        for some in stored.chunks(batch.max(1)) {
-            let checked: Vec<_> = some.iter().filter_map(|e| self.ledger.check_stored(e).ok()).collect();
-            self.ledger.apply_all(checked);
+        let mut waiting: Vec<(&StatementId, &Envelope)> = self.store.iter().collect();
+        shuffle(&mut waiting, rng);
+        loop {
+            let count = waiting.len();
+            let mut refused = Vec::new();
+            for some in waiting.chunks(batch.max(1)) {
+                let (read, checked): (Vec<_>, Vec<_>) =
+                    some.iter().filter_map(|one| Some((*one, self.ledger.check_stored(one.1).ok()?))).unzip();
+                let outcomes = read.into_iter().zip(self.ledger.apply_all(checked));
+                refused.extend(
+                    outcomes
+                        .filter(|(_, outcome)| matches!(outcome, Applied::Refused(_)))
+                        .map(|(one, _)| one),
+                );
+            }
+            // What there was no room for may have come after a root that made some: again, as long as it helps.
+            if refused.is_empty() || refused.len() == count {
+                return;
+            }
+            waiting = refused;
         }
     }
 
