@@ -126,15 +126,23 @@ pub(crate) fn create_reserved(path: &Path, size: u64) -> Result<File, StoreError
     Ok(file)
 }
 
-/// Reserves `size` bytes of disk for `file` and makes it that long. In memory (tmpfs) a large file only gets its length:
-/// there a reservation makes every page at once, a quarter of a second for each GiB, before the first byte can be
-/// written. Whoever promises room counts what such files still lack ([`lacking_bytes`]).
+/// As [`create_reserved`]; in memory (tmpfs) a large file only gets its length: there a reservation makes every page at
+/// once, a quarter of a second for each GiB, before the first byte can be written. Whoever promises room counts what such
+/// files still lack ([`lacking_bytes`]).
+pub(crate) fn create_promised(path: &Path, size: u64) -> Result<File, StoreError> {
+    let file = create_reserved(path, 0)?;
+    if size > THIN_BYTES_MIN && rustix::fs::fstatfs(&file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC) {
+        file.set_len(size).map_err(at(path, "extend"))?;
+    } else {
+        reserve(&file, path, size)?;
+    }
+    Ok(file)
+}
+
+/// Reserves `size` bytes of disk for `file` and makes it that long.
 pub(crate) fn reserve(file: &File, path: &Path, size: u64) -> Result<(), StoreError> {
     if size == 0 {
         return Ok(());
-    }
-    if size > THIN_BYTES_MIN && rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC) {
-        return file.set_len(size).map_err(at(path, "extend"));
     }
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
         Ok(()) => Ok(()),

@@ -146,7 +146,7 @@ impl Facts {
 /// All statements of the store, folded.
 pub(super) fn load(store: &weighlock_cache::Store, like: &Ledger) -> Result<Ledger> {
     let mut ledger = Ledger::new(LedgerConfig::new(like.cluster()));
-    super::fill(store, &mut ledger)?;
+    super::load::fill(store, &mut ledger)?;
     ledger.take_moved();
     Ok(ledger)
 }

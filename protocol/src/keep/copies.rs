@@ -69,7 +69,10 @@ pub fn judge_copies(
     let all: BTreeSet<&Holder> = others.iter().chain([own]).collect();
     let (publishing, mut rest): (Vec<&Holder>, Vec<&Holder>) =
         all.into_iter().partition(|holder| publishers.contains(&holder.host));
-    let spread = places(&rest) >= wanted.min(racks_elsewhere.len());
+    // Of the whole cluster, this host's own among them: all must judge by the same number.
+    let racks: BTreeSet<&str> =
+        racks_elsewhere.iter().map(String::as_str).chain(own.rack.as_deref()).collect();
+    let spread = places(&rest) >= wanted.min(racks.len());
     if !publishing.is_empty() && (rest.len() < wanted || !spread) {
         // One publisher is enough where several publish the same.
         let keeper = publishing.iter().min_by_key(|holder| rank(digest, &holder.host));

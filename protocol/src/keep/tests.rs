@@ -133,6 +133,20 @@ proptest! {
 }
 
 #[test]
+fn a_publisher_alone_in_its_rack_and_the_others_do_not_each_wait_for_the_other() {
+    let holder = |n: u8, rack: &str| Holder { host: KeyId([n; 32]), rack: Some(rack.into()) };
+    let holders = [holder(0, "1"), holder(1, "1"), holder(2, "2"), holder(3, "1")];
+    let publishers = BTreeSet::from([KeyId([2; 32])]);
+    let keepers = holders.iter().filter(|own| {
+        let others: Vec<Holder> = holders.iter().filter(|other| other.host != own.host).cloned().collect();
+        let racks = others.iter().filter_map(|other| other.rack.clone()).collect();
+        judge_copies(&digest(0), own, &others, &publishers, 2, &racks) != Verdict::MayGo
+    });
+    // The others are in one rack of two: the original stays.
+    assert_eq!(keepers.map(|own| own.host).collect::<Vec<_>>(), [KeyId([2; 32])]);
+}
+
+#[test]
 fn a_publisher_keeps_its_original_until_others_in_other_racks_hold_it() {
     let holder = |n: u8, rack: &str| Holder { host: KeyId([n; 32]), rack: Some(rack.into()) };
     let (own, publishers) = (holder(1, "a"), BTreeSet::from([KeyId([1; 32])]));

@@ -211,7 +211,7 @@ impl PartialLayer {
         boot_id: &str,
     ) -> Result<Self, StoreError> {
         let made = (|| {
-            let data = fs::create_reserved(&paths.data, size)?;
+            let data = fs::create_promised(&paths.data, size)?;
             let tree = match tree_bytes(size) {
                 0 => None,
                 len => Some(fs::create_reserved(&paths.tree, len)?),
