@@ -86,8 +86,6 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &RunArgs) -> ExitCode {
-    #[cfg(target_os = "linux")]
-    with_huge_pages();
     let report = show(args.options());
     let picture = args.picture();
     let files = [(picture.as_deref(), report.svg()), (args.out.as_deref(), report.json() + "\n")];
@@ -99,26 +97,6 @@ fn run(args: &RunArgs) -> ExitCode {
         }
     }
     if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// Begins anew with huge pages, which the C library's allocator asks for only if it is told at the start: the state of
-/// thousands of hosts is hundreds of megabytes read in no order, and a run of them takes a quarter less time.
-#[cfg(target_os = "linux")]
-fn with_huge_pages() {
-    use std::os::unix::process::CommandExt;
-    const TUNABLES: &str = "GLIBC_TUNABLES";
-    if std::env::var_os(TUNABLES).is_some() {
-        return;
-    }
-    let mut args = std::env::args_os();
-    if let (Ok(program), Some(name)) = (std::env::current_exe(), args.next()) {
-        // It only comes back if it fails, and then the run is as good without.
-        let _ = std::process::Command::new(program)
-            .arg0(name)
-            .args(args)
-            .env(TUNABLES, "glibc.malloc.hugetlb=1")
-            .exec();
-    }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), ExitCode> {
