@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A 2 GiB checkpoint and one with 5,000 small files go through add and fetch, byte for byte, within bounded memory.
 
-With `--gib 10`, or anything above 4, it is one file of that size instead, and nothing else: add, fetch and the proof of
-SHA-256 after it, on two daemons. The source is removed after the add and nothing is copied out, so twice the size of
+With `--gib 10`, or anything above 4, it is one file of that size instead, and nothing else: add, fetch, the proof of
+SHA-256 after it and a scrub, on two daemons. The source is removed after the add and nothing is copied out, so twice the size of
 disk is enough. Standard library only.
 """
 
@@ -132,7 +132,7 @@ class Run:
                         digest.update(block)
                     got[path] = digest.hexdigest()
         self.check("SHA-256 of every file equals the original's", got == wanted)
-        # A scrub of the whole store belongs here too: self.phase("scrub", total, ...).
+        self.phase("scrub", total, lambda: self.b.ask("scrub"))
 
     def phase(self, name, total, work):
         """Does something while the memory of both daemons is watched, and holds it against the bound."""
