@@ -31,15 +31,21 @@ struct Book {
 }
 
 impl Book {
-    fn coming(&mut self) -> u64 {
-        let mut coming = self.layers.values().fold(self.coming, |sum, (bytes, _)| sum.saturating_add(*bytes));
+    /// Bytes that were promised and have no file yet.
+    fn coming(&self) -> u64 {
+        self.layers.values().fold(self.coming, |sum, (bytes, _)| sum.saturating_add(*bytes))
+    }
+
+    /// Bytes that begun files still take from the disk. The quota has them already: it counts such files at full length.
+    fn lacking(&mut self) -> u64 {
+        let mut sum = 0u64;
         self.thin.retain(|_, path| {
             // Sealed or removed: its name is gone.
-            let lacking = fs::lacking_bytes(path);
-            coming = coming.saturating_add(lacking.unwrap_or(0));
-            lacking.is_some_and(|bytes| bytes > 0)
+            let lacking = fs::lacking_bytes(path).unwrap_or(0);
+            sum = sum.saturating_add(lacking);
+            lacking > 0
         });
-        coming
+        sum
     }
 
     fn begun(&mut self, id: &LayerId, size: u64, data: PathBuf) {
@@ -81,12 +87,13 @@ impl Store {
     /// # Errors
     /// The file system cannot be asked, the database failed.
     pub fn short_bytes(&self, more: u64) -> Result<u64, StoreError> {
-        let (coming, staged) = {
+        let (coming, lacking, staged) = {
             let mut book = self.promises();
-            (book.coming(), book.staged)
+            (book.coming(), book.lacking(), book.staged)
         };
         let wanted = coming.saturating_add(more);
-        let disk = wanted.saturating_add(self.config().free_floor_bytes).saturating_sub(self.free_bytes()?);
+        let disk = wanted.saturating_add(lacking).saturating_add(self.config().free_floor_bytes);
+        let disk = disk.saturating_sub(self.free_bytes()?);
         let quota = match self.config().quota_bytes {
             0 => 0,
             quota => self.used_bytes()?.saturating_add(staged).saturating_add(wanted).saturating_sub(quota),
@@ -144,7 +151,7 @@ impl Store {
 
     fn check_room(&self, book: &mut Book, written: u64, counted: u64) -> Result<(), StoreError> {
         let coming = book.coming();
-        let available = self.free_bytes()?.saturating_sub(coming);
+        let available = self.free_bytes()?.saturating_sub(coming).saturating_sub(book.lacking());
         let needed = written.saturating_add(self.config().free_floor_bytes);
         if available < needed {
             let path = self.dir().to_owned();

@@ -78,3 +78,28 @@ fn what_is_said_goes_in_on_a_full_disk_and_layers_can_be_let_go_of() {
     assert_eq!(store.statement(&id).expect("read"), Some(bytes));
     assert_eq!(store.heads().expect("heads").len(), 1);
 }
+
+#[test]
+fn what_begun_layers_lack_in_memory_is_promised_once_and_counted_once() {
+    let dir = tempfile::tempdir().expect("dir");
+    let Some(disk) = Disk::new(&dir.path().join("disk"), 16 << 20) else { return };
+    let quota = StoreConfig { quota_bytes: 11 << 20, ..config("boot 1") };
+    let store = Store::open(disk.0.join("store"), quota).expect("opens");
+    let free = store.free_bytes().expect("free");
+    let room = store.reserve(&[(LayerId([7; 32]), 6 << 20)]).expect("room");
+    let begun = store.partial(&LayerId([7; 32]), 6 << 20).expect("begun");
+    assert!(store.free_bytes().expect("free") > free - (1 << 20), "its pages come with its bytes");
+    // The quota has all of it once, so 4 MiB more fit and 5 do not.
+    drop(store.reserve(&[(LayerId([8; 32]), 4 << 20)]).expect("under the quota"));
+    let over = store.reserve(&[(LayerId([8; 32]), 5 << 20)]).expect_err("over the quota");
+    assert!(matches!(over, StoreError::Quota { .. }), "{over}");
+    assert_eq!(store.short_bytes(4 << 20).expect("short"), 0);
+    drop((room, begun, store));
+    // So has the disk, also for who opens the layer again later.
+    let store = Store::open(disk.0.join("store"), config("boot 1")).expect("opens again");
+    let begun = store.begun(&LayerId([7; 32])).expect("read").expect("it was begun");
+    let left = store.free_bytes().expect("free") - (6 << 20);
+    let over = store.reserve(&[(LayerId([8; 32]), left + (1 << 20))]).expect_err("promised to the other");
+    assert!(matches!(over, StoreError::NoSpace { .. }), "{over}");
+    drop((store.reserve(&[(LayerId([8; 32]), left - (1 << 20))]).expect("and what is left is free"), begun));
+}
