@@ -24,11 +24,8 @@ pub const HARNESS_NAME: &str = "lm-evaluation-harness";
 
 /// Whether a file looks like the harness's results.
 pub fn is_lm_eval(bytes: &[u8]) -> bool {
-    let Ok(Value::Object(top)) = json::parse(bytes, "the results", REPORT_BYTES_MAX) else {
-        return false;
-    };
-    let has = |key: &str| top.get(key).is_some_and(Value::is_object);
-    has("results") && (top.contains_key("lm_eval_version") || (has("configs") && has("versions")))
+    let parsed = json::parse(bytes, "the results", REPORT_BYTES_MAX);
+    matches!(parsed, Ok(Value::Object(top)) if has_form(&top))
 }
 
 /// Reads `results_<time>.json` and any of the `samples_<task>_<time>.jsonl` of the same run, each with its file name.
@@ -54,6 +51,14 @@ pub fn read(
         return refuse("the results are no JSON object; name the harness's results_<time>.json".into());
     };
     let figures = figures(&top)?;
+    if !has_form(&top) {
+        // Another tool's file may hold `results` too; what such a value means is not known.
+        return refuse(
+            "the results have neither `lm_eval_version` nor `configs` and `versions`; \
+             name the harness's results_<time>.json"
+                .into(),
+        );
+    }
     let mut report = Report {
         version: REPORT_VERSION,
         artifact: None,
@@ -86,6 +91,12 @@ pub fn read(
     ours::attach(&mut report, &bound)?;
     ours::check(&report)?;
     Ok((report, bound))
+}
+
+/// Early releases of 0.4 do not write their version.
+fn has_form(top: &Map<String, Value>) -> bool {
+    let has = |key: &str| top.get(key).is_some_and(Value::is_object);
+    has("results") && (top.contains_key("lm_eval_version") || (has("configs") && has("versions")))
 }
 
 /// One value of the results and where it stands.

@@ -211,7 +211,10 @@ fn broken_results_are_refused() {
     assert!(results(&whole[..whole.len() / 2]).contains("not valid JSON: EOF"));
     assert!(results(b"[]").contains("no JSON object"));
     assert!(results(b"{}").contains("no object `results`"));
-    assert!(results(br#"{"results": {"t": {}}}"#).contains("no metric"));
+    // Found by fuzzing: any JSON with `results` was read, though `is_lm_eval` denied it.
+    let of_another = br#"{"results": {"t": {"acc,none": 1}}}"#;
+    assert!(!is_lm_eval(of_another) && results(of_another).contains("neither `lm_eval_version`"));
+    assert!(results(br#"{"results": {"t": {}}, "lm_eval_version": "0.4.13"}"#).contains("no metric"));
     assert!(
         results(&replaced(&whole, "\"facts_choice_shout\": {", "\"facts_choice\": {"))
             .contains("stands twice")
