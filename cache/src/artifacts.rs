@@ -178,6 +178,14 @@ impl Store {
         Ok((kept, self.manifest_complete(manifest)?))
     }
 
+    /// Whether [`begin`](Self::begin) has nothing to do: marked, and every layer is sealed here. Waits for no change.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn is_begun_and_whole(&self, manifest: &Manifest) -> Result<bool, StoreError> {
+        Ok(self.meta().is_held(&manifest.digest())? && self.manifest_complete(manifest)?)
+    }
+
     /// Takes the mark of [`hold`](Self::hold) away; nothing is removed.
     ///
     /// # Errors

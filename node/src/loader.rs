@@ -5,6 +5,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::fs::File as StdFile;
+use std::io::Read as _;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -235,27 +236,20 @@ impl Session {
                 }
             }
         };
-        let (store, contract_layer) = (self.node.store.clone(), manifest.contract().id);
-        let readable = move || store.open_sealed(&contract_layer).map(drop);
-        scrub::whole(&self.node, digest, scrub::Patience::Wait, readable).await?;
-        let (node, copy) = (self.node.clone(), manifest.clone());
-        let (contract, incomplete) = blocking(move || {
-            check_quarantine(&node, &copy)?;
-            Ok((contract(&node, &copy)?, incomplete(&node, &copy)?))
-        })
-        .await?;
         let files: Vec<File> = manifest.files().iter().map(File::from).collect();
         let paths: Vec<String> = match fds {
             FdsWanted::All => files.iter().map(|file| file.path.clone()).collect(),
             FdsWanted::None => Vec::new(),
         };
-        // All descriptors are opened before the answer promises them.
         // By digest from here on: a channel may move on meanwhile. It is asked about again after the fetch, and before
         // anything more is handed out: a rollback may have come in between.
         let selector = Selector::Digest(digest);
         let by_digest = Reference { artifact: reference.artifact.clone(), selector };
         let opening = Open { manifest, partial, reference: by_digest, purpose: *purpose, _lease: lease };
-        let opened = self.descriptors(&opening, &paths).await?;
+        // All descriptors are opened before the answer promises them.
+        let taken = self.take(&opening, &paths, asked).await?;
+        self.record.is_session(taken.session);
+        let Taken { contract, incomplete, files: opened, .. } = taken;
         let answer = Opened {
             reference: reference.to_string(),
             digest,
@@ -266,9 +260,6 @@ impl Session {
             complete: incomplete.is_empty(),
             incomplete,
         };
-        // Written before it is answered.
-        let admitted = self.node.facts.admit(&opening.reference, *purpose)?;
-        self.record.granted(asked, digest, grounds(&self.node, &admitted)).await?;
         info!(%digest, reference = %reference, uid = self.uid, complete = answer.complete, "opened");
         self.open.insert(digest, opening);
         frame::write(stream, &Event::Opened(Box::new(answer))).await.map_err(Failed::Socket)?;
@@ -298,32 +289,81 @@ impl Session {
         Ok(open)
     }
 
+    /// What an open answers with. All that needs the disk is done in one go by a worker, as each hop costs.
+    async fn take(&self, open: &Open, paths: &[String], asked: &Asked) -> Result<Taken> {
+        let (wanted, begun) = if open.partial {
+            (Vec::new(), self.descriptors(open, paths).await?)
+        } else {
+            (layers_to_open(&open.manifest, paths)?, Vec::new())
+        };
+        let (node, opening) = (self.node.clone(), open.clone());
+        let grant = self.record.granting(asked, open.manifest.digest());
+        let look = move || {
+            let manifest = &opening.manifest;
+            // Damage shows here. Whatever else may be wrong, no other host can heal it.
+            node.store.open_sealed(&manifest.contract().id)?;
+            let files = open_files(&node.store, &wanted, false)?;
+            let judge = || {
+                check_quarantine(&node, manifest)?;
+                let (contract, incomplete) = (contract(&node, manifest)?, incomplete(&node, manifest)?);
+                let admitted = node.facts.admit(&opening.reference, opening.purpose)?;
+                // Written before it is answered.
+                let session = grant.write(grounds(&node, &admitted));
+                Ok::<_, Error>(Taken { contract, incomplete, files, session })
+            };
+            Ok(judge())
+        };
+        let mut taken =
+            scrub::whole(&self.node, open.manifest.digest(), scrub::Patience::Wait, look).await??;
+        taken.files.extend(begun);
+        Ok(taken)
+    }
+
     /// Opens files, read-only, at most as many as one process can hold.
     async fn descriptors(&self, open: &Open, paths: &[String]) -> Result<Vec<StdFile>> {
         let Open { manifest, partial, .. } = open;
-        if paths.len() > FDS_MAX {
-            return Err(Error::refused(format!(
-                "{} descriptors at once are too many (limit {FDS_MAX})",
-                paths.len()
-            ))
-            .hint("ask for descriptors by path, some at a time"));
-        }
-        let layers: Vec<(LayerId, u64)> =
-            layers_at(manifest, paths)?.into_iter().map(|layer| (layer.id, layer.size)).collect();
+        let layers = layers_to_open(manifest, paths)?;
         let (store, partial) = (self.node.store.clone(), *partial);
         if partial && lacks(&store, &layers).await? {
             // Files are begun for who fetches them, and for nobody else.
             self.node.fetcher.begin(manifest.digest()).await?;
         }
         let patience = if partial { scrub::Patience::Partial } else { scrub::Patience::Wait };
-        let open = move || {
-            // All are tried, so that all that are damaged are found.
-            let opened: Vec<_> =
-                layers.iter().map(|(id, size)| open_file(&store, id, *size, partial)).collect();
-            opened.into_iter().collect()
-        };
+        let open = move || open_files(&store, &layers, partial);
         scrub::whole(&self.node, manifest.digest(), patience, open).await
     }
+}
+
+/// What is on the disk of an artifact that is opened.
+struct Taken {
+    contract: Option<Contract>,
+    /// Paths of files that are not all here.
+    incomplete: Vec<String>,
+    files: Vec<StdFile>,
+    /// Its number in the audit log.
+    session: u64,
+}
+
+/// Layers to be opened for one request, with their sizes: at most as many as one process can hold.
+fn layers_to_open(manifest: &Manifest, paths: &[String]) -> Result<Vec<(LayerId, u64)>> {
+    if paths.len() > FDS_MAX {
+        return Err(Error::refused(format!(
+            "{} descriptors at once are too many (limit {FDS_MAX})",
+            paths.len()
+        ))
+        .hint("ask for descriptors by path, some at a time"));
+    }
+    Ok(layers_at(manifest, paths)?.into_iter().map(|layer| (layer.id, layer.size)).collect())
+}
+
+/// All are tried, so that all that are damaged are found.
+fn open_files(
+    store: &Store,
+    layers: &[(LayerId, u64)],
+    partial: bool,
+) -> std::result::Result<Vec<StdFile>, StoreError> {
+    let opened: Vec<_> = layers.iter().map(|(id, size)| open_file(store, id, *size, partial)).collect();
+    opened.into_iter().collect()
 }
 
 /// The files at `paths`, in their order.
@@ -441,12 +481,18 @@ pub(crate) fn contract(node: &Node, manifest: &Manifest) -> Result<Option<Contra
     if node.store.layer(&layer.id).map_err(Error::from)?.is_none() {
         return Ok(None);
     }
-    let file = node.store.open_sealed(&layer.id).map_err(Error::from)?.file;
-    let mut contract: Contract = serde_json::from_reader(std::io::BufReader::new(file)).map_err(|e| {
+    let mut file = node.store.open_sealed(&layer.id).map_err(Error::from)?.file;
+    let broken = |e: serde_json::Error| {
         Error::integrity(format!("the contract of {} does not parse: {e}", manifest.digest()))
-    })?;
+    };
     if layer.size > CONTRACT_INLINE_BYTES_MAX {
+        let mut contract: Contract =
+            serde_json::from_reader(std::io::BufReader::new(file)).map_err(broken)?;
         contract.tensors.clear();
+        return Ok(Some(contract));
     }
-    Ok(Some(contract))
+    // Much faster than from a reader.
+    let mut text = Vec::new();
+    file.read_to_end(&mut text).map_err(|e| Error::system(format!("cannot read {}", layer.id), &e))?;
+    serde_json::from_slice(&text).map(Some).map_err(broken)
 }

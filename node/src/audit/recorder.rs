@@ -18,6 +18,22 @@ pub(crate) struct Recorder {
     session: u64,
 }
 
+/// An entry that an artifact was handed out; grounds are missing yet.
+#[derive(Clone)]
+pub(crate) struct Grant {
+    audit: Audit,
+    entry: Entry,
+    as_event: fn(Entry) -> Event,
+}
+
+impl Grant {
+    /// Writes it; the number of the session. Blocks on the disk.
+    pub(crate) fn write(&self, grounds: Grounds) -> u64 {
+        let entry = Entry { grounds: Some(grounds), ..self.entry.clone() };
+        self.audit.write(entry, self.as_event)
+    }
+}
+
 /// A question for an artifact, before it is known what it means.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
@@ -45,8 +61,20 @@ impl Recorder {
         digest: ManifestDigest,
         grounds: Grounds,
     ) -> Result<()> {
-        let entry = self.entry(asked, Some(digest), Some(grounds), None);
-        self.write(entry, if asked.door == Door::Loader { Event::Open } else { Event::Taken }).await
+        let grant = self.granting(asked, digest);
+        self.session = blocking(move || Ok(grant.write(grounds))).await?;
+        Ok(())
+    }
+
+    /// What [`Recorder::granted`] writes, for a worker that does other things on the way.
+    pub(crate) fn granting(&self, asked: &Asked, digest: ManifestDigest) -> Grant {
+        let as_event = if asked.door == Door::Loader { Event::Open } else { Event::Taken };
+        Grant { audit: self.audit.clone(), entry: self.entry(asked, Some(digest), None, None), as_event }
+    }
+
+    /// Tells the number of the session that a [`Grant`] was written with.
+    pub(crate) fn is_session(&mut self, session: u64) {
+        self.session = session;
     }
 
     /// Notes the report of an evaluation, which is handed out to whoever may ask at all.

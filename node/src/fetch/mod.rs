@@ -12,6 +12,7 @@ mod neighbours;
 mod run;
 mod sources;
 mod wait;
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -207,6 +208,9 @@ impl Fetcher {
     /// # Errors
     /// Nobody has the manifest, this host is being drained, or the store failed.
     pub async fn begin(&self, digest: ManifestDigest) -> Result<Arrival> {
+        if let Some(manifest) = self.whole(&digest)? {
+            return Ok(Arrival { manifest, running: None, told: false });
+        }
         let manifest = self.manifest(digest).await?;
         self.may_begin(&manifest).await?;
         let (store, copy) = (self.inner.store.clone(), manifest.clone());
