@@ -122,9 +122,6 @@ impl DataConfig {
             .stream_receive_window(self.stream_window_bytes.into())
             .receive_window(self.connection_window_bytes.into())
             .send_window(u64::from(self.connection_window_bytes))
-            // One answer after the other: packets of many interleaved ones would wake as many readers in turn. What
-            // must not wait behind them has a higher priority.
-            .send_fairness(false)
             .max_concurrent_bidi_streams(self.streams_max.into())
             .max_concurrent_uni_streams(4u32.into())
             .keep_alive_interval(Some(std::time::Duration::from_secs((self.idle_timeout_s / 3).max(1))))
