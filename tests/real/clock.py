@@ -6,13 +6,12 @@ alone. Standard library beside that.
 """
 
 import argparse
-import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from hosts import MIB, Failure, Host, checkpoint, file_system, files_of, give_up
+from hosts import MIB, Host, Run, checkpoint, file_system, files_of, give_up
 
 import weighlock
 
@@ -48,16 +47,13 @@ class Skewed(Host):
         time.sleep(2)
 
 
-class Run:
+class Skew(Run):
     def __init__(self, root, library):
-        self.root = root
-        self.passed = self.failed = 0
-        self.a, self.b = Skewed(root / "a", "a", library), Host(root / "b", "b")
+        self.library = library
+        super().__init__(root)
 
-    def check(self, what, good, detail=""):
-        self.passed += bool(good)
-        self.failed += not good
-        print(f"  {'ok  ' if good else 'FAIL'} {what}{': ' + str(detail) if detail else ''}", flush=True)
+    def host(self, name, *kind):
+        return super().host(name, *((Skewed, self.library) if name == "a" else kind))
 
     def model(self, number):
         source = self.root / f"source-{number}"
@@ -112,8 +108,7 @@ class Run:
         status = a.ask("status")
         self.check("it takes itself for a member, and no alarm is raised", status["member"] and not status["alarms"],
                    status["alarms"])
-        c = Host(self.root / "c", "c")
-        self.c = c
+        c = self.host("c")
         c.start(b.ask("invite")["ticket"])
         c.wait_connected()
         a.wait_for("hearing of a host that joins in its future", lambda: [
@@ -152,19 +147,9 @@ def main():
     if not library:
         give_up("libfaketime is needed: apt-get install faketime")
     root = Path(tempfile.mkdtemp(prefix="weighlock-clock-", dir=options.dir))
-    run = Run(root, library)
-    run.c = None
     print(f"file system: {file_system(root)}; {library}")
-    try:
-        run.go()
-    except Failure as failure:
-        run.check("the run goes through", False, failure)
-    finally:
-        for host in filter(None, (run.a, run.b, run.c)):
-            host.kill()
-        shutil.rmtree(root, ignore_errors=True)
-    print(f"\n{run.passed} passed, {run.failed} failed")
-    return run.failed > 0
+    run = Skew(root, library)
+    return run.carry_out(run.go)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -240,6 +241,39 @@ class Host:
             self.child.wait()
         if self.child and self.child.stdout:
             self.child.stdout.close()
+
+
+class Run:
+    """Checks told one by one on two hosts, `a` and `b`, whose directories go at the end."""
+
+    def __init__(self, root):
+        self.root = root
+        self.passed = self.failed = 0
+        self.hosts = []
+        self.a, self.b = self.host("a"), self.host("b")
+
+    def host(self, name, kind=None, *more):
+        """A host that the end of the run also ends."""
+        self.hosts.append((kind or Host)(self.root / name, name, *more))
+        return self.hosts[-1]
+
+    def check(self, what, good, detail=""):
+        self.passed += bool(good)
+        self.failed += not good
+        print(f"  {'ok  ' if good else 'FAIL'} {what}{': ' + str(detail) if detail else ''}", flush=True)
+
+    def carry_out(self, go):
+        """Calls `go`; then the result of the script: 1 if a check failed, or `go` did."""
+        try:
+            go()
+        except Failure as failure:
+            self.check("the run goes through", False, failure)
+        finally:
+            for host in self.hosts:
+                host.kill()
+            shutil.rmtree(self.root, ignore_errors=True)
+        print(f"\n{self.passed} passed, {self.failed} failed")
+        return int(self.failed > 0)
 
 
 def safetensors(path, tensors, payload, metadata=None):

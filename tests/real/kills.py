@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hosts import GIB, MIB, Failure, Host, checkpoint, file_system, files_of
+from hosts import GIB, MIB, Failure, Run, checkpoint, file_system, files_of
 from sizes import small_files
 
 SLOTS = 14  # SwarmConfig::downloads_max: what a kill may cost is one piece for each
@@ -44,17 +44,7 @@ def sha256(path):
     return digest.hexdigest()
 
 
-class Run:
-    def __init__(self, root):
-        self.root = root
-        self.passed = self.failed = 0
-        self.a, self.b = Host(root / "a", "a"), Host(root / "b", "b")
-
-    def check(self, what, good, detail=""):
-        self.passed += bool(good)
-        self.failed += not good
-        print(f"  {'ok  ' if good else 'FAIL'} {what}{': ' + str(detail) if detail else ''}", flush=True)
-
+class Both(Run):
     def until(self, what, enough, command, seconds=600):
         """Waits until an operation is so far; false if it was over before."""
         end = time.monotonic() + seconds
@@ -151,9 +141,10 @@ def main():
     options.add_argument("--dir", help="where everything is kept meanwhile (default: the temporary directory)")
     options = options.parse_args()
     root = Path(tempfile.mkdtemp(prefix="weighlock-kills-", dir=options.dir))
-    run = Run(root)
+    run = Both(root)
     print(f"file system: {file_system(root)}")
-    try:
+
+    def go():
         run.a.start()
         run.b.start(run.a.ask("invite")["ticket"])
         run.b.wait_connected()
@@ -165,14 +156,8 @@ def main():
         for host in (run.b, run.a):
             host.stop()
         run.check("both daemons stop on SIGTERM", True)
-    except Failure as failure:
-        run.check("the run goes through", False, failure)
-    finally:
-        for host in (run.a, run.b):
-            host.kill()
-        shutil.rmtree(root, ignore_errors=True)
-    print(f"\n{run.passed} passed, {run.failed} failed")
-    return run.failed > 0
+
+    return run.carry_out(go)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hosts import GIB, MIB, Failure, Host, Watch, checkpoint, cpu_s, file_system, files_of, rate
+from hosts import GIB, MIB, Failure, Run, Watch, checkpoint, cpu_s, file_system, files_of, rate
 
 import weighlock
 
@@ -61,17 +61,7 @@ def slow(file):
     return digest.hexdigest()
 
 
-class Run:
-    def __init__(self, root):
-        self.root = root
-        self.passed = self.failed = 0
-        self.a, self.b = Host(root / "a", "a"), Host(root / "b", "b")
-
-    def check(self, what, good, detail=""):
-        self.passed += bool(good)
-        self.failed += not good
-        print(f"  {'ok  ' if good else 'FAIL'} {what}{': ' + str(detail) if detail else ''}", flush=True)
-
+class Both(Run):
     def case(self, name, source):
         files = files_of(source)
         total = sum(files.values())
@@ -156,9 +146,10 @@ def main():
     options.add_argument("--dir", help="where everything is kept meanwhile (default: the temporary directory)")
     options = options.parse_args()
     root = Path(tempfile.mkdtemp(prefix="weighlock-sizes-", dir=options.dir))
-    run = Run(root)
+    run = Both(root)
     print(f"file system: {file_system(root)}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    try:
+
+    def go():
         run.a.start()
         run.b.start(run.a.ask("invite")["ticket"])
         run.b.wait_connected()
@@ -173,14 +164,8 @@ def main():
         for host in (run.b, run.a):
             host.stop()
         run.check("both daemons stop on SIGTERM", True)
-    except Failure as failure:
-        run.check("the run goes through", False, failure)
-    finally:
-        for host in (run.a, run.b):
-            host.kill()
-        shutil.rmtree(root, ignore_errors=True)
-    print(f"\n{run.passed} passed, {run.failed} failed")
-    return run.failed > 0
+
+    return run.carry_out(go)
 
 
 if __name__ == "__main__":
