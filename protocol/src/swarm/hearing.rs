@@ -17,8 +17,8 @@ impl Swarm {
         };
         let count = work.pieces.count();
         let entry = work.link_mut(at);
-        let peer = entry.peer;
         if !entry.frames.admits(now, &self.config) {
+            let peer = entry.peer;
             return self.punish(peer, Charge::Flood);
         }
         let known = |piece: &PieceNo| (*piece as usize) < count;
@@ -37,6 +37,7 @@ impl Swarm {
             Frame::Ask { piece, .. } => known(piece),
         };
         if !sane {
+            let peer = work.links()[at].peer;
             return self.punish(peer, Charge::Protocol);
         }
         match frame {
@@ -75,7 +76,8 @@ impl Swarm {
             let id = self.link_work.get(&link)?;
             (id, self.works.get(id)?)
         } else {
-            self.works.first_key_value()?
+            let (id, work) = self.works.first()?;
+            (id, work)
         };
         work.find(link).map(|at| (*id, at))
     }

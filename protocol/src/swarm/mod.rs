@@ -51,7 +51,7 @@ use self::bucket::Bucket;
 use self::conduct::Peers;
 use self::fetching::Slot;
 use self::pieces::Pieces;
-use self::rows::Rows;
+use self::rows::{Few, Rows};
 use self::timers::{Due, Timers};
 use self::uploads::Uploads;
 use self::work::Work;
@@ -73,7 +73,7 @@ pub struct Swarm {
     rack: Option<RackId>,
     rng: ChaCha8Rng,
     now: Time,
-    works: BTreeMap<WorkId, Work>,
+    works: Few<WorkId, Work>,
     /// There is more than one work, so layers may be shared.
     works_share: bool,
     link_work: BTreeMap<LinkId, WorkId>,
@@ -139,7 +139,7 @@ impl Swarm {
             rack,
             rng: ChaCha8Rng::seed_from_u64(seed),
             now: start,
-            works: BTreeMap::new(),
+            works: Few::default(),
             works_share: false,
             link_work: BTreeMap::new(),
             peers: Peers::default(),

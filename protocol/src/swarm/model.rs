@@ -213,7 +213,8 @@ impl Model {
     /// What a host is at agrees with its disk.
     pub(super) fn check_disks(&self) {
         for host in self.hosts.iter().filter(|host| host.kind != Kind::Boaster) {
-            for (id, work) in &host.swarm.works {
+            for work in host.swarm.works.values() {
+                let id = &work.id;
                 let missing: u64 = self.works[id]
                     .iter()
                     .collect::<BTreeSet<_>>()

@@ -1,5 +1,7 @@
 //! A few things under growing numbers, in one place: what a tree would scatter over memory.
 
+use smallvec::SmallVec;
+
 /// Values by key, in the order of the keys. Keys are added in growing order.
 #[derive(Debug)]
 pub(super) struct Rows<K, V> {
@@ -52,6 +54,65 @@ impl<K: Copy + Ord, V> Rows<K, V> {
     }
 }
 
+/// Values by key, in the order of the keys. The first stands in the list itself: mostly there is no other, and whoever
+/// looks for it need not follow where it leads.
+#[derive(Debug)]
+pub(super) struct Few<K, V> {
+    rows: SmallVec<[(K, V); 1]>,
+}
+
+impl<K, V> Default for Few<K, V> {
+    fn default() -> Self {
+        Self { rows: SmallVec::new() }
+    }
+}
+
+impl<K: Copy + Ord, V> Few<K, V> {
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
+        self.rows.iter().find(|(other, _)| other == key).map(|(_, value)| value)
+    }
+
+    pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        self.rows.iter_mut().find(|(other, _)| other == key).map(|(_, value)| value)
+    }
+
+    pub(super) fn contains_key(&self, key: &K) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// Adds a value, in place of the one that the key had.
+    pub(super) fn insert(&mut self, key: K, value: V) {
+        match self.rows.binary_search_by_key(&key, |(other, _)| *other) {
+            Ok(at) => self.rows[at].1 = value,
+            Err(at) => self.rows.insert(at, (key, value)),
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: &K) {
+        self.rows.retain(|(other, _)| other != key);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn first(&self) -> Option<&(K, V)> {
+        self.rows.first()
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.rows.iter().map(|(key, _)| key)
+    }
+
+    pub(super) fn values(&self) -> impl Iterator<Item = &V> {
+        self.rows.iter().map(|(_, value)| value)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
+        self.rows.iter_mut().map(|(key, value)| (&*key, value))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +131,18 @@ mod tests {
         assert_eq!(rows.values().copied().collect::<Vec<_>>(), [10, 71, 90]);
         rows.iter_mut().for_each(|(key, value)| *value = key);
         assert_eq!(rows.iter().copied().collect::<Vec<_>>(), [(1, 1), (7, 7), (9, 9)]);
+    }
+    #[test]
+    fn a_few_values_are_kept_in_order() {
+        let mut few = Few::default();
+        for key in [7, 3, 9, 7] {
+            few.insert(key, key * 10);
+        }
+        assert_eq!((few.get(&3), few.get(&4), few.len()), (Some(&30), None, 3));
+        few.iter_mut().for_each(|(key, value)| *value += *key);
+        few.remove(&9);
+        assert_eq!((few.first(), few.contains_key(&9)), (Some(&(3, 33)), false));
+        assert_eq!(few.keys().copied().collect::<Vec<_>>(), [3, 7]);
+        assert_eq!(few.values().copied().collect::<Vec<_>>(), [33, 77]);
     }
 }

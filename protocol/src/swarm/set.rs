@@ -1,18 +1,23 @@
 //! A set of pieces, one bit each.
 
+use smallvec::SmallVec;
+
 use super::io::PieceNo;
+
+/// So many words stand in the set itself, so that whoever looks at it need not follow where they are: 512 pieces.
+const WORDS_HERE: usize = 8;
 
 /// Pieces by number, for a manifest with a fixed count of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PieceSet {
-    words: Vec<u64>,
+    words: SmallVec<[u64; WORDS_HERE]>,
     len: u32,
 }
 
 impl PieceSet {
     /// An empty set for `count` pieces.
     pub fn new(count: usize) -> Self {
-        Self { words: vec![0; count.div_ceil(64)], len: 0 }
+        Self { words: SmallVec::from_elem(0, count.div_ceil(64)), len: 0 }
     }
 
     /// Pieces in it.

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use smallvec::SmallVec;
+
 use super::bucket::Meter;
 use super::io::{LinkId, PieceNo, WorkId};
 use super::neighbours::Known;
@@ -152,7 +154,7 @@ pub(super) struct Work {
     pub(super) id: WorkId,
     pub(super) pieces: Pieces,
     /// Ids of `links`, in the same order.
-    ids: Vec<LinkId>,
+    ids: SmallVec<[LinkId; 32]>,
     links: Vec<Link>,
     /// Neighbours that have each piece whole.
     available: Vec<u16>,
@@ -199,7 +201,7 @@ impl Work {
         let count = pieces.count();
         Self {
             id,
-            ids: Vec::new(),
+            ids: SmallVec::new(),
             links: Vec::new(),
             available: vec![0; count],
             near: vec![0; if racked { count } else { 0 }],
