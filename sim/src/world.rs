@@ -9,13 +9,14 @@ mod serve;
 mod tests;
 mod trouble;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use weighlock_protocol::Time;
-use weighlock_protocol::swarm::{Space, SwarmConfig};
+use weighlock_protocol::swarm::{Poll, Space, SwarmConfig};
 use weighlock_protocol::wire::swarm::Frame;
 
 use crate::cast;
@@ -59,6 +60,8 @@ pub struct World {
     now: Time,
     queue: Queue<Event>,
     hosts: Vec<Host>,
+    /// What the host that is driven wants; one list for all, since one of each would be one more wait for memory.
+    wants: VecDeque<Poll>,
     network: Network,
     transfers: Transfers,
     share_due: bool,
@@ -172,6 +175,7 @@ impl World {
             trace: Trace::default(),
             rng,
             hosts,
+            wants: VecDeque::new(),
             layout,
             config,
             options,

@@ -194,6 +194,12 @@ impl Swarm {
         }
     }
 
+    /// Puts `out` in the place of the list that [`Swarm::poll`] takes from, and the other way round. Both are empty
+    /// between an idle poll and the next input: where many hosts run in one process, one list serves all of them.
+    pub fn swap_out(&mut self, out: &mut VecDeque<Poll>) {
+        std::mem::swap(&mut self.out, out);
+    }
+
     /// The next thing to do or to know. Call until it is [`Poll::Idle`].
     pub fn poll(&mut self) -> Poll {
         loop {

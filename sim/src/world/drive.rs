@@ -16,6 +16,7 @@ impl World {
         let host = &mut self.hosts[index as usize];
         let clock = host.clock(self.now);
         if let Some(swarm) = &mut host.swarm {
+            swarm.swap_out(&mut self.wants);
             swarm.handle(clock, input);
             self.drive(index);
         }
@@ -26,6 +27,7 @@ impl World {
         let host = &mut self.hosts[index as usize];
         let clock = host.clock(self.now);
         if let Some(swarm) = &mut host.swarm {
+            swarm.swap_out(&mut self.wants);
             swarm.hear(clock, link, frame);
             self.drive(index);
         }
@@ -40,6 +42,7 @@ impl World {
                 Poll::Action(action) => self.act(index, action),
                 Poll::Event(heard) => self.hear(index, &heard),
                 Poll::Idle { wake } => {
+                    swarm.swap_out(&mut self.wants);
                     let host = &mut self.hosts[index as usize];
                     host.wake = wake.map(|shown| host.when(shown));
                     self.queue_wake(index);
