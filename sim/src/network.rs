@@ -31,7 +31,6 @@ struct Flow {
     /// Its place among the users of each link.
     places: [u32; LINKS_MAX],
     link_count: u8,
-    stirred: bool,
     /// Counts the uses of this id; an entry in the heap of another use is void.
     life: u32,
     /// What a flow is for, by the number that its owner gave.
@@ -73,7 +72,10 @@ pub struct Network {
     free: Vec<u32>,
     running: usize,
     ends: BinaryHeap<Reverse<(Time, u32, u32)>>,
+    /// Flows whose links changed, and whether each flow is among them: apart from the flows, which are far from each
+    /// other.
     stirred: Vec<u32>,
+    is_stirred: Vec<bool>,
     limits: Vec<u64>,
     /// Bytes that each host sent.
     sent_bytes: Vec<u64>,
@@ -106,6 +108,7 @@ impl Network {
             running: 0,
             ends: BinaryHeap::new(),
             stirred: Vec::new(),
+            is_stirred: Vec::new(),
             limits: Vec::new(),
             sent_bytes: vec![0; hosts.len()],
         }
@@ -129,7 +132,6 @@ impl Network {
             links,
             places: [0; LINKS_MAX],
             link_count,
-            stirred: false,
             life,
             tag,
             total_bytes: bytes,
@@ -147,7 +149,10 @@ impl Network {
         }
         match self.flows.get_mut(id as usize) {
             Some(slot) => *slot = flow,
-            None => self.flows.push(flow),
+            None => {
+                self.flows.push(flow);
+                self.is_stirred.push(false);
+            }
         }
         self.running += 1;
         self.mark_all(id);
@@ -221,10 +226,10 @@ impl Network {
             }
         }
         for id in std::mem::take(&mut self.stirred) {
-            let flow = &mut self.flows[id as usize];
-            if !std::mem::take(&mut flow.stirred) {
+            if !std::mem::take(&mut self.is_stirred[id as usize]) {
                 continue;
             }
+            let flow = &mut self.flows[id as usize];
             let lowest = flow.links().iter().map(|link| self.level[*link as usize]).min();
             // A link of less than a byte a second per flow still moves: no run hangs on rounding.
             let rate = lowest.unwrap_or(1).max(1);
@@ -295,7 +300,7 @@ impl Network {
     }
 
     fn stir(&mut self, id: u32) {
-        if !std::mem::replace(&mut self.flows[id as usize].stirred, true) {
+        if !std::mem::replace(&mut self.is_stirred[id as usize], true) {
             self.stirred.push(id);
         }
     }
@@ -303,7 +308,7 @@ impl Network {
     fn remove(&mut self, id: u32) -> Ended {
         self.mark_all(id);
         let flow = &mut self.flows[id as usize];
-        flow.stirred = false;
+        self.is_stirred[id as usize] = false;
         flow.queued = Time(u64::MAX);
         flow.life += 1;
         let bytes = flow.total_bytes - flow.left.div_ceil(NANO);

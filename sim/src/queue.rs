@@ -13,7 +13,10 @@ use weighlock_protocol::Time;
 #[derive(Debug)]
 pub struct Queue<E> {
     lanes: Vec<Lane<E>>,
-    heap: BinaryHeap<Reverse<Entry<E>>>,
+    /// What has no lane, by its place in `rest`: short rows are quick to move.
+    heap: BinaryHeap<Reverse<(Time, u64, u32)>>,
+    rest: Vec<Option<E>>,
+    free: Vec<u32>,
     next: u64,
 }
 
@@ -29,37 +32,27 @@ struct Entry<E> {
     event: E,
 }
 
-impl<E> PartialEq for Entry<E> {
-    fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
-    }
-}
-
-impl<E> Eq for Entry<E> {}
-
-impl<E> PartialOrd for Entry<E> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<E> Ord for Entry<E> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.key.cmp(&other.key)
-    }
-}
-
 impl<E> Queue<E> {
     /// An empty queue with a lane per latency.
     pub fn new(latencies: &[Duration]) -> Self {
         let lanes = latencies.iter().map(|delay| Lane { delay: *delay, events: VecDeque::new() });
-        Self { lanes: lanes.collect(), heap: BinaryHeap::new(), next: 0 }
+        Self { lanes: lanes.collect(), heap: BinaryHeap::new(), rest: Vec::new(), free: Vec::new(), next: 0 }
     }
 
     /// Lets `event` happen at `at`.
     pub fn push(&mut self, at: Time, event: E) {
-        let key = (at, self.number());
-        self.heap.push(Reverse(Entry { key, event }));
+        let number = self.number();
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.rest[place as usize] = Some(event);
+                place
+            }
+            None => {
+                self.rest.push(Some(event));
+                u32::try_from(self.rest.len() - 1).unwrap_or(u32::MAX)
+            }
+        };
+        self.heap.push(Reverse((at, number, place)));
     }
 
     /// Lets `event` happen after the latency of `lane`. `now` never decreases from call to call.
@@ -72,13 +65,13 @@ impl<E> Queue<E> {
     /// When the earliest event happens.
     pub fn next_at(&self) -> Option<Time> {
         let lane = self.lanes.iter().filter_map(|lane| lane.events.front()).map(|entry| entry.key.0).min();
-        let heap = self.heap.peek().map(|entry| entry.0.key.0);
+        let heap = self.heap.peek().map(|entry| entry.0.0);
         lane.into_iter().chain(heap).min()
     }
 
     /// Takes the earliest event.
     pub fn pop(&mut self) -> Option<(Time, E)> {
-        let mut first = self.heap.peek().map(|entry| (entry.0.key, None));
+        let mut first = self.heap.peek().map(|entry| ((entry.0.0, entry.0.1), None));
         for (index, lane) in self.lanes.iter().enumerate() {
             if let Some(entry) = lane.events.front()
                 && first.is_none_or(|(key, _)| entry.key < key)
@@ -86,11 +79,12 @@ impl<E> Queue<E> {
                 first = Some((entry.key, Some(index)));
             }
         }
-        let entry = match first? {
-            (_, Some(lane)) => self.lanes[lane].events.pop_front(),
-            (_, None) => self.heap.pop().map(|entry| entry.0),
-        };
-        entry.map(|entry| (entry.key.0, entry.event))
+        if let (_, Some(lane)) = first? {
+            return self.lanes[lane].events.pop_front().map(|entry| (entry.key.0, entry.event));
+        }
+        let Reverse((at, _, place)) = self.heap.pop()?;
+        self.free.push(place);
+        self.rest[place as usize].take().map(|event| (at, event))
     }
 
     /// Events waiting.
