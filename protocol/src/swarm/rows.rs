@@ -69,11 +69,11 @@ impl<K, V> Default for Few<K, V> {
 
 impl<K: Copy + Ord, V> Few<K, V> {
     pub(super) fn get(&self, key: &K) -> Option<&V> {
-        self.rows.iter().find(|(other, _)| other == key).map(|(_, value)| value)
+        self.place(key).ok().map(|at| &self.rows[at].1)
     }
 
     pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        self.rows.iter_mut().find(|(other, _)| other == key).map(|(_, value)| value)
+        self.place(key).ok().map(|at| &mut self.rows[at].1)
     }
 
     pub(super) fn contains_key(&self, key: &K) -> bool {
@@ -82,14 +82,16 @@ impl<K: Copy + Ord, V> Few<K, V> {
 
     /// Adds a value, in place of the one that the key had.
     pub(super) fn insert(&mut self, key: K, value: V) {
-        match self.rows.binary_search_by_key(&key, |(other, _)| *other) {
+        match self.place(&key) {
             Ok(at) => self.rows[at].1 = value,
             Err(at) => self.rows.insert(at, (key, value)),
         }
     }
 
     pub(super) fn remove(&mut self, key: &K) {
-        self.rows.retain(|(other, _)| other != key);
+        if let Ok(at) = self.place(key) {
+            self.rows.remove(at);
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -110,6 +112,10 @@ impl<K: Copy + Ord, V> Few<K, V> {
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
         self.rows.iter_mut().map(|(key, value)| (&*key, value))
+    }
+
+    fn place(&self, key: &K) -> Result<usize, usize> {
+        self.rows.binary_search_by_key(key, |(other, _)| *other)
     }
 }
 
@@ -132,6 +138,7 @@ mod tests {
         rows.iter_mut().for_each(|(key, value)| *value = key);
         assert_eq!(rows.iter().copied().collect::<Vec<_>>(), [(1, 1), (7, 7), (9, 9)]);
     }
+
     #[test]
     fn a_few_values_are_kept_in_order() {
         let mut few = Few::default();
