@@ -394,8 +394,13 @@ mod tests {
         fn any_changed_byte_is_found(line in 0usize..10, at in any::<prop::sample::Index>(), flip in 1u8..=255) {
             let mut lines = log();
             let at = at.index(lines[line].len());
+            let signed = verify(&lines).expect("a log").signed_through;
             lines[line][at] ^= flip;
-            prop_assert!(verify(&lines).is_err());
+            match verify(&lines) {
+                Err(_) => {}
+                // A last checkpoint by another name is an event of a later release: less is signed, as if it were cut off.
+                Ok(seen) => prop_assert!(line == 9 && seen.signed_through < signed, "{seen:?}"),
+            }
         }
 
         #[test]
