@@ -471,5 +471,13 @@ pub fn manifest(store: &Store, digest: &ManifestDigest) -> Result<Option<Manifes
     let Some(bytes) = store.manifest(digest).map_err(Error::from)? else {
         return Ok(None);
     };
-    Manifest::parse(&bytes).map(Some).map_err(|e| Error::integrity(format!("stored manifest {digest}: {e}")))
+    stored_manifest(digest, &bytes).map(Some)
+}
+
+/// The manifest that the store holds as `bytes`.
+///
+/// # Errors
+/// They do not parse.
+pub(crate) fn stored_manifest(digest: &ManifestDigest, bytes: &[u8]) -> Result<Manifest> {
+    Manifest::parse(bytes).map_err(|e| Error::integrity(format!("stored manifest {digest}: {e}")))
 }

@@ -16,10 +16,8 @@ impl Fetcher {
     pub(super) fn whole(&self, digest: &ManifestDigest) -> Result<Option<Manifest>> {
         let store = &self.inner.store;
         let bytes = store.manifest(digest).map_err(Error::from)?;
-        if bytes.is_none_or(|bytes| bytes.len() > MANIFEST_BYTES_HERE) {
-            return Ok(None);
-        }
-        let Some(manifest) = facts::manifest(store, digest)? else { return Ok(None) };
+        let Some(bytes) = bytes.filter(|bytes| bytes.len() <= MANIFEST_BYTES_HERE) else { return Ok(None) };
+        let manifest = facts::stored_manifest(digest, &bytes)?;
         Ok(store.is_begun_and_whole(&manifest).map_err(Error::from)?.then_some(manifest))
     }
 }

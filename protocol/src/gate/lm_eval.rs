@@ -93,7 +93,7 @@ pub fn read(
     Ok((report, bound))
 }
 
-/// Early releases of 0.4 do not write their version.
+/// The harness's version stands there, or else all that tells its results from another tool's.
 fn has_form(top: &Map<String, Value>) -> bool {
     let has = |key: &str| top.get(key).is_some_and(Value::is_object);
     has("results") && (top.contains_key("lm_eval_version") || (has("configs") && has("versions")))
