@@ -260,7 +260,8 @@ impl Folded {
         if let Some(needed) = rule.min_requests.filter(|n| *n > 0) {
             return Some(Hold::Requests { stage, needed });
         }
-        let from = since.plus(rule.min_duration.unwrap_or(0));
+        // Where no time is asked for, a witness whose clock is ahead must not make one.
+        let from = since.plus(rule.min_duration.filter(|secs| *secs > 0)?);
         (time < from).then_some(Hold::TooSoon { stage, from })
     }
 

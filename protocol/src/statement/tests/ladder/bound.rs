@@ -123,3 +123,18 @@ fn a_second_cosignature_of_a_witness_makes_no_head_younger() {
         assert_eq!(world.head(Stage::Production), Some(1), "what stands stays");
     }
 }
+
+#[test]
+fn where_no_time_is_asked_for_a_fast_clock_holds_up_nothing() {
+    for section in [String::new(), format!("[stage.canary]\nhardware = [\"{HARDWARE}\"]\n")] {
+        let mut world = World::new(1);
+        world.publish(1);
+        world.set_policy(&format!("{POLICY}{section}"));
+        world.judge(1, Outcome::Pass, None);
+        world.clock += 60;
+        world.promote(1, Stage::Canary);
+        world.clock -= 60;
+        world.promote(1, Stage::Production);
+        assert_eq!(world.head(Stage::Production), Some(1), "{section}");
+    }
+}

@@ -167,10 +167,13 @@ impl<'a> Model<'a> {
             && before.channel.stage == stage
             && [p.channel.hardware.as_str(), "any"].contains(&before.channel.hardware.as_str());
         let rule = policy.stages.get(&stage).cloned().unwrap_or_default();
-        let since = self.since(&from).map(|since| since.plus(rule.min_duration.unwrap_or(0)));
+        let stayed = match rule.min_duration.unwrap_or(0) {
+            0 => true,
+            secs => self.since(&from).is_some_and(|since| time >= since.plus(secs)),
+        };
         of_it
             && rule.min_requests.unwrap_or(0) == 0
-            && since.is_some_and(|from| time >= from)
+            && stayed
             && self.stands_somewhere(&before.channel, &from, &Line::new())
     }
 
