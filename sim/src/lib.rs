@@ -13,6 +13,7 @@
 //! same code give the same run, event for event; the trace hash shows it.
 
 pub mod args;
+pub mod calendar;
 pub mod calibrate;
 pub mod cast;
 pub mod check;

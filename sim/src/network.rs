@@ -7,10 +7,10 @@
 //!
 //! Left out: packets, queues, slow start, loss that slows a flow, the bytes of headers, frames and acknowledgements.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
+use smallvec::SmallVec;
 use weighlock_protocol::Time;
+
+use crate::calendar::Calendar;
 
 const NANO: u64 = 1_000_000_000;
 /// Links that a change of level reaches in one call of [`Network::share`].
@@ -25,24 +25,26 @@ const LINKS_MAX: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowId(u32);
 
+/// What every change of rates looks at stands first, in one line of the processor's cache.
 #[derive(Debug, Clone)]
+#[repr(C, align(64))]
 struct Flow {
     links: [u32; LINKS_MAX],
+    rate_bytes_per_s: u64,
+    /// In billionths of a byte, so that rates times nanoseconds are exact.
+    left: u64,
+    since: Time,
+    ends: Time,
+    /// Earliest entry among the ends; looked at again when it comes up.
+    queued: Time,
+    /// Counts the uses of this id; an entry among the ends of another use is void.
+    life: u32,
+    link_count: u8,
     /// Its place among the users of each link.
     places: [u32; LINKS_MAX],
-    link_count: u8,
-    /// Counts the uses of this id; an entry in the heap of another use is void.
-    life: u32,
     /// What a flow is for, by the number that its owner gave.
     tag: u64,
     total_bytes: u64,
-    /// In billionths of a byte, so that rates times nanoseconds are exact.
-    left: u64,
-    rate_bytes_per_s: u64,
-    since: Time,
-    ends: Time,
-    /// Earliest entry in the heap; looked at again when it comes up.
-    queued: Time,
 }
 
 /// A flow as one of its links sees it: most have only one other link, and to share a link its level is all that counts.
@@ -52,6 +54,9 @@ struct User {
     /// The other link; `MANY` if there are several.
     other: u32,
 }
+
+/// The flows over one link: mostly few enough to stand in the list itself.
+type Users = SmallVec<[User; 8]>;
 
 /// In place of a link: several.
 const MANY: u32 = u32::MAX;
@@ -65,13 +70,14 @@ pub struct Network {
     /// Bytes per second: uplink of host `h` at `2h`, downlink at `2h + 1`, then the same of racks.
     capacity: Vec<u64>,
     level: Vec<u64>,
-    users: Vec<Vec<User>>,
+    users: Vec<Users>,
     is_dirty: Vec<bool>,
     dirty: Vec<u32>,
     flows: Vec<Flow>,
     free: Vec<u32>,
     running: usize,
-    ends: BinaryHeap<Reverse<(Time, u32, u32)>>,
+    /// When each may end, its id and life.
+    ends: Calendar,
     /// Flows whose links changed, and whether each flow is among them: apart from the flows, which are far from each
     /// other.
     stirred: Vec<u32>,
@@ -99,14 +105,14 @@ impl Network {
             hosts: hosts.len(),
             racks: hosts.iter().map(|(_, _, rack)| *rack).collect(),
             level: capacity.clone(),
-            users: vec![Vec::new(); capacity.len()],
+            users: vec![Users::new(); capacity.len()],
             is_dirty: vec![false; capacity.len()],
             capacity,
             dirty: Vec::new(),
             flows: Vec::new(),
             free: Vec::new(),
             running: 0,
-            ends: BinaryHeap::new(),
+            ends: Calendar::default(),
             stirred: Vec::new(),
             is_stirred: Vec::new(),
             limits: Vec::new(),
@@ -168,14 +174,14 @@ impl Network {
 
     /// When the next transfer ends at the present rates.
     pub fn next_end(&mut self) -> Option<Time> {
-        while let Some(Reverse((at, id, life))) = self.ends.peek().copied() {
+        while let Some((at, id, life)) = self.ends.first() {
             let flow = &mut self.flows[id as usize];
             if flow.life != life || flow.queued != at {
                 self.ends.pop();
             } else if flow.ends > at {
                 self.ends.pop();
                 flow.queued = flow.ends;
-                self.ends.push(Reverse((flow.ends, id, life)));
+                self.ends.push((flow.ends, id, life));
             } else {
                 return Some(at);
             }
@@ -188,7 +194,7 @@ impl Network {
         if self.next_end()? > now {
             return None;
         }
-        let Reverse((_, id, _)) = self.ends.pop()?;
+        let (_, id, _) = self.ends.pop()?;
         self.flows[id as usize].left = 0;
         Some(self.remove(id))
     }
@@ -241,7 +247,7 @@ impl Network {
             flow.ends = Time(now.0.saturating_add(flow.left.div_ceil(rate)));
             if flow.ends < flow.queued {
                 flow.queued = flow.ends;
-                self.ends.push(Reverse((flow.ends, id, flow.life)));
+                self.ends.push((flow.ends, id, flow.life));
             }
         }
     }
@@ -334,16 +340,25 @@ impl Network {
 /// The most that a link of this capacity gives one flow, where each flow can use no more than its limit. Above all
 /// limits if they leave something: what one of them could have if it had no other limit.
 fn fair_level(capacity: u64, limits: &mut [u64]) -> u64 {
-    limits.sort_unstable();
-    let (mut left, mut open) = (capacity, limits.len() as u64);
-    for limit in limits.iter() {
-        if limit.checked_mul(open).is_none_or(|all| all >= left) {
-            return left / open;
+    let highest = limits.iter().copied().max().unwrap_or(0);
+    let (mut left, mut open) = (capacity, limits.len());
+    while open > 0 {
+        // Whoever wants less than an even share gets it; that makes the share of the others no smaller.
+        let even = left.div_ceil(open as u64);
+        let (mut kept, mut given) = (0, 0);
+        for at in 0..open {
+            let limit = limits[at];
+            limits[kept] = limit;
+            kept += usize::from(limit >= even);
+            given += if limit < even { limit } else { 0 };
         }
-        left -= limit;
-        open -= 1;
+        if kept == open {
+            return left / open as u64;
+        }
+        left -= given;
+        open = kept;
     }
-    left + limits.last().copied().unwrap_or(0)
+    left + highest
 }
 
 fn link(index: usize) -> u32 {

@@ -136,6 +136,6 @@ impl Swarm {
     }
 
     fn takes(&self, link: &Link) -> Option<u64> {
-        self.peers.get(&link.peer)?.takes_bytes_per_s()
+        self.peers.near(link.seat, &link.peer)?.takes_bytes_per_s()
     }
 }

@@ -37,6 +37,16 @@ pub(super) struct Conduct {
     pub(super) links: usize,
 }
 
+/// Where a peer was found last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seat(u32);
+
+impl Default for Seat {
+    fn default() -> Self {
+        Self(u32::MAX)
+    }
+}
+
 /// Owns what is remembered of peers. They are looked up for every piece, and there are a few dozen: a sorted list of the
 /// beginnings of their keys finds one with less of the memory touched than a tree of whole keys.
 #[derive(Debug, Default)]
@@ -47,6 +57,21 @@ pub(super) struct Peers {
 }
 
 impl Peers {
+    /// Where a peer stands now, for [`Peers::near`].
+    pub(super) fn seat(&self, key: &KeyId) -> Seat {
+        Seat(self.place(key).and_then(|place| u32::try_from(place).ok()).unwrap_or(u32::MAX))
+    }
+
+    /// What is known of a peer that stood there: it is searched for only where it stands elsewhere by now.
+    pub(super) fn near(&self, seat: Seat, key: &KeyId) -> Option<&Conduct> {
+        self.seated(seat, key).or_else(|| self.place(key)).map(|place| &self.all[place].1)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn near_mut(&mut self, seat: Seat, key: &KeyId) -> Option<&mut Conduct> {
+        self.seated(seat, key).or_else(|| self.place(key)).map(|place| &mut self.all[place].1)
+    }
+
     /// What is known of a peer. Makes room by forgetting one without links or requests, one not banned if there is one.
     pub(super) fn of(&mut self, config: &SwarmConfig, now: Time, key: KeyId) -> &mut Conduct {
         if let Some(place) = self.place(&key) {
@@ -94,6 +119,11 @@ impl Peers {
         }
     }
 
+    fn seated(&self, seat: Seat, key: &KeyId) -> Option<usize> {
+        let place = seat.0 as usize;
+        self.all.get(place).is_some_and(|(other, _)| other == key).then_some(place)
+    }
+
     fn place(&self, key: &KeyId) -> Option<usize> {
         let at = self.order.partition_point(|row| self.is_before(row, key));
         let place = self.order.get(at)?.1 as usize;
@@ -122,6 +152,11 @@ impl Conduct {
     /// When it may next be asked.
     pub(super) fn free_at(&self) -> Time {
         self.not_before.max(self.banned_until)
+    }
+
+    /// Until when nothing is asked of it whatever happens.
+    pub(super) fn banned_until(&self) -> Time {
+        self.banned_until
     }
 
     /// How long it should take for `bytes`.
@@ -300,5 +335,11 @@ mod tests {
         assert!(known.iter().all(|n| peers.get(&key(*n)).is_some_and(|one| one.refused == usize::from(*n))));
         assert!(peers.order.is_sorted_by_key(|(_, place)| peers.all[*place as usize].0));
         assert!(peers.get(&KeyId([7; 32])).is_none());
+        // A seat that another has by now, or nobody, finds the right one all the same.
+        for n in (0..60).step_by(5) {
+            for seat in [peers.seat(&key(n)), peers.seat(&key((n + 5) % 60)), Seat::default()] {
+                assert!(peers.near(seat, &key(n)).is_some_and(|one| one.refused == usize::from(n)));
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::Swarm;
+use super::conduct::Seat;
 use super::io::{Action, Charge, Event, Fault, LinkId, PieceNo, SlotId, WorkId};
 use super::pieces::Progress;
 use super::timers::Due;
@@ -34,6 +35,7 @@ pub(super) struct Slot {
     pub(super) work: WorkId,
     link: LinkId,
     pub(super) from: KeyId,
+    seat: Seat,
     pub(super) piece: PieceNo,
     /// What was asked of each part: the rest of the piece may be lost before the fetch ends.
     parts: Vec<(usize, GroupSet)>,
@@ -93,7 +95,7 @@ impl Swarm {
             .iter()
             .map(|(part, lack)| (work.pieces.space.layer_id(layers[*part]), lack.clone()))
             .collect();
-        let (link, peer, near) = (link.id, link.peer, link.near);
+        let (link, peer, seat, near) = (link.id, link.peer, link.seat, link.near);
         let slot = SlotId(self.slot_next);
         self.slot_next += 1;
         work.pieces.begin(piece, slot);
@@ -105,7 +107,11 @@ impl Swarm {
         let shared =
             self.pace * u32::try_from(config.downloads_max).unwrap_or(u32::MAX) * config.deadline_factor;
         let shared = shared.min(Duration::from_millis(config.deadline_ms_max));
-        let deadline = now + peers.of(config, now, peer).patience(config, bytes).max(shared);
+        let conduct = match peers.near(seat, &peer) {
+            Some(conduct) => conduct,
+            None => peers.of(config, now, peer),
+        };
+        let deadline = now + conduct.patience(config, bytes).max(shared);
         if imported {
             work.near_more(piece);
         }
@@ -124,6 +130,7 @@ impl Swarm {
                 work: id,
                 link,
                 from: peer,
+                seat,
                 piece,
                 parts,
                 bytes,
@@ -181,7 +188,7 @@ impl Swarm {
             return;
         };
         let took = self.now.since(slot.started);
-        if let Some(conduct) = self.peers.get_mut(&slot.from) {
+        if let Some(conduct) = self.peers.near_mut(slot.seat, &slot.from) {
             conduct.delivered(bytes, took);
         }
         self.pace(slot.started);

@@ -180,6 +180,10 @@ impl Swarm {
         let conduct = self.peers.of(&self.config, now, peer);
         conduct.returned(now);
         conduct.links += 1;
+        let seat = self.peers.seat(&peer);
+        if let Some(link) = self.works.get_mut(&work_id).and_then(|work| work.find_mut(id)) {
+            link.seat = seat;
+        }
         self.act(Action::Send { link: id, frame: begin });
         for layers in have {
             self.act(Action::Send { link: id, frame: Frame::Bitfield { layers } });

@@ -23,22 +23,29 @@ impl Swarm {
         if !self.may_fetch(id, named.is_some()) {
             return None;
         }
-        let Self { works, peers, rng, now, .. } = self;
+        let Self { works, peers, rng, now, config, .. } = self;
         let work = works.get(&id)?;
         let link = work.links().get(at)?;
-        let free = if asked { !peers.is_banned(&link.peer, *now) } else { peers.is_free(&link.peer, *now) };
-        if !link.begun || !free {
-            return None;
-        }
-        let urgent = named.is_some_and(|piece| work.urgent.contains(&piece));
-        if !urgent
-            && link.in_flight >= 1
-            && !peers.get(&link.peer).is_some_and(|conduct| conduct.has_served())
-        {
-            // Who has never served gets one try at a time: those that never do must not take all slots.
+        if !link.begun {
             return None;
         }
         let idle = work.pieces.idle();
+        // Most offers are of what is on its way already; that needs no look at who makes them.
+        let any = named.is_none() && link.near && work.urgent.is_empty();
+        let none = any && link.have().common_count(idle) == 0;
+        if none && work.pieces.unfinished() > config.endgame_pieces_max {
+            return None;
+        }
+        let conduct = peers.near(link.seat, &link.peer);
+        let free_at = conduct.map_or(Time(0), |one| if asked { one.banned_until() } else { one.free_at() });
+        if free_at > *now {
+            return None;
+        }
+        let urgent = named.is_some_and(|piece| work.urgent.contains(&piece));
+        if !urgent && link.in_flight >= 1 && !conduct.is_some_and(|conduct| conduct.has_served()) {
+            // Who has never served gets one try at a time: those that never do must not take all slots.
+            return None;
+        }
         if let Some(piece) = named {
             let fits = idle.contains(piece) && (link.near || !work.near_set.contains(piece));
             return if fits { Some(piece) } else { self.pick_duplicate(id, at, named) };
@@ -76,7 +83,7 @@ impl Swarm {
             return None;
         }
         let link = work.links().get(at)?;
-        let conduct = self.peers.get(&link.peer)?;
+        let conduct = self.peers.near(link.seat, &link.peer)?;
         let floor = Duration::from_millis(self.config.hedge_ms_min).min(self.pace * 8);
         let mut oldest: Option<(Time, PieceNo)> = None;
         for slot in self.slots.values().filter(|slot| slot.work == id && slot.cancelled.is_none()) {

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::Swarm;
 use super::bucket::Bucket;
 use super::choosing::Choice;
+use super::conduct::Seat;
 use super::io::{Action, Charge, LinkId, PieceNo, RequestId, WorkId};
 use super::timers::Due;
 use super::uploads::{Job, State};
@@ -53,6 +54,7 @@ impl Swarm {
             self.uploads.next += 1;
             let job = Job {
                 peer,
+                seat: Seat::default(),
                 link: None,
                 work: None,
                 piece: None,
@@ -200,7 +202,7 @@ impl Swarm {
             });
             if job.complete
                 && whole
-                && let Some(conduct) = self.peers.get_mut(&job.peer)
+                && let Some(conduct) = self.peers.near_mut(job.seat, &job.peer)
             {
                 conduct.taken(job.sent_bytes, took);
             }
@@ -449,12 +451,13 @@ impl Swarm {
             link.more.asks.retain(|(other, _)| *other != piece);
         }
         link.jobs += 1;
-        let (peer, link) = (link.peer, link.id);
+        let (peer, seat, link) = (link.peer, link.seat, link.id);
         if work.is_asked && piece.is_some() {
             work.is_asked = work.links().iter().any(|link| !link.more.asks.is_empty());
         }
         let job = Job {
             peer,
+            seat,
             link: Some(link),
             work: Some(work_id),
             piece,

@@ -29,6 +29,8 @@ pub(super) enum Due {
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     order: Vec<(Time, Due)>,
+    /// When the next one is due: asked after every input, and mostly nothing is.
+    next: Option<Time>,
 }
 
 impl Timers {
@@ -53,6 +55,7 @@ impl Timers {
     pub(super) fn clear(&mut self, due: Due) {
         if let Some(at) = self.find(due) {
             self.order.remove(at);
+            self.look();
         }
     }
 
@@ -64,16 +67,24 @@ impl Timers {
             Due::Slot(_) | Due::Promise(_) | Due::Uploads => false,
         };
         self.order.retain(|(_, due)| !of_work(due));
+        self.look();
     }
 
     /// Takes one that is due by `now`.
     pub(super) fn pop(&mut self, now: Time) -> Option<Due> {
-        self.order.pop_if(|(at, _)| *at <= now).map(|(_, due)| due)
+        self.next.filter(|at| *at <= now)?;
+        let due = self.order.pop().map(|(_, due)| due);
+        self.look();
+        due
     }
 
     /// When the next one is due.
     pub(super) fn next(&self) -> Option<Time> {
-        self.order.last().map(|(at, _)| *at)
+        self.next
+    }
+
+    fn look(&mut self) {
+        self.next = self.order.last().map(|(at, _)| *at);
     }
 
     fn find(&self, due: Due) -> Option<usize> {
@@ -83,6 +94,7 @@ impl Timers {
     fn insert(&mut self, due: Due, at: Time) {
         let later = self.order.partition_point(|other| *other > (at, due));
         self.order.insert(later, (at, due));
+        self.look();
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::bucket::Bucket;
+use super::conduct::Seat;
 use super::io::{LinkId, PieceNo, RequestId, WorkId};
 use super::rows::Rows;
 use crate::id::{KeyId, LayerId};
@@ -25,6 +26,7 @@ pub(super) enum State {
 #[repr(C)]
 pub(super) struct Job {
     pub(super) peer: KeyId,
+    pub(super) seat: Seat,
     /// The promise: on which link, for which manifest and piece.
     pub(super) link: Option<LinkId>,
     pub(super) work: Option<WorkId>,

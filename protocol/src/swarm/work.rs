@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use smallvec::SmallVec;
 
 use super::bucket::Meter;
+use super::conduct::Seat;
 use super::io::{LinkId, PieceNo, WorkId};
 use super::neighbours::Known;
 use super::pieces::Pieces;
@@ -59,6 +60,8 @@ pub(super) struct Link {
     /// Pieces that it has whole.
     have: PieceSet,
     pub(super) peer: KeyId,
+    /// Where its conduct is.
+    pub(super) seat: Seat,
 }
 
 /// What is seldom looked at.
@@ -105,6 +108,7 @@ impl Link {
             ours,
             have: PieceSet::new(count),
             peer,
+            seat: Seat::default(),
         }
     }
 
