@@ -239,7 +239,7 @@ impl Authority {
             Kind::Rollback(said) => {
                 let holds =
                     |n: u32| self.root_at(n).is_some_and(|root| root.holds(Role::Promoter, namespace, &s.by));
-                let known = (said.said.root..).take_while(|n| self.root_at(*n).is_some());
+                let known = (said.said.root..=u32::MAX).take_while(|n| self.root_at(*n).is_some());
                 // Who rolled back beside a rotation that it had not heard of is a promoter still.
                 let last = known.filter(|n| holds(*n)).last();
                 holds(said.said.root)
