@@ -31,9 +31,9 @@ impl Swarm {
         }
         let idle = work.pieces.idle();
         // Most offers are of what is on its way already; that needs no look at who makes them.
+        let count = if named.is_none() && link.near { link.have().common_count(idle) } else { 0 };
         let any = named.is_none() && link.near && work.urgent.is_empty();
-        let none = any && link.have().common_count(idle) == 0;
-        if none && work.pieces.unfinished() > config.endgame_pieces_max {
+        if any && count == 0 && work.pieces.unfinished() > config.endgame_pieces_max {
             return None;
         }
         let conduct = peers.near(link.seat, &link.peer);
@@ -58,7 +58,6 @@ impl Swarm {
             let turns = work.turns.as_ref()?;
             return link.have().first_of(idle, &turns.allowed, &work.near_set);
         }
-        let count = link.have().common_count(idle);
         if count == 0 {
             return self.pick_duplicate(id, at, None);
         }

@@ -136,3 +136,18 @@ fn clocks_and_expired_roots_stop_promotions_and_not_rollbacks() {
     assert_eq!(world.put(&rollback), Applied::Effective);
     assert!(world.ledger.may_open(&bot(), &manifest(1), HARDWARE, LATER.plus(1_000)).is_ok());
 }
+
+#[test]
+fn a_rollback_under_a_root_that_nobody_has_is_refused_whatever_its_number() {
+    let mut world = World::gated(1);
+    world.ship(1);
+    world.ship(2);
+    for root in [2, u32::MAX] {
+        let mut draft =
+            world.ledger.draft_rollback(&channel(Stage::Production), None, String::new()).expect("a head");
+        draft.said.root = root;
+        let said = world.say(3, Kind::Rollback(draft));
+        assert_eq!(world.put(&said), Applied::Ignored { why: Why::NotAllowed }, "root {root}");
+        assert_eq!(world.head(Stage::Production), Some(2));
+    }
+}
