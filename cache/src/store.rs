@@ -176,12 +176,16 @@ impl Store {
     pub fn prove_sha256(&self, id: &LayerId) -> Result<Sha256, StoreError> {
         use sha2::Digest;
         let layer = self.open_sealed(id)?;
+        let read = self.meta().layer(id)?.ok_or(StoreError::NotHeld(*id))?.stamp();
         let mut hasher = sha2::Sha256::new();
         let beside = |bytes: &[u8]| hasher.update(bytes);
         let root = hash_file_beside(&layer.file, &layer.path, layer.size, |_, _| Ok(()), beside)?;
         if root != *id {
-            let slot = self.slot(id);
-            return self.damaged(id, &mut lock_of(&slot), format!("its bytes hash to {}", root.short()));
+            let reason = format!("its bytes hash to {}", root.short());
+            return Err(match self.set_aside_read(id, read, reason, 0..0)? {
+                Some(damage) => StoreError::Corrupt { layer: *id, reason: damage.reason },
+                None => StoreError::NotHeld(*id),
+            });
         }
         let sha256 = Sha256(hasher.finalize().into());
         self.set_sha256(id, sha256)?;

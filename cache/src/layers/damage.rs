@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use weighlock_protocol::LayerId;
 use weighlock_protocol::wire::bao::group_count;
@@ -12,7 +12,7 @@ use super::outboard::tree_bytes;
 use super::partial::{PartialLayer, PartialPaths};
 use super::seal::sync_places;
 use crate::error::{StoreError, at};
-use crate::fs;
+use crate::fs::{self, Stamp};
 use crate::meta::DamageRow;
 use crate::store::Store;
 
@@ -72,6 +72,23 @@ impl Store {
     ) -> Result<T, StoreError> {
         let damage = self.set_aside(id, live, reason, 0..0)?;
         Err(StoreError::Corrupt { layer: *id, reason: damage.reason })
+    }
+
+    /// As [`set_aside`](Self::set_aside), for who read the layer without its slot: `read` was on record then. `None` if
+    /// it was removed, set aside or sealed anew since, as what was read says nothing of what is here now.
+    pub(crate) fn set_aside_read(
+        &self,
+        id: &LayerId,
+        read: Stamp,
+        reason: String,
+        wrong: Range<u64>,
+    ) -> Result<Option<Damage>, StoreError> {
+        let slot = self.slot(id);
+        let mut live = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.meta().layer(id)? {
+            Some(now) if now.stamp() == read => self.set_aside(id, &mut live, reason, wrong).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Takes a sealed layer whose bytes are wrong away from all doors. What of it holds against its tree becomes a
@@ -256,6 +273,34 @@ mod tests {
             assert_eq!(partial.missing(), weighlock_protocol::wire::bao::GroupSet::from(1..2), "{steps}");
             assert!(!data.exists() && !tree.exists(), "{steps}");
         }
+    }
+
+    #[test]
+    fn what_was_read_before_a_layer_was_healed_says_nothing_of_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, id, right) = sealed(dir.path());
+        let data = store.layout().layer(&id);
+        let before = store.layer(&id).expect("read").expect("sealed").stamp();
+        let mut wrong = right.clone();
+        wrong[GROUP_BYTES as usize + 1] ^= 1;
+        fs::chmod(&data, 0o640).expect("opened");
+        std::fs::write(&data, &wrong).expect("rotten");
+        // Two readers meet it; the slower one says so when it is whole again.
+        assert!(store.set_aside_read(&id, before, "rot".into(), 0..0).expect("set aside").is_some());
+        assert_eq!(
+            store.set_aside_read(&id, before, "rot".into(), 0..0).expect("read"),
+            None,
+            "away already"
+        );
+        let partial = store.partial(&id, right.len() as u64).expect("healing");
+        let group = partial.adopt(1, &right[GROUP_BYTES as usize..2 * GROUP_BYTES as usize]).expect("healed");
+        assert_eq!(group, weighlock_protocol::wire::bao::GroupSet::from(1..2));
+        store.seal_all(&[partial]).expect("sealed");
+        assert_eq!(store.set_aside_read(&id, before, "rot".into(), 0..0).expect("read"), None, "whole again");
+        assert!(store.layer(&id).expect("read").is_some());
+        assert_eq!(store.healed_layers(), 1);
+        let now = store.layer(&id).expect("read").expect("sealed").stamp();
+        assert!(store.set_aside_read(&id, now, "rot".into(), 0..0).expect("set aside").is_some());
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub enum Scrubbed {
         /// Bytes before it were read.
         at: u64,
     },
-    /// It is not sealed here, or no longer.
+    /// It is not sealed here, or no longer as it was when the reading began: somebody else found it first, removed it or
+    /// made it whole.
     Gone,
 }
 
@@ -101,7 +102,12 @@ impl Store {
         };
         let len = source.file.metadata().map_err(at(&path, "stat"))?.len();
         if len != info.size {
-            return self.found_damaged(id, format!("it has {len} bytes instead of {}", info.size), 0..0);
+            return self.found_damaged(
+                id,
+                info.stamp(),
+                format!("it has {len} bytes instead of {}", info.size),
+                0..0,
+            );
         }
         let tree = Tree::open(&self.layout().layer_tree(id), id, info.size);
         let mut block = from / SCRUB_BLOCK_BYTES;
@@ -111,7 +117,7 @@ impl Store {
             match check(&mut source, &tree, info.size, block) {
                 Block::Whole => {}
                 Block::WrongBytes(reason) => {
-                    return self.found_damaged(id, reason, start..start + len);
+                    return self.found_damaged(id, info.stamp(), reason, start..start + len);
                 }
                 // The tree cannot say which bytes are right; the layer as a whole can.
                 Block::WrongTree => return self.rebuild(id),
@@ -124,16 +130,15 @@ impl Store {
         Ok(Scrubbed::Whole { tree_rebuilt: false })
     }
 
-    /// `at` are the bytes that were read wrong.
-    fn found_damaged(&self, id: &LayerId, reason: String, at: Range<u64>) -> Result<Scrubbed, StoreError> {
-        let slot = self.slot(id);
-        let mut live = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.set_aside(id, &mut live, reason, at) {
-            Ok(damage) => Ok(Scrubbed::Damaged(damage)),
-            // Somebody else found it first, or removed it.
-            Err(StoreError::NotHeld(_)) => Ok(Scrubbed::Gone),
-            Err(e) => Err(e),
-        }
+    /// `read` was on record when the reading began; `at` are the bytes that were read wrong.
+    fn found_damaged(
+        &self,
+        id: &LayerId,
+        read: Stamp,
+        reason: String,
+        at: Range<u64>,
+    ) -> Result<Scrubbed, StoreError> {
+        Ok(self.set_aside_read(id, read, reason, at)?.map_or(Scrubbed::Gone, Scrubbed::Damaged))
     }
 
     /// Proves a layer without its tree, and writes that anew.
