@@ -304,6 +304,37 @@ async fn a_member_that_asks_and_does_not_read_starves_nobody() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_begins_long_requests_and_does_not_end_them_keeps_nobody_from_asking() {
+    // Far longer than this test waits.
+    let config = DataConfig { long_requests_max: 4, request_timeout_s: 600, ..DataConfig::default() };
+    let host = Host::with(Disk::new(), config, echo());
+    let (greedy, other) = (Raw::new(), Raw::new());
+    host.admit([greedy.key, other.key]);
+    let mut begun = Vec::new();
+    for _ in 0..4 {
+        let connection = greedy.dial(host.key, host.addr()).await;
+        for _ in 0..4 {
+            let (mut send, recv) = connection.open_bi().await.expect("a stream");
+            send.write_all(&[0; 5_000]).await.expect("sent");
+            begun.push((connection.clone(), send, recv));
+        }
+    }
+    // They are being read when a short one, begun later on the same connection, is answered.
+    let blob = two_groups();
+    host.disk.import(&[&blob]);
+    for (connection, ..) in begun.iter().step_by(4) {
+        answers(connection, &blob).await;
+    }
+    let connection = other.dial(host.key, host.addr()).await;
+    let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
+    send.write_all(&[0; 5_000]).await.expect("sent");
+    send.finish().expect("open");
+    // Of no meaning, so it is refused, which takes that it was read.
+    let refused = soon("an answer", recv.read_to_end(10)).await.expect_err("refused");
+    assert!(matches!(refused, quinn::ReadToEndError::Read(quinn::ReadError::Reset(_))), "{refused:?}");
+}
+
 /// Says hello with these bytes and returns the connection.
 async fn greeting(raw: &Raw, host: &Host, bytes: &[u8]) -> Connection {
     let connection = raw.dial(host.key, host.addr()).await;

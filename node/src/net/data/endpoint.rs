@@ -22,7 +22,7 @@ use weighlock_protocol::{ClusterId, KeyId};
 
 use super::buffers::Buffers;
 use super::joining::{Handshakes, Joining};
-use super::pool::Pool;
+use super::pool::{PeerLimits, Pool};
 use super::serve::{Possession, Shares, serve_stream};
 use super::{DataConfig, GetError, PRIORITY_SHORT};
 use crate::net::control;
@@ -128,8 +128,11 @@ impl DataPlane {
                 identity,
                 cluster,
                 doors,
-                // One peer never takes all uploads.
-                pool: Pool::new((config.uploads_max / 4).max(1)),
+                // One peer never takes all.
+                pool: Pool::new(PeerLimits {
+                    uploads_max: (config.uploads_max / 4).max(1),
+                    long_requests_max: (config.long_requests_max / 4).max(1),
+                }),
                 buffers: Buffers::new(config.buffers_max),
                 inbound: Arc::new(Semaphore::new(config.connections_max)),
                 handshakes: Handshakes::new(config.handshakes_per_address_max),
@@ -404,7 +407,7 @@ impl DataPlane {
             }
             hello.check_hello(peer, greeted).await;
         });
-        let share = self.inner.pool.uploads(peer);
+        let part = self.inner.pool.part(peer);
         loop {
             let (send, recv) = tokio::select! {
                 () = self.inner.stop.cancelled() => {
@@ -417,18 +420,18 @@ impl DataPlane {
                 },
             };
             let plane = self.clone();
-            let share = share.clone();
+            let part = part.clone();
             self.inner.tasks.spawn(async move {
                 let inner = &plane.inner;
                 let shares = Shares {
                     buffers: &inner.buffers,
-                    uploads: [&share, &inner.uploads],
-                    long_requests: &inner.long_requests,
+                    uploads: [&part.uploads, &inner.uploads],
+                    long_requests: [&part.long_requests, &inner.long_requests],
                 };
                 serve_stream(inner.doors.possession.clone(), &inner.config, shares, peer, send, recv).await;
             });
         }
-        drop(share);
+        drop(part);
         self.inner.pool.forget(peer, &connection);
         self.inner.pool.share(|open| self.inner.config.window_bytes(open));
     }

@@ -48,11 +48,11 @@ pub struct DataConfig {
     pub joins_per_address_max: usize,
     /// Requests that one connection may have open.
     pub streams_max: u32,
-    /// Requests longer than 4 KiB that are being read at once, all connections together.
+    /// Requests longer than 4 KiB that are being read at once, all connections together; of one peer, a quarter.
     pub long_requests_max: usize,
     /// A request must have come as a whole after this, from when its stream was opened.
     pub request_timeout_s: u64,
-    /// Gets served at once, all connections together; each holds two batches of [`DataConfig::batch_bytes`].
+    /// Gets served at once, all connections together, of one peer a quarter; each holds two batches of [`DataConfig::batch_bytes`].
     pub uploads_max: usize,
     /// Unread bytes of one stream.
     pub stream_window_bytes: u32,

@@ -14,34 +14,53 @@ use super::GetError;
 /// live; the newest is used for new requests.
 pub(super) struct Pool {
     peers: Mutex<BTreeMap<KeyId, Slot>>,
-    uploads_per_peer_max: usize,
+    limits: PeerLimits,
+}
+
+/// How much of what all share one peer has at once, however many connections it has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PeerLimits {
+    /// Answers that are being sent.
+    pub(super) uploads_max: usize,
+    /// Long requests that are being read.
+    pub(super) long_requests_max: usize,
+}
+
+/// What all connections of one peer take leave from.
+pub(super) struct Part {
+    /// Leave to send.
+    pub(super) uploads: Semaphore,
+    /// Leave to read a long request.
+    pub(super) long_requests: Semaphore,
 }
 
 struct Slot {
     connections: Vec<Connection>,
     dialing: Arc<tokio::sync::Mutex<()>>,
-    /// Leave to send, for all connections of the peer together.
-    uploads: Arc<Semaphore>,
+    part: Arc<Part>,
 }
 
 impl Slot {
-    fn new(uploads_max: usize) -> Self {
-        let uploads = Arc::new(Semaphore::new(uploads_max));
-        Self { connections: Vec::new(), dialing: Arc::default(), uploads }
+    fn new(limits: PeerLimits) -> Self {
+        let part = Part {
+            uploads: Semaphore::new(limits.uploads_max),
+            long_requests: Semaphore::new(limits.long_requests_max),
+        };
+        Self { connections: Vec::new(), dialing: Arc::default(), part: Arc::new(part) }
     }
 
     /// Nobody dials, is served, or waits to be.
     fn is_idle(&self) -> bool {
         self.connections.is_empty()
             && Arc::strong_count(&self.dialing) == 1
-            && Arc::strong_count(&self.uploads) == 1
+            && Arc::strong_count(&self.part) == 1
     }
 }
 
 impl Pool {
-    /// One peer is sent at most `uploads_per_peer_max` answers at once.
-    pub(super) fn new(uploads_per_peer_max: usize) -> Self {
-        Self { peers: Mutex::default(), uploads_per_peer_max }
+    /// No connections yet.
+    pub(super) fn new(limits: PeerLimits) -> Self {
+        Self { peers: Mutex::default(), limits }
     }
 
     /// An open connection to `peer`, or the one that `connect` makes and adds. Callers for one peer wait for one dial.
@@ -65,9 +84,9 @@ impl Pool {
         self.slot(&mut self.lock(), peer).connections.push(connection);
     }
 
-    /// What everything that is sent to `peer` takes leave from, however many connections it has.
-    pub(super) fn uploads(&self, peer: KeyId) -> Arc<Semaphore> {
-        self.slot(&mut self.lock(), peer).uploads.clone()
+    /// What everything that `peer` asks for takes leave from.
+    pub(super) fn part(&self, peer: KeyId) -> Arc<Part> {
+        self.slot(&mut self.lock(), peer).part.clone()
     }
 
     /// Live connections with `peer`.
@@ -111,7 +130,7 @@ impl Pool {
     }
 
     fn slot<'a>(&self, peers: &'a mut BTreeMap<KeyId, Slot>, peer: KeyId) -> &'a mut Slot {
-        peers.entry(peer).or_insert_with(|| Slot::new(self.uploads_per_peer_max))
+        peers.entry(peer).or_insert_with(|| Slot::new(self.limits))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<KeyId, Slot>> {

@@ -14,7 +14,7 @@ const SHORT_BYTES: usize = 4 << 10;
 /// A request, read to its end unless it is a link, on which frames follow.
 pub(super) async fn read_request(
     recv: &mut RecvStream,
-    long_requests: &Semaphore,
+    [of_peer, of_host]: [&Semaphore; 2],
 ) -> Result<Result<Request, RequestError>, String> {
     let mut first = [0];
     match recv.read_exact(&mut first).await {
@@ -35,7 +35,7 @@ pub(super) async fn read_request(
             }
             if long.is_none() && bytes.len() + chunk.bytes.len() > SHORT_BYTES {
                 // Few are, and none for long: what waits here is memory.
-                long = long_requests.acquire().await.ok();
+                long = Some((of_peer.acquire().await.ok(), of_host.acquire().await.ok()));
             }
             bytes.extend_from_slice(&chunk.bytes);
         }

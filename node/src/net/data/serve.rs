@@ -90,8 +90,8 @@ pub struct Shares<'a> {
     pub buffers: &'a Buffers,
     /// Leave to send: of the peer, over all its connections, and of the host.
     pub uploads: [&'a Semaphore; 2],
-    /// Leave to read a long request.
-    pub long_requests: &'a Semaphore,
+    /// Leave to read a long request: likewise.
+    pub long_requests: [&'a Semaphore; 2],
 }
 
 /// Reads one request from a stream and answers it; resets the stream where it cannot.
