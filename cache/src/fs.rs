@@ -160,8 +160,12 @@ pub(crate) fn reserve(file: &File, path: &Path, size: u64) -> Result<(), StoreEr
 
 /// Bytes that a file of full length has no blocks for yet; `None` if it is not there.
 pub(crate) fn lacking_bytes(path: &Path) -> Option<u64> {
-    let meta = std::fs::metadata(path).ok()?;
-    Some(meta.len().saturating_sub(meta.blocks().saturating_mul(512)))
+    Some(blockless_bytes(&std::fs::metadata(path).ok()?))
+}
+
+/// Bytes that a file has no blocks for.
+pub(crate) fn blockless_bytes(meta: &std::fs::Metadata) -> u64 {
+    meta.len().saturating_sub(meta.blocks().saturating_mul(512))
 }
 
 /// Makes `len` bytes at `offset` read as zeros, without giving their space back where the file system can.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use weighlock_cache::{Commit, Store, StoreConfig, StoreError};
 use weighlock_protocol::manifest::Manifest;
+use weighlock_protocol::wire::bao::{GROUP_BYTES, GroupSet};
 use weighlock_protocol::{LayerId, StatementId};
 
 use crate::support::{config, data, layer_path, plan, proven, stage, tree};
@@ -249,4 +250,25 @@ fn a_disk_that_is_full_at_any_write_loses_nothing_and_work_goes_on_when_it_has_r
     }
     let first = |phase| stopped.get(&(phase, true)).map(Vec::len);
     assert!(first("add") > Some(10) && first("fetch") > Some(10) && first("view") > Some(10), "{stopped:?}");
+}
+
+#[test]
+fn what_was_begun_in_memory_tells_how_much_room_it_still_needs() {
+    let dir = tempfile::tempdir().expect("dir");
+    let Some(disk) = Disk::new(&dir.path().join("disk"), 64 << 20) else { return };
+    let bytes = data(1, 8 << 20);
+    let size = bytes.len() as u64;
+    let id = LayerId::of(&bytes);
+    for (path, thin) in [(disk.0.join("store"), true), (dir.path().join("store"), false)] {
+        let store = Store::open(&path, config("boot")).expect("opened");
+        let partial = store.partial(&id, size).expect("begun");
+        // A real disk reserves it all, if it can.
+        let at_first = partial.roomless_bytes().expect("stat");
+        assert!(if thin { at_first == size } else { at_first == 0 || at_first == size }, "{at_first}");
+        let half = GroupSet::from(0..size / GROUP_BYTES / 2);
+        partial.write(&proven(&bytes, &half).1).expect("written");
+        assert_eq!(partial.roomless_bytes().expect("stat"), at_first / 2, "thin: {thin}");
+        partial.write(&proven(&bytes, &partial.missing()).1).expect("written");
+        assert_eq!(partial.roomless_bytes().expect("stat"), 0, "thin: {thin}");
+    }
 }

@@ -405,16 +405,18 @@ impl Driver {
         self.input(Input::Tick);
     }
 
-    /// True if the disk has room for all layers that were not begun, or for so much of them that it is worth going on.
-    /// What was begun has its room.
+    /// True if the disk has room for all that is missing, or for so much of it that it is worth going on. What was begun
+    /// mostly has its room.
     fn has_room(&self) -> bool {
         let fetched = self.works.iter().filter(|(_, work)| work.fetch.is_some());
         let sizes: BTreeMap<&LayerId, u64> =
             fetched.flat_map(|(_, work)| work.sizes.iter().map(|(layer, size)| (layer, *size))).collect();
-        let unbegun = sizes.into_iter().filter(|(layer, _)| {
-            self.layers.is_open(layer).is_none() && !matches!(self.inner.store.layer(layer), Ok(Some(_)))
-        });
-        let needed = unbegun.map(|(_, size)| size).sum::<u64>().max(ROOM_BYTES_LEAST);
+        let lacks = |(layer, size): (&LayerId, u64)| match self.layers.is_open(layer) {
+            Some(begun) => begun.roomless_bytes().unwrap_or(0),
+            None if matches!(self.inner.store.layer(layer), Ok(Some(_))) => 0,
+            None => size,
+        };
+        let needed = sizes.into_iter().map(lacks).fold(ROOM_BYTES_LEAST, u64::saturating_add);
         let needed = needed.min(self.inner.limits.room_bytes_min);
         self.inner.store.available_bytes().is_ok_and(|available| available >= needed)
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::PoisonError;
 
-use weighlock_protocol::wire::bao::{GROUP_BYTES, all_groups, bounded};
+use weighlock_protocol::wire::bao::{GROUP_BYTES, all_groups, bounded, group_count};
 
 use super::{Fate, PartialLayer};
 use crate::error::{StoreError, at};
@@ -50,6 +50,17 @@ impl PartialLayer {
     /// An io error.
     pub fn inode(&self) -> Result<u64, StoreError> {
         Ok(self.data.metadata().map_err(at(&self.paths.data, "stat"))?.ino())
+    }
+
+    /// Bytes of what is missing that have no room on the disk yet: where space cannot be reserved, or is not, since that
+    /// takes long in memory (tmpfs).
+    ///
+    /// # Errors
+    /// An io error.
+    pub fn roomless_bytes(&self) -> Result<u64, StoreError> {
+        let meta = self.data.metadata().map_err(at(&self.paths.data, "stat"))?;
+        let missing = (group_count(self.size) - self.have_count()).saturating_mul(GROUP_BYTES);
+        Ok(fs::blockless_bytes(&meta).min(missing))
     }
 
     /// Zeroes all that is not in `proven`: after a power loss the disk may hold anything there.
