@@ -92,6 +92,7 @@ fn prove(node: &Node, manifest: &Manifest) -> Result<()> {
                     // It is set aside: others must not count on this copy, and it has to be fetched anew.
                     node.fetcher.note_change();
                 }
+                debug!(layer = %layer.id, proven = proven.is_ok(), "a layer was read for its SHA-256");
                 proven.map_err(Error::from)?
             }
         };

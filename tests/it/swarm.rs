@@ -266,6 +266,14 @@ fn a_disk_that_fills_pauses_the_fetch_until_there_is_room() {
         assert!(number(&event["done_bytes"]) >= number(&full["done_bytes"]), "{event}");
     }
     assert!(fetched(&beta) <= before + 12 * MIB, "only what had room already came");
+    // Far less than is missing: it would be full again at once.
+    let filler = fs::File::options().write(true).open(disk.path().join("filler")).expect("opened");
+    filler.set_len(filler.metadata().expect("a length").len() - 5 * MIB).expect("cut");
+    // Or it would keep its room when it is removed.
+    drop(filler);
+    for _ in 0..20 {
+        assert_eq!(progress(&mut loader)["phase"], "no space");
+    }
     fs::remove_file(disk.path().join("filler")).expect("removed");
     let opened = loop {
         let (event, _) = loader.recv().expect("an event");

@@ -52,7 +52,8 @@ pub struct DataConfig {
     pub long_requests_max: usize,
     /// A request must have come as a whole after this, from when its stream was opened.
     pub request_timeout_s: u64,
-    /// Gets served at once, all connections together, of one peer a quarter; each holds two batches of [`DataConfig::batch_bytes`].
+    /// Gets served at once, all connections together, of one peer a quarter; each holds two batches of
+    /// [`DataConfig::batch_bytes`].
     pub uploads_max: usize,
     /// Unread bytes of one stream.
     pub stream_window_bytes: u32,
