@@ -215,14 +215,23 @@ fn hosts_end_in_good_order_in_the_middle_of_a_fetch() {
 
 #[test]
 fn a_disk_that_fills_pauses_the_fetch_until_there_is_room() {
+    fills_and_has_room_again(3, 12 * MIB);
+}
+
+#[test]
+fn a_disk_that_fills_pauses_the_fetch_of_a_layer_that_was_begun_until_there_is_room() {
+    fills_and_has_room_again(1, 36 * MIB);
+}
+
+fn fills_and_has_room_again(layers: u64, layer_bytes: u64) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("NOT RUN: a full disk cannot be tried here, mounting a tmpfs needs root");
         return;
     }
     let lab = Lab::new();
     let source = lab.path("source");
-    for n in 0..3 {
-        weights(&source.join(format!("{n}.safetensors")), n, 12 * MIB);
+    for n in 0..layers {
+        weights(&source.join(format!("{n}.safetensors")), n, layer_bytes);
     }
     let alpha = lab.founder("alpha");
     alpha.add(&source, MODEL);
