@@ -207,12 +207,8 @@ impl Store {
     /// # Errors
     /// The database failed.
     pub fn manifest_complete(&self, manifest: &Manifest) -> Result<bool, StoreError> {
-        for id in layer_ids(manifest) {
-            if self.meta().layer(&id)?.is_none() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let ids: Vec<LayerId> = layer_ids(manifest).into_iter().collect();
+        Ok(self.meta().layers_of(&ids)?.iter().all(Option::is_some))
     }
 
     /// Bytes of a manifest's distinct layers that are here, partial layers as their have-maps say.

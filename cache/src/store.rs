@@ -151,6 +151,14 @@ impl Store {
         self.meta().layer(id)
     }
 
+    /// As [`layer`](Self::layer), several in their order, as of one moment.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn layers_of(&self, ids: &[LayerId]) -> Result<Vec<Option<LayerInfo>>, StoreError> {
+        self.meta().layers_of(ids)
+    }
+
     /// All sealed layers, by id.
     ///
     /// # Errors

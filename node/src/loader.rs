@@ -1,22 +1,28 @@
 //! The loader door: resolves, fetches what is missing, hands out read-only descriptors, keeps leases.
 
+mod contracts;
+mod files;
 mod wait;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::fs::File as StdFile;
-use std::io::Read as _;
+use std::iter;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::value::RawValue;
 use tokio::net::UnixStream;
 use tracing::{debug, info};
-use weighlock_cache::{Lease, Store, StoreError};
+use weighlock_cache::{Lease, Store};
 use weighlock_protocol::audit::Door;
-use weighlock_protocol::manifest::{Contract, Layer, Manifest};
+use weighlock_protocol::manifest::Manifest;
 use weighlock_protocol::statement::Grounds;
 use weighlock_protocol::{LayerId, ManifestDigest, Reference, Selector};
+
+pub(crate) use contracts::{Contracts, contract};
+use files::{incomplete, lacks, layers_at, layers_to_open, open_files};
 
 use crate::audit::{Asked, Recorder, Why, grounds};
 use crate::cluster::now;
@@ -25,11 +31,11 @@ use crate::error::{Error, Kind, Result};
 use crate::facts::{Basis, Purpose};
 use crate::fetch::{Step, blocking};
 use crate::local::frame::{self, FRAME_FDS_MAX};
-use crate::local::message::{Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved};
+use crate::local::message::{
+    ContractText, Event, FdsWanted, File, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved,
+};
 use crate::{proof, scrub};
 
-/// Contracts larger than this leave out their tensor index in an answer; a loader reads it from the files.
-const CONTRACT_INLINE_BYTES_MAX: u64 = 4 << 20;
 /// Largest request of a loader, in bytes: the paths or ranges of as many files as it may ask for at once.
 const REQUEST_BYTES_MAX: usize = 2 << 20;
 /// Artifacts that one socket may hold open.
@@ -255,7 +261,7 @@ impl Session {
             digest,
             manifest_bytes: opening.manifest.bytes().len() as u64,
             files,
-            contract,
+            contract: Some(ContractText(contract)),
             fds: paths.len(),
             complete: incomplete.is_empty(),
             incomplete,
@@ -296,16 +302,20 @@ impl Session {
         } else {
             (layers_to_open(&open.manifest, paths)?, Vec::new())
         };
+        let wanted = wanted.into_iter().map(|(id, _)| id);
+        let sealed: Vec<LayerId> = iter::once(open.manifest.contract().id).chain(wanted).collect();
         let (node, opening) = (self.node.clone(), open.clone());
         let grant = self.record.granting(asked, open.manifest.digest());
         let look = move || {
             let manifest = &opening.manifest;
             // Damage shows here. Whatever else may be wrong, no other host can heal it.
-            node.store.open_sealed(&manifest.contract().id)?;
-            let files = open_files(&node.store, &wanted, false)?;
+            let mut opened = node.store.open_all_sealed(&sealed)?;
+            let contract = opened.remove(0);
+            let files = opened.into_iter().map(|layer| layer.file).collect();
             let judge = || {
                 check_quarantine(&node, manifest)?;
-                let (contract, incomplete) = (contract(&node, manifest)?, incomplete(&node, manifest)?);
+                let contract = node.contracts.text(manifest, contract)?;
+                let incomplete = incomplete(&node.store, manifest)?;
                 let admitted = node.facts.admit(&opening.reference, opening.purpose)?;
                 // Written before it is answered.
                 let session = grant.write(grounds(&node, &admitted));
@@ -336,96 +346,13 @@ impl Session {
 
 /// What is on the disk of an artifact that is opened.
 struct Taken {
-    contract: Option<Contract>,
+    contract: Arc<RawValue>,
     /// Paths of files that are not all here.
     incomplete: Vec<String>,
     files: Vec<StdFile>,
     /// Its number in the audit log.
     session: u64,
 }
-
-/// Layers to be opened for one request, with their sizes: at most as many as one process can hold.
-fn layers_to_open(manifest: &Manifest, paths: &[String]) -> Result<Vec<(LayerId, u64)>> {
-    if paths.len() > FDS_MAX {
-        return Err(Error::refused(format!(
-            "{} descriptors at once are too many (limit {FDS_MAX})",
-            paths.len()
-        ))
-        .hint("ask for descriptors by path, some at a time"));
-    }
-    Ok(layers_at(manifest, paths)?.into_iter().map(|layer| (layer.id, layer.size)).collect())
-}
-
-/// All are tried, so that all that are damaged are found.
-fn open_files(
-    store: &Store,
-    layers: &[(LayerId, u64)],
-    partial: bool,
-) -> std::result::Result<Vec<StdFile>, StoreError> {
-    let opened: Vec<_> = layers.iter().map(|(id, size)| open_file(store, id, *size, partial)).collect();
-    opened.into_iter().collect()
-}
-
-/// The files at `paths`, in their order.
-fn layers_at<'a>(manifest: &'a Manifest, paths: &[String]) -> Result<Vec<&'a Layer>> {
-    let by_path: BTreeMap<&str, &Layer> =
-        manifest.files().iter().map(|layer| (layer.path.as_str(), layer)).collect();
-    let layers = paths.iter().map(|path| {
-        by_path.get(path.as_str()).copied().ok_or_else(|| {
-            Error::refused(format!("{path:?} is not a file of {}", manifest.digest()))
-                .hint("`weighlock inspect` lists its files")
-        })
-    });
-    layers.collect()
-}
-
-/// Whether one of the layers is not sealed here.
-async fn lacks(store: &Store, layers: &[(LayerId, u64)]) -> Result<bool> {
-    let (store, layers) = (store.clone(), layers.to_vec());
-    blocking(move || {
-        for (id, _) in &layers {
-            if store.layer(id).map_err(Error::from)?.is_none() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    })
-    .await
-}
-
-/// A read-only descriptor of a sealed layer or, if allowed, of one that is on its way.
-fn open_file(
-    store: &Store,
-    id: &LayerId,
-    size: u64,
-    partial: bool,
-) -> std::result::Result<StdFile, StoreError> {
-    match store.open_sealed(id) {
-        Err(StoreError::NotHeld(_)) if partial => {}
-        sealed => return sealed.map(|sealed| sealed.file),
-    }
-    match store.partial(id, size).and_then(|partial| partial.open_data()) {
-        // Sealed meanwhile.
-        Err(StoreError::AlreadySealed(_) | StoreError::NotHeld(_)) => {
-            store.open_sealed(id).map(|sealed| sealed.file)
-        }
-        opened => opened,
-    }
-}
-
-/// Paths of files that are not all here. Blocks on the disk.
-fn incomplete(node: &Node, manifest: &Manifest) -> Result<Vec<String>> {
-    let mut paths = Vec::new();
-    for layer in manifest.files() {
-        if node.store.layer(&layer.id).map_err(Error::from)?.is_none() {
-            paths.push(layer.path.clone());
-        }
-    }
-    Ok(paths)
-}
-
-/// Descriptors that the daemon opens for one request.
-const FDS_MAX: usize = 512;
 
 impl Drop for Session {
     fn drop(&mut self) {
@@ -473,26 +400,4 @@ pub(crate) fn check_quarantine(node: &Node, manifest: &Manifest) -> Result<()> {
         .hint("its publisher must publish it again under a new tag"));
     }
     Ok(())
-}
-
-/// The contract, if it is here; without its tensor index when that is large. Blocks on the disk.
-pub(crate) fn contract(node: &Node, manifest: &Manifest) -> Result<Option<Contract>> {
-    let layer = manifest.contract();
-    if node.store.layer(&layer.id).map_err(Error::from)?.is_none() {
-        return Ok(None);
-    }
-    let mut file = node.store.open_sealed(&layer.id).map_err(Error::from)?.file;
-    let broken = |e: serde_json::Error| {
-        Error::integrity(format!("the contract of {} does not parse: {e}", manifest.digest()))
-    };
-    if layer.size > CONTRACT_INLINE_BYTES_MAX {
-        let mut contract: Contract =
-            serde_json::from_reader(std::io::BufReader::new(file)).map_err(broken)?;
-        contract.tensors.clear();
-        return Ok(Some(contract));
-    }
-    // Much faster than from a reader.
-    let mut text = Vec::new();
-    file.read_to_end(&mut text).map_err(|e| Error::system(format!("cannot read {}", layer.id), &e))?;
-    serde_json::from_slice(&text).map(Some).map_err(broken)
 }

@@ -150,6 +150,29 @@ fn no_door_hands_out_what_was_touched_and_each_heals_it() {
 }
 
 #[test]
+fn a_contract_that_was_answered_with_before_is_looked_at_each_time() {
+    let lab = Lab::new();
+    let (_alpha, beta, _) = pair(&lab);
+    let open = || beta.loader().open(MODEL).expect("it opens").event["contract"].clone();
+    let contract = open();
+    assert_eq!(contract, beta.ok(&["inspect", MODEL])["contract"]);
+    let is_contract = |path: &Path| {
+        let parsed =
+            fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+        parsed.is_some_and(|value| value == contract)
+    };
+    let within =
+        |dir: &Path| fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let path =
+        within(&beta.data_dir.join("layers")).flat_map(|dir| within(&dir)).find(|path| is_contract(path));
+    let path = path.expect("its layer");
+    flip_in(&path, 3, false);
+    assert_eq!(open(), contract);
+    assert!(is_contract(&path), "it is whole again");
+    assert_eq!(measured(&beta, "weighlock_healed_layers_total"), 1);
+}
+
+#[test]
 fn under_always_a_silent_flip_is_not_handed_out_either() {
     let lab = Lab::new();
     let (_alpha, mut beta, source) = pair(&lab);

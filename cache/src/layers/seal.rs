@@ -100,11 +100,28 @@ impl Store {
     /// [`StoreError::NotHeld`]; [`StoreError::Corrupt`] when the bytes are wrong (the layer is then set aside); an
     /// io error.
     pub fn open_sealed(&self, id: &LayerId) -> Result<SealedLayer, StoreError> {
-        self.open_proven(id, self.config().verify_on_read)
+        self.open_proven(id, self.meta().layer(id)?, self.config().verify_on_read)
     }
 
-    fn open_proven(&self, id: &LayerId, verify: VerifyOnRead) -> Result<SealedLayer, StoreError> {
-        let info = self.meta().layer(id)?.ok_or(StoreError::NotHeld(*id))?;
+    /// As [`open_sealed`](Self::open_sealed), several in their order, looked up together. All are tried, so that all that
+    /// are damaged are found.
+    ///
+    /// # Errors
+    /// The first of theirs.
+    pub fn open_all_sealed(&self, ids: &[LayerId]) -> Result<Vec<SealedLayer>, StoreError> {
+        let verify = self.config().verify_on_read;
+        let open = |(id, info)| self.open_proven(id, info, verify);
+        let opened: Vec<_> = ids.iter().zip(self.meta().layers_of(ids)?).map(open).collect();
+        opened.into_iter().collect()
+    }
+
+    fn open_proven(
+        &self,
+        id: &LayerId,
+        info: Option<LayerInfo>,
+        verify: VerifyOnRead,
+    ) -> Result<SealedLayer, StoreError> {
+        let info = info.ok_or(StoreError::NotHeld(*id))?;
         let (layer, stamp) = self.open_recorded(id, &info)?;
         let changed = stamp != info.stamp();
         if !changed && verify == VerifyOnRead::Changed {
@@ -141,7 +158,7 @@ impl Store {
     /// # Errors
     /// As [`open_sealed`](Self::open_sealed).
     pub fn reader(&self, id: &LayerId) -> Result<Option<LayerReader>, StoreError> {
-        match self.open_proven(id, VerifyOnRead::Changed) {
+        match self.open_proven(id, self.meta().layer(id)?, VerifyOnRead::Changed) {
             Ok(layer) => Ok(Some(LayerReader::sealed(layer, &self.layout().layer_tree(id))?)),
             Err(StoreError::NotHeld(_) | StoreError::Corrupt { .. }) => {
                 Ok(self.resume_partial(id)?.map(LayerReader::partial))

@@ -162,6 +162,14 @@ impl Meta {
         })
     }
 
+    pub(crate) fn layers_of(&self, ids: &[LayerId]) -> Result<Vec<Option<LayerInfo>>, StoreError> {
+        self.read("read layers", |txn| {
+            let table = txn.open_table(LAYERS)?;
+            let row = |id: &LayerId| Ok(table.get(id.0)?.map(|row| LayerInfo::from_row(row.value())));
+            ids.iter().map(row).collect()
+        })
+    }
+
     pub(crate) fn layers(&self) -> Result<Vec<(LayerId, LayerInfo)>, StoreError> {
         self.read("list layers", |txn| {
             let table = txn.open_table(LAYERS)?;

@@ -1,11 +1,16 @@
 //! Who is on the other side of a local socket, as far as the kernel tells.
 
+use std::fs::File;
+use std::io::Read as _;
+
 use tokio::net::UnixStream;
 use weighlock_protocol::audit::{Caller, TEXT_CHARS_MAX, bounded};
 
 /// Digits of a container's id, and of a pod's uid without its dashes.
 const CONTAINER_DIGITS: usize = 64;
 const POD_DIGITS: usize = 32;
+/// Most that is read of one file of `/proc`: a path for each of a dozen cgroup hierarchies, a few hundred bytes each.
+const PROC_BYTES: usize = 16 << 10;
 
 /// The process that connected. Reads `/proc`, which is memory; what is gone already is left out.
 pub(crate) fn of(stream: &UnixStream) -> Caller {
@@ -13,7 +18,7 @@ pub(crate) fn of(stream: &UnixStream) -> Caller {
         return Caller::default();
     };
     let pid = cred.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
-    let read = |name: &str| pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/{name}")).ok());
+    let read = |name: &str| pid.and_then(|pid| text(&format!("/proc/{pid}/{name}")));
     let (pod, container) = read("cgroup").map_or((None, None), |text| place(&text));
     Caller {
         uid: Some(cred.uid()),
@@ -24,6 +29,13 @@ pub(crate) fn of(stream: &UnixStream) -> Caller {
         container,
         runtime: None,
     }
+}
+
+/// A file of `/proc`, at one go: it tells no length, and asking for it in growing pieces takes longer.
+fn text(path: &str) -> Option<String> {
+    let mut text = String::with_capacity(PROC_BYTES);
+    File::open(path).ok()?.take(PROC_BYTES as u64).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// The uid of the pod and the id of the container that a `/proc/PID/cgroup` tells of: `pod<uid>` or

@@ -20,6 +20,8 @@ pub const FRAME_BYTES_MAX: usize = 16 << 20;
 /// Most file descriptors on one frame; well under the kernel's 253.
 pub const FRAME_FDS_MAX: usize = 64;
 
+/// Room for the body of a frame before any of it came; most requests are shorter.
+const BODY_BYTES_FIRST: usize = 1 << 10;
 /// The rest of a frame follows its first byte within this, or the other side is given up.
 const FRAME_TIME_MAX: Duration = Duration::from_secs(10);
 /// A frame is taken within this, or the other side is given up.
@@ -49,8 +51,8 @@ async fn read_within<T: DeserializeOwned>(
     let rest = async {
         stream.read_exact(&mut len[1..]).await?;
         let len = checked_len(len, bytes_max)?;
-        // Grows with what comes: a length alone takes no memory.
-        let mut body = Vec::new();
+        // Grows with what comes: a length alone takes next to no memory.
+        let mut body = Vec::with_capacity(len.min(BODY_BYTES_FIRST));
         (&mut *stream).take(len as u64).read_to_end(&mut body).await?;
         if body.len() < len { Err(io::Error::from(io::ErrorKind::UnexpectedEof)) } else { Ok(body) }
     };

@@ -1,7 +1,9 @@
 //! What loaders ask over `loader.sock`, and what an open answers.
 
-use serde::{Deserialize, Serialize};
-use weighlock_protocol::manifest::Contract;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 use weighlock_protocol::{ManifestDigest, StatementId};
 
 #[cfg(doc)]
@@ -120,7 +122,7 @@ pub struct Opened {
     /// The files.
     pub files: Vec<File>,
     /// The contract, when it is not too large for a frame (its tensor index is left out).
-    pub contract: Option<Contract>,
+    pub contract: Option<ContractText>,
     /// Descriptors that follow.
     pub fds: usize,
     /// Whether all files are here; always so unless it was opened as partial.
@@ -129,6 +131,25 @@ pub struct Opened {
     /// Paths of those that are not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub incomplete: Vec<String>,
+}
+
+/// A contract as JSON text, which is passed on as it is.
+#[derive(Debug, Clone)]
+pub struct ContractText(pub Arc<RawValue>);
+
+impl Serialize for ContractText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ContractText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // By way of a value: raw text does not pass through a tagged enum.
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let text = serde_json::value::to_raw_value(&value).map_err(serde::de::Error::custom)?;
+        Ok(Self(text.into()))
+    }
 }
 
 fn yes() -> bool {

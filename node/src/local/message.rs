@@ -15,7 +15,7 @@ pub use crate::local::ladder::{
     HostStage, HostState, KeyRoles, LadderStatus, LogEvent, LogHead, Logged, OpenFor, PendingRow, PolicyInfo,
     RoleRow, RolloutHosts, RootChange, Standing, StandingKind,
 };
-pub use crate::local::loader::{FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved};
+pub use crate::local::loader::{ContractText, FdsWanted, LOADER_PROTOCOL, LoaderRequest, Opened, Resolved};
 pub use crate::local::observe::{
     Activity, ArtifactActivity, Evidence, Holder, PeerActivity, PeerRow, Shared, Whereabouts,
 };
