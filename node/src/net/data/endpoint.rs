@@ -1,5 +1,6 @@
 //! The QUIC endpoint: who may connect, what a connection may ask, and how it ends.
 
+mod bursts;
 mod end;
 
 use std::collections::BTreeSet;
@@ -12,13 +13,15 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, Incoming, Runtime, TokioRuntime, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 use weighlock_protocol::wire::capability;
 use weighlock_protocol::wire::data::{ALPN_DATA, ALPN_JOIN, HELLO_BYTES_MAX, Hello, close};
 use weighlock_protocol::wire::join::{JOIN_ANSWER_BYTES_MAX, JOIN_REQUEST_BYTES_MAX};
 use weighlock_protocol::{ClusterId, KeyId};
+
+use bursts::Bursts;
 
 use super::buffers::Buffers;
 use super::joining::{Handshakes, Joining};
@@ -57,6 +60,8 @@ pub struct DataPlane {
 
 struct Inner {
     endpoint: Endpoint,
+    /// Ends with the last handle, so that what is sent while all comes to its end still goes out.
+    _bursts: DropGuard,
     identity: Identity,
     config: DataConfig,
     cluster: ClusterId,
@@ -114,10 +119,13 @@ impl DataPlane {
         endpoint_config
             .max_udp_payload_size(config.packet_bytes_max)
             .map_err(|e| std::io::Error::other(format!("packet_bytes_max: {e}")))?;
+        let bursts = Bursts::new(socket);
+        let bursts_end = CancellationToken::new();
+        tokio::spawn(bursts.clone().run(bursts_end.clone()));
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config,
             Some(server),
-            socket,
+            bursts,
             Arc::new(TokioRuntime),
         )?;
         info!(listen = %endpoint.local_addr()?, gso, gro, "data plane open");
@@ -125,6 +133,7 @@ impl DataPlane {
         let plane = Self {
             inner: Arc::new(Inner {
                 endpoint,
+                _bursts: bursts_end.drop_guard(),
                 identity,
                 cluster,
                 doors,
