@@ -147,6 +147,7 @@ struct Wanted {
     fds: FdsWanted,
     partial: bool,
     purpose: Purpose,
+    contract: bool,
 }
 
 impl Session {
@@ -158,11 +159,12 @@ impl Session {
                 let version = env!("CARGO_PKG_VERSION").to_owned();
                 return frame::write(stream, &Event::Hello { protocol: LOADER_PROTOCOL, version }).await;
             }
-            LoaderRequest::Open { reference, fds, partial, client, copy, ungated } => {
+            LoaderRequest::Open { reference, fds, partial, client, copy, ungated, contract } => {
                 self.record.introduce(client.as_deref());
                 let door = if copy { Door::Pull } else { Door::Loader };
                 let purpose = if ungated { Purpose::Ungated } else { Purpose::Use };
-                let wanted = Wanted { asked: Asked { text: reference, door }, fds, partial, purpose };
+                let asked = Asked { text: reference, door };
+                let wanted = Wanted { asked, fds, partial, purpose, contract };
                 let done = self.open(stream, &wanted).await;
                 if let Err(Failed::Request(error)) = &done {
                     self.record.refused(&self.node, &wanted.asked, error).await;
@@ -215,7 +217,7 @@ impl Session {
     }
 
     async fn open(&mut self, stream: &mut UnixStream, wanted: &Wanted) -> std::result::Result<(), Failed> {
-        let Wanted { asked, fds, partial, purpose } = wanted;
+        let Wanted { asked, fds, partial, purpose, .. } = wanted;
         let partial = *partial;
         let reference: Reference = asked.text.parse().map_err(Error::from)?;
         let admitted = self.node.facts.admit(&reference, *purpose)?;
@@ -253,7 +255,7 @@ impl Session {
         let by_digest = Reference { artifact: reference.artifact.clone(), selector };
         let opening = Open { manifest, partial, reference: by_digest, purpose: *purpose, _lease: lease };
         // All descriptors are opened before the answer promises them.
-        let taken = self.take(&opening, &paths, asked).await?;
+        let taken = self.take(&opening, &paths, asked, wanted.contract).await?;
         self.record.is_session(taken.session);
         let Taken { contract, incomplete, files: opened, .. } = taken;
         let answer = Opened {
@@ -261,7 +263,7 @@ impl Session {
             digest,
             manifest_bytes: opening.manifest.bytes().len() as u64,
             files,
-            contract: Some(ContractText(contract)),
+            contract: contract.map(ContractText),
             fds: paths.len(),
             complete: incomplete.is_empty(),
             incomplete,
@@ -296,7 +298,7 @@ impl Session {
     }
 
     /// What an open answers with. All that needs the disk is done in one go by a worker, as each hop costs.
-    async fn take(&self, open: &Open, paths: &[String], asked: &Asked) -> Result<Taken> {
+    async fn take(&self, open: &Open, paths: &[String], asked: &Asked, with_contract: bool) -> Result<Taken> {
         let (wanted, begun) = if open.partial {
             (Vec::new(), self.descriptors(open, paths).await?)
         } else {
@@ -304,6 +306,8 @@ impl Session {
         };
         let wanted = wanted.into_iter().map(|(id, _)| id);
         let sealed: Vec<LayerId> = iter::once(open.manifest.contract().id).chain(wanted).collect();
+        // Where all are opened, none is missing.
+        let all = !open.partial && paths.len() == open.manifest.files().len();
         let (node, opening) = (self.node.clone(), open.clone());
         let grant = self.record.granting(asked, open.manifest.digest());
         let look = move || {
@@ -314,8 +318,8 @@ impl Session {
             let files = opened.into_iter().map(|layer| layer.file).collect();
             let judge = || {
                 check_quarantine(&node, manifest)?;
-                let contract = node.contracts.text(manifest, contract)?;
-                let incomplete = incomplete(&node.store, manifest)?;
+                let contract = with_contract.then(|| node.contracts.text(manifest, contract)).transpose()?;
+                let incomplete = if all { Vec::new() } else { incomplete(&node.store, manifest)? };
                 let admitted = node.facts.admit(&opening.reference, opening.purpose)?;
                 // Written before it is answered.
                 let session = grant.write(grounds(&node, &admitted));
@@ -346,7 +350,7 @@ impl Session {
 
 /// What is on the disk of an artifact that is opened.
 struct Taken {
-    contract: Arc<RawValue>,
+    contract: Option<Arc<RawValue>>,
     /// Paths of files that are not all here.
     incomplete: Vec<String>,
     files: Vec<StdFile>,

@@ -6,6 +6,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
+use serde_json::json;
 use weighlock_tests::host::{number, string, text};
 use weighlock_tests::loader::Opened;
 use weighlock_tests::{Host, Lab, checkpoint};
@@ -52,6 +53,10 @@ fn a_member_opens_what_another_added_by_read_only_descriptors() {
     }
     assert_eq!(opened.event["contract"]["max_seq_len"], 512, "{}", opened.event["contract"]);
     assert_eq!(opened.event["contract"]["param_count"], 3 * 2 * 96 * 128);
+    let mut brief = beta.loader();
+    brief.send(&json!({"op": "open", "ref": MODEL, "contract": false}));
+    let (event, _) = brief.answer("opened").expect("opened");
+    assert_eq!((&event["digest"], event["contract"].is_null()), (&opened.event["digest"], true));
 
     for (path, mut file) in opened.files {
         let refused = |result: std::io::Result<usize>| result.expect_err("read-only").raw_os_error();

@@ -104,6 +104,7 @@ fn open(
         ungated,
         client: Some(concat!("weighlock ", env!("CARGO_PKG_VERSION")).into()),
         copy: true,
+        contract: false,
     };
     client.send(&request).map_err(|e| super::lost(&e))?;
     let mut bar = context.progress();

@@ -357,6 +357,7 @@ fn open_and_digest(host: &Host) -> Result<OpenResult> {
         ungated: false,
         client: Some("weighlock demo".into()),
         copy: false,
+        contract: false,
     };
     client.send(&open).map_err(lost)?;
     let opened: Opened = loop {

@@ -46,6 +46,10 @@ pub enum LoaderRequest {
         /// used.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         copy: bool,
+        /// Whether the answer holds the contract. Without it an answer is shorter by its tensor index, some hundred bytes
+        /// for each tensor.
+        #[serde(default = "yes", skip_serializing_if = "is_yes")]
+        contract: bool,
     },
     /// Descriptors of single files of something opened on this socket.
     Fds {
@@ -121,7 +125,7 @@ pub struct Opened {
     pub manifest_bytes: u64,
     /// The files.
     pub files: Vec<File>,
-    /// The contract, when it is not too large for a frame (its tensor index is left out).
+    /// The contract, if it was asked for; without its tensor index when it is too large for a frame.
     pub contract: Option<ContractText>,
     /// Descriptors that follow.
     pub fds: usize,
@@ -154,6 +158,12 @@ impl<'de> Deserialize<'de> for ContractText {
 
 fn yes() -> bool {
     true
+}
+
+// By reference, as serde asks for it.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// What a reference means. It opens on this host.

@@ -331,10 +331,14 @@ class Session:
             side.close()
 
     def open(
-        self, ref: str, progress: Optional[Callable[[Dict[str, Any]], None]], partial: bool = False
+        self,
+        ref: str,
+        progress: Optional[Callable[[Dict[str, Any]], None]],
+        partial: bool = False,
+        contract: bool = True,
     ) -> Dict[str, Any]:
-        """Opens `ref` and gives the raw `opened` frame. `progress` hears every raw progress frame. A `partial` open
-        is answered while the files are on their way."""
+        """Opens `ref` and gives the raw `opened` frame, with the contract unless that is not wanted. `progress` hears
+        every raw progress frame. A `partial` open is answered while the files are on their way."""
         opened: Dict[str, Any] = {}
 
         def on_frame(frame: Dict[str, Any], _fds: List[Fd]) -> bool:
@@ -347,6 +351,8 @@ class Session:
         request: Dict[str, Any] = {"v": PROTOCOL, "op": "open", "ref": ref, "fds": "none", "client": client()}
         if partial:
             request["partial"] = True
+        if not contract:
+            request["contract"] = False
         with self._exchanging():
             # Where it was restarted under the open, the one that takes its place goes on with what it had fetched.
             self._patiently(lambda: self._talk(request, on_frame), self._connect_again)
@@ -368,7 +374,7 @@ class Session:
             connection = self._connection.again(lambda: self._closed)
         side = Session(connection)
         try:
-            side.open(f"{self._name}@{self._digest}", None, partial=True)
+            side.open(f"{self._name}@{self._digest}", None, partial=True, contract=False)
         except BaseException:
             side.close()
             raise
@@ -525,7 +531,7 @@ class Session:
             raise error
         self._connect_again(error)
         request: Dict[str, Any] = {"v": PROTOCOL, "op": "open", "ref": f"{self._name}@{self._digest}", "fds": "none"}
-        request["client"] = client()
+        request.update(client=client(), contract=False)
         if self._partial:
             request["partial"] = True
         self._talk(request, lambda frame, _fds: frame["event"] == "opened")
