@@ -263,7 +263,7 @@ mod tests {
         SocketAddr::from(([10, 0, 0, n], 4433))
     }
 
-    /// What quinn hands over: `count` datagrams of `segment_bytes`, the last of them shorter by `short`.
+    /// What quinn hands over: datagrams of `segment_bytes`, the last of which may be shorter.
     fn hand_over(bursts: &Bursts, to: SocketAddr, segment_bytes: usize, datagrams: &[Vec<u8>]) {
         let contents = datagrams.concat();
         let segment_size = (datagrams.len() > 1).then_some(segment_bytes);
