@@ -200,6 +200,16 @@ pub(crate) fn at<'a>(path: &'a Path, op: &'static str) -> impl Fn(io::Error) -> 
     }
 }
 
+/// Whether an error of a read says that the disk does not give back what was written: a bad sector, a file system that finds
+/// itself damaged, a file that ends too early.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const DAMAGE: [Errno; 6] =
+        [Errno::IO, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO, Errno::UCLEAN, Errno::BADMSG];
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || Errno::from_io_error(error).is_some_and(|error| DAMAGE.contains(&error))
+}
+
 /// Whether an error says that the disk or the quota is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -128,12 +128,10 @@ impl Store {
             }
             GarbageKind::View => {
                 let _views = self.view_lock();
-                let trash = self.temp_path("view");
-                match std::fs::rename(&one.path, &trash) {
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-                    moved => moved.map_err(at(&one.path, "move away"))?,
+                if !one.path.exists() {
+                    return Ok(0);
                 }
-                fs::remove_dir(&trash)?;
+                fs::remove_dir_at_once(&one.path)?;
             }
             GarbageKind::Partial | GarbageKind::Layer => {
                 let Ok(id) = one.name.parse::<LayerId>() else { return Ok(0) };

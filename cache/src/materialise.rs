@@ -10,9 +10,10 @@ use weighlock_protocol::manifest::{Layer, Manifest};
 use weighlock_protocol::{LayerId, ManifestDigest};
 
 use crate::config::VerifyOnRead;
-use crate::error::{StoreError, at};
+use crate::error::{StoreError, at, is_unreadable};
 use crate::fs::{self, Stamp};
 use crate::layers::outboard::hash_file;
+use crate::room::Reservation;
 use crate::store::Store;
 
 /// Inside a materialised directory: the digest of what it is a copy of.
@@ -80,6 +81,17 @@ impl Store {
         target: &Path,
         options: &MaterialiseOptions,
     ) -> Result<MaterialiseReport, StoreError> {
+        self.materialise_in(manifest, target, options, None)
+    }
+
+    /// As [`materialise`](Self::materialise), into room that was promised.
+    fn materialise_in(
+        &self,
+        manifest: &Manifest,
+        target: &Path,
+        options: &MaterialiseOptions,
+        room: Option<&Reservation>,
+    ) -> Result<MaterialiseReport, StoreError> {
         if is_copy_of(manifest, target) {
             return Ok(MaterialiseReport {
                 files: manifest.files().len(),
@@ -108,7 +120,7 @@ impl Store {
         };
         let (temp, old) = (beside("new"), beside("old"));
         fs::remove_dir(&temp)?;
-        let report = self.fill(manifest, &temp, options).and_then(|report| {
+        let report = self.fill(manifest, &temp, options, room).and_then(|report| {
             if taken {
                 std::fs::rename(&absolute, &old).map_err(at(&absolute, "move away"))?;
             }
@@ -148,9 +160,9 @@ impl Store {
             fs::remove_dir_at_once(&path)?;
         }
         let bytes = manifest.total_bytes();
-        let _room =
+        let room =
             if self.reflink_works(manifest)? { None } else { Some(self.reserve_import(bytes, bytes)?) };
-        let report = self.materialise(manifest, &path, &options)?;
+        let report = self.materialise_in(manifest, &path, &options, room.as_ref())?;
         if report.copied == 0 {
             let shared = path.join(SHARED);
             std::fs::write(&shared, b"").map_err(at(&shared, "write"))?;
@@ -260,6 +272,7 @@ impl Store {
         manifest: &Manifest,
         dir: &Path,
         options: &MaterialiseOptions,
+        room: Option<&Reservation>,
     ) -> Result<MaterialiseReport, StoreError> {
         fs::create_dir(dir, 0o755)?;
         let mut report = MaterialiseReport::default();
@@ -268,7 +281,7 @@ impl Store {
             if layer.path == MARKER {
                 return Err(StoreError::TargetExists { path: dir.join(MARKER) });
             }
-            self.put(layer, &dir.join(&layer.path), options, sync_each, &mut report)?;
+            self.put(layer, &dir.join(&layer.path), (options, room), sync_each, &mut report)?;
         }
         let marker = dir.join(MARKER);
         fs::create_dir(&dir.join(".weighlock"), 0o755)?;
@@ -285,7 +298,7 @@ impl Store {
         &self,
         layer: &Layer,
         path: &Path,
-        options: &MaterialiseOptions,
+        (options, room): (&MaterialiseOptions, Option<&Reservation>),
         sync: bool,
         report: &mut MaterialiseReport,
     ) -> Result<(), StoreError> {
@@ -313,7 +326,18 @@ impl Store {
             report.reflinked += 1;
         } else {
             out.set_len(0).map_err(at(path, "truncate"))?;
-            let copied = io::copy(&mut sealed.file, &mut out).map_err(at(path, "copy to"))?;
+            if let Some(room) = room {
+                fs::reserve(&out, path, layer.size)?;
+                room.arrived(layer.size);
+            }
+            let copied = match io::copy(&mut sealed.file, &mut out) {
+                Err(e) if is_unreadable(&e) => {
+                    // Which of the two files? A layer that cannot be read is set aside, and heals.
+                    self.open_proven_now(&layer.id)?;
+                    return Err(at(path, "copy to")(e));
+                }
+                copied => copied.map_err(at(path, "copy to"))?,
+            };
             if copied != layer.size {
                 return Err(StoreError::ChangedWhileRead { path: sealed.path, what: "its size changed" });
             }

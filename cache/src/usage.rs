@@ -152,13 +152,14 @@ impl Store {
         std::fs::metadata(&marker).is_ok().then(|| mtime(&marker))
     }
 
-    /// Bytes of directories that share nothing with the layers.
+    /// Bytes of directories that share nothing with the layers. One that is being written counts as promised.
     pub(crate) fn view_bytes(&self) -> Result<u64, StoreError> {
         let dir = self.layout().views();
         let mut sum = 0u64;
         for entry in std::fs::read_dir(&dir).map_err(at(&dir, "list"))? {
             let path = entry.map_err(at(&dir, "list"))?.path();
-            if !crate::materialise::is_shared(&path) {
+            let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            if !is_hidden && !crate::materialise::is_shared(&path) {
                 sum = sum.saturating_add(fs::dir_bytes(&path)?);
             }
         }

@@ -9,15 +9,12 @@ use weighlock_protocol::LayerId;
 use weighlock_protocol::wire::bao::group_count;
 
 use super::outboard::tree_bytes;
-use super::partial::{PartialLayer, PartialPaths};
+use super::partial::{OPEN_MODE, PartialLayer, PartialPaths};
 use super::seal::sync_places;
 use crate::error::{StoreError, at};
 use crate::fs::{self, Stamp};
 use crate::meta::DamageRow;
 use crate::store::Store;
-
-/// Mode of files that are being healed: the daemon writes, its group reads.
-const HEALING_MODE: u32 = 0o640;
 
 /// A layer that was found damaged and is not whole again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +53,14 @@ impl Store {
     /// The database failed.
     pub fn damaged_layers(&self) -> Result<Vec<Damage>, StoreError> {
         Ok(self.meta().damaged()?.into_iter().map(|(layer, row)| row.of(layer)).collect())
+    }
+
+    /// What is known of a layer that was found damaged and is not whole again.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn damage_of(&self, id: &LayerId) -> Result<Option<Damage>, StoreError> {
+        Ok(self.meta().damage(id)?.map(|row| row.of(*id)))
     }
 
     /// Damaged layers that became whole again since the store was opened.
@@ -143,7 +148,7 @@ impl Store {
             if !from.exists() {
                 continue;
             }
-            fs::chmod(&from, HEALING_MODE)?;
+            fs::chmod(&from, OPEN_MODE)?;
             let file = std::fs::File::options().write(true).open(&from).map_err(at(&from, "open"))?;
             if file.metadata().map_err(at(&from, "stat"))?.len() != len {
                 file.set_len(len).map_err(at(&from, "set the length of"))?;

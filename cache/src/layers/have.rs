@@ -11,6 +11,8 @@ use std::os::unix::fs::FileExt;
 use weighlock_protocol::LayerId;
 use weighlock_protocol::wire::bao::{GroupSet, LAYER_BYTES_MAX, group_count};
 
+use crate::error::is_unreadable;
+
 const PAGE_BYTES: usize = 4096;
 const SUM_BYTES: usize = 32;
 const BODY_BYTES: usize = PAGE_BYTES - SUM_BYTES;
@@ -197,7 +199,11 @@ pub(crate) fn read_bitmap(file: &File, layer: &LayerId, size: u64) -> io::Result
     let mut have = Bitmap::new(group_count(size));
     let mut bad = Vec::new();
     for page in 0..page_count(size) {
-        match read_page(file, page + 1)? {
+        let read = match read_page(file, page + 1) {
+            Err(e) if is_unreadable(&e) => Some([0xff; PAGE_BYTES]),
+            read => read?,
+        };
+        match read {
             Some(bytes) if bytes[BODY_BYTES..] == *page_sum(layer, page, &bytes[..BODY_BYTES]).as_bytes() => {
                 have.set_page(page, &bytes[..BODY_BYTES]);
             }

@@ -171,10 +171,18 @@ impl Store {
         let dir = self.layout().partial();
         let mut known = std::collections::BTreeSet::new();
         let (mut complete, mut resumable) = (Vec::new(), Vec::new());
-        let mut seal = |complete: &mut Vec<Arc<PartialLayer>>| -> Result<(), StoreError> {
-            self.seal_all(complete)?;
-            report.sealed.extend(complete.drain(..).map(|layer| layer.id()));
-            Ok(())
+        // On a full disk, say, they wait for whoever opens them.
+        let mut seal = |complete: &mut Vec<Arc<PartialLayer>>, resumable: &mut Vec<(LayerId, u64)>| {
+            let sealed = self.seal_all(complete);
+            if let Err(error) = &sealed {
+                tracing::warn!(%error, "complete layers could not be sealed");
+            }
+            for layer in complete.drain(..) {
+                match sealed {
+                    Ok(()) => report.sealed.push(layer.id()),
+                    Err(_) => resumable.push((layer.id(), layer.size())),
+                }
+            }
         };
         for path in entries(&dir)? {
             let Some(id) = layer_named(&path, "have") else {
@@ -186,20 +194,25 @@ impl Store {
                 continue;
             };
             known.insert(id);
-            // After a reboot its groups must be proven first, which may take long: then it waits for its user.
-            if header.boot_id == self.boot_id()
-                && let Some(layer) = self.resume_partial(&id)?
+            // After a reboot its groups must be proven first, which may take long: then it waits for its user. So does one
+            // that cannot be opened, who will be told why.
+            let resumed = if header.boot_id == self.boot_id() { self.resume_partial(&id) } else { Ok(None) };
+            let resumed = resumed.unwrap_or_else(|error| {
+                tracing::warn!(layer = %id, %error, "a begun layer cannot be opened");
+                None
+            });
+            if let Some(layer) = resumed
                 && layer.complete()
             {
                 complete.push(layer);
                 if complete.len() >= SEALED_AT_ONCE_MAX {
-                    seal(&mut complete)?;
+                    seal(&mut complete, &mut resumable);
                 }
                 continue;
             }
             resumable.push((id, header.size));
         }
-        seal(&mut complete)?;
+        seal(&mut complete, &mut resumable);
         report.resumable = resumable;
         for path in entries(&dir)? {
             let of = ["data", "obao", "have"].iter().find_map(|ext| layer_named(&path, ext));

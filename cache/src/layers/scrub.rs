@@ -149,12 +149,7 @@ impl Store {
         let path = self.layout().layer(id);
         let file = File::open(&path).map_err(at(&path, "open"))?;
         let stamp = Stamp::of(&file.metadata().map_err(at(&path, "stat"))?);
-        let found = match self.prove(id, &file, &path, info.size, true) {
-            // A file that cannot be read to its end is damaged.
-            Err(StoreError::Io { source, op, .. }) => Err(format!("{op}: {source}")),
-            found => found?,
-        };
-        match found {
+        match self.prove(id, &file, &path, info.size, true)? {
             Ok(()) => {
                 tracing::warn!(layer = %id, "the tree of a layer was damaged; it was built anew");
                 self.meta().update_layer(id, |row| *row = LayerInfo::new(stamp, row.sha256))?;

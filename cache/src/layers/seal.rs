@@ -12,7 +12,7 @@ use super::outboard::{hash_file, tree_bytes};
 use super::partial::{Fate, PartialLayer};
 use super::{LayerReader, Layout, SealedLayer};
 use crate::config::VerifyOnRead;
-use crate::error::{StoreError, at};
+use crate::error::{StoreError, at, is_unreadable};
 use crate::fs::{self, Stamp};
 use crate::meta::{DamageRow, LayerInfo};
 use crate::store::Store;
@@ -38,16 +38,15 @@ impl Store {
     pub fn seal_all(&self, layers: &[Arc<PartialLayer>]) -> Result<(), StoreError> {
         let sync_each = layers.len() <= self.config().sync_each_max;
         if !sync_each {
-            fs::sync_fs(&self.layout().layers())?;
+            self.sync_together(layers)?;
         }
         let _placing = self.placing();
-        let mut rows = Vec::with_capacity(layers.len());
-        // All locks are held to the end: no late write may change a file between its sync and its record.
-        let mut fates = Vec::with_capacity(layers.len());
         // In one order everywhere: two callers that share layers wait for each other in turn, never in a circle.
         let mut layers: Vec<&Arc<PartialLayer>> = layers.iter().collect();
         layers.sort_by_key(|layer| layer.id());
         layers.dedup_by_key(|layer| layer.id());
+        // All locks are held to the end: no late write may change a file between its sync and its record.
+        let mut fates = Vec::with_capacity(layers.len());
         for layer in layers {
             let id = layer.id();
             let mut fate = layer.fate.write().unwrap_or_else(PoisonError::into_inner);
@@ -59,13 +58,58 @@ impl Store {
                 }
                 continue;
             }
-            if *fate != Fate::Open || !layer.complete() {
+            if *fate != Fate::Open {
+                // It was let go of while it waited for its turn; the others are not to miss theirs for that.
+                continue;
+            }
+            if !layer.complete() {
                 return Err(StoreError::NotHeld(id));
             }
-            let paths = layer.paths();
-            if sync_each {
-                layer.sync_content()?;
+            fates.push((layer, fate));
+        }
+        let mut placed = Vec::with_capacity(fates.len());
+        let open: Vec<Arc<PartialLayer>> = fates.iter().map(|(layer, _)| Arc::clone(layer)).collect();
+        if let Err(e) = self.place_synced(&open, sync_each, &mut placed) {
+            for layer in placed {
+                // The error that made us stop is the one to report.
+                let _ = take_back(self.layout(), layer);
             }
+            for (layer, fate) in &mut fates {
+                if layer.check_writes().is_err() {
+                    **fate = Fate::Removed;
+                    let _ = layer.paths().remove();
+                    self.forget_partial(&layer.id());
+                }
+            }
+            return Err(e);
+        }
+        for (layer, fate) in &mut fates {
+            fs::remove_file(&layer.paths().have)?;
+            **fate = Fate::Sealed;
+            self.forget_partial(&layer.id());
+        }
+        Ok(())
+    }
+
+    /// Syncs the files of layers, puts them in their places, which `placed` tells, and on record.
+    fn place_synced<'a>(
+        &self,
+        layers: &'a [Arc<PartialLayer>],
+        sync_each: bool,
+        placed: &mut Vec<&'a PartialLayer>,
+    ) -> Result<(), StoreError> {
+        if layers.is_empty() {
+            return Ok(());
+        }
+        let mut rows = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let (id, paths) = (layer.id(), layer.paths());
+            if sync_each {
+                layer.sync_content()?
+            } else {
+                layer.check_writes()?
+            }
+            placed.push(layer);
             for path in [&paths.tree, &paths.data] {
                 match fs::chmod(path, SEALED_MODE) {
                     Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
@@ -73,24 +117,23 @@ impl Store {
                 }
             }
             rows.push((id, place(self.layout(), &id, layer.size(), &paths.data, &paths.tree)?));
-            fates.push((layer, fate));
-        }
-        if rows.is_empty() {
-            return Ok(());
         }
         if sync_each {
             sync_places(self.layout(), rows.iter().map(|(id, _)| id))?;
         } else {
             // They lie in as many directories as there are.
-            fs::sync_fs(&self.layout().layers())?;
+            self.sync_together(layers)?;
         }
-        self.meta().commit(&rows, &[], &[], &[])?;
-        for (layer, fate) in &mut fates {
-            fs::remove_file(&layer.paths().have)?;
-            **fate = Fate::Sealed;
-            self.forget_partial(&layer.id());
-        }
-        Ok(())
+        self.meta().commit(&rows, &[], &[], &[])
+    }
+
+    /// Syncs the file system. If that fails, whose bytes are lost is found by a sync of each.
+    fn sync_together(&self, layers: &[Arc<PartialLayer>]) -> Result<(), StoreError> {
+        fs::sync_fs(&self.layout().layers()).inspect_err(|_| {
+            for layer in layers {
+                let _ = layer.sync_content();
+            }
+        })
     }
 
     /// Opens a sealed layer for reading. If its size, modification time or inode are not as recorded (or always, if
@@ -113,6 +156,11 @@ impl Store {
         let open = |(id, info)| self.open_proven(id, info, verify);
         let opened: Vec<_> = ids.iter().zip(self.meta().layers_of(ids)?).map(open).collect();
         opened.into_iter().collect()
+    }
+
+    /// As [`open_sealed`](Self::open_sealed), proven whatever the configuration says: reading it failed.
+    pub(crate) fn open_proven_now(&self, id: &LayerId) -> Result<SealedLayer, StoreError> {
+        self.open_proven(id, self.meta().layer(id)?, VerifyOnRead::Always)
     }
 
     fn open_proven(
@@ -181,13 +229,22 @@ impl Store {
         if len != size {
             return Ok(Err(format!("it has {len} bytes instead of {size}")));
         }
-        let wrong = |root: LayerId| Ok(Err(format!("its bytes hash to {}", root.short())));
+        let judge = |found: Result<LayerId, StoreError>| match found {
+            Ok(root) if root == *id => Ok(Ok(())),
+            Ok(root) => Ok(Err(format!("its bytes hash to {}", root.short()))),
+            Err(StoreError::Io { op: "read", source, .. }) if is_unreadable(&source) => {
+                Ok(Err(format!("reading it: {source}")))
+            }
+            Err(e) => Err(e),
+        };
         if !rebuild_tree || tree_bytes(size) == 0 {
-            let root = hash_file(file, path, size, |_, _| Ok(()))?;
-            return if root == *id { Ok(Ok(())) } else { wrong(root) };
+            return judge(hash_file(file, path, size, |_, _| Ok(())));
         }
         let temp = self.temp_path("tree");
-        let tree = fs::create_reserved(&temp, tree_bytes(size))?;
+        let tree = fs::create_reserved(&temp, tree_bytes(size)).inspect_err(|_| {
+            // The error that made us stop is the one to report.
+            let _ = fs::remove_file(&temp);
+        })?;
         let built =
             hash_file(file, path, size, |offset, bytes| tree.write_all_at(bytes, offset)).and_then(|root| {
                 if root == *id {
@@ -201,10 +258,7 @@ impl Store {
         if !matches!(&built, Ok(root) if root == id) {
             fs::remove_file(&temp)?;
         }
-        match built? {
-            root if root == *id => Ok(Ok(())),
-            root => wrong(root),
-        }
+        judge(built)
     }
 
     fn open_recorded(&self, id: &LayerId, info: &LayerInfo) -> Result<(SealedLayer, Stamp), StoreError> {
@@ -247,6 +301,19 @@ pub(crate) fn place(
     Ok(LayerInfo::new(Stamp::at(&target)?, None))
 }
 
+/// Moves the files of a layer that could not be put on record back, the data first: opening the store takes a tree
+/// without its data after it.
+fn take_back(layout: &Layout, layer: &PartialLayer) -> Result<(), StoreError> {
+    let (id, paths) = (layer.id(), layer.paths());
+    for (from, to) in [(layout.layer(&id), &paths.data), (layout.layer_tree(&id), &paths.tree)] {
+        match std::fs::rename(&from, to) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            moved => moved.map_err(at(&from, "move back"))?,
+        }
+    }
+    Ok(())
+}
+
 /// Makes the names of placed layers survive power loss.
 pub(crate) fn sync_places<'a>(
     layout: &Layout,
@@ -264,5 +331,35 @@ fn move_to(from: &Path, to: &Path) -> Result<(), StoreError> {
         // An attempt that was cut short has moved it before.
         Err(e) if e.kind() == ErrorKind::NotFound && to.exists() => Ok(()),
         other => other.map_err(at(from, "move into place")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weighlock_protocol::wire::bao::GROUP_BYTES;
+
+    use super::*;
+    use crate::config::StoreConfig;
+
+    #[test]
+    fn what_the_disk_lost_is_not_sealed_and_begins_anew() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config =
+            StoreConfig { free_floor_bytes: 0, boot_id: Some("boot".into()), ..StoreConfig::default() };
+        let store = Store::open(dir.path(), config).expect("opened");
+        let bytes: Vec<u8> = (0..GROUP_BYTES - 9).map(|i| (i % 251) as u8).collect();
+        let (id, size) = (LayerId::of(&bytes), bytes.len() as u64);
+        let partial = store.partial(&id, size).expect("begun");
+        partial.adopt(0, &bytes).expect("written");
+        assert!(partial.complete());
+        partial.lose_writes();
+        partial.checkpoint().expect_err("for good");
+        store.seal(&partial).expect_err("not to be believed");
+        assert!(store.layer(&id).expect("read").is_none());
+        let anew = store.partial(&id, size).expect("begun");
+        assert_eq!(anew.have_count(), 0);
+        anew.adopt(0, &bytes).expect("written");
+        store.seal(&anew).expect("sealed");
+        store.open_sealed(&id).expect("whole");
     }
 }

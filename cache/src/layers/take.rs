@@ -57,15 +57,16 @@ impl Store {
         let out_tree = fs::create_reserved(&tree, tree_bytes(size))?;
         let reflinked = size > 0 && reflink_copy::reflink_file(&file, &out).is_ok();
         let sink = |offset: u64, bytes: &[u8]| out_tree.write_all_at(bytes, offset);
-        let mut _room = None;
+        let mut room = None;
         let id = if reflinked {
             hash_file(&File::open(&data).map_err(at(&data, "open"))?, &data, size, sink)?
         } else if wanted.dry_run {
             hash_file(&file, source, size, sink)?
         } else {
             out.set_len(0).map_err(at(&data, "truncate"))?;
-            _room = Some(self.reserve_import(size, size)?);
+            let room = room.insert(self.reserve_import(size, size)?);
             fs::reserve(&out, &data, size)?;
+            room.arrived(size);
             let (mut offset, mut written) = (0, Ok(()));
             let id = hash_file_beside(&file, source, size, sink, |bytes| {
                 if written.is_ok() {
@@ -83,18 +84,29 @@ impl Store {
         if wanted.dry_run {
             return Ok(Some(taken));
         }
+        if reflinked {
+            // It takes no room on the disk, but some of the quota.
+            room = Some(self.reserve_import(0, size)?);
+        }
         for (file, path) in [(&out, &data), (&out_tree, &tree)] {
             fs::chmod(path, SEALED_MODE)?;
             file.sync_all().map_err(at(path, "sync"))?;
         }
         let _change = self.change_lock();
         if self.meta().layer(&id)?.is_none() {
-            let row = place(self.layout(), &id, size, &data, &tree)?;
-            sync_places(self.layout(), [&id])?;
-            self.meta().commit(&[(id, row)], &[], &[], &[])?;
+            let recorded = place(self.layout(), &id, size, &data, &tree).and_then(|row| {
+                sync_places(self.layout(), [&id])?;
+                self.meta().commit(&[(id, row)], &[], &[], &[])
+            });
+            recorded.inspect_err(|_| {
+                // The error that made us stop is the one to report; the source is still there.
+                let _ = fs::remove_file(&self.layout().layer(&id));
+                let _ = fs::remove_file(&self.layout().layer_tree(&id));
+            })?;
             self.remove_partial(&id)?;
             self.forget_partial(&id);
         }
+        drop(room);
         Ok(Some(taken))
     }
 }

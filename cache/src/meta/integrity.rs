@@ -60,6 +60,14 @@ impl Meta {
         })
     }
 
+    /// Damage of one layer, if it is known and not healed.
+    pub(crate) fn damage(&self, id: &LayerId) -> Result<Option<DamageRow>, StoreError> {
+        self.read("read damage", |txn| {
+            let row = txn.open_table(DAMAGED)?.get(id.0)?;
+            row.map(|row| serde_json::from_slice(row.value()).map_err(corrupted)).transpose()
+        })
+    }
+
     /// A damaged layer was removed, or is not wanted any more.
     pub(crate) fn forget_damage(&self, id: &LayerId) -> Result<(), StoreError> {
         let known = self.read("read damage", |txn| Ok(txn.open_table(DAMAGED)?.get(id.0)?.is_some()))?;

@@ -92,6 +92,7 @@ fn a_view_is_made_once_and_again_when_it_was_touched() {
     let inode = std::fs::metadata(&view).expect("stat").ino();
     assert_eq!(store.view(&manifest).expect("view"), view);
     assert_eq!(std::fs::metadata(&view).expect("stat").ino(), inode);
+    std::fs::set_permissions(view.join("x"), std::fs::Permissions::from_mode(0o755)).expect("chmod");
     std::fs::remove_file(view.join("x/a")).expect("remove");
     store.view(&manifest).expect("view");
     assert_eq!(std::fs::read(view.join("x/a")).expect("read"), data(1, 100_000));

@@ -102,6 +102,7 @@ fn a_layer_whose_file_is_gone_or_cut_is_forgotten() {
     let (store, id, _) = with_layer(dir.path());
     let path = layer_path(store.dir(), &id);
     drop(store);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).expect("chmod");
     File::options().write(true).open(&path).map(|f| f.set_len(99)).expect("open").expect("cut");
     let store = open(&dir.path().join("store"));
     assert_eq!(store.recovery().lost, [id]);

@@ -8,12 +8,14 @@ mod adopt;
 mod handout;
 mod prove;
 pub(super) mod subtree;
+mod sync;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
-use std::io::IoSliceMut;
+use std::io::{ErrorKind, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use bao_tree::TreeNode;
@@ -23,9 +25,12 @@ use weighlock_protocol::wire::bao::{GROUP_BYTES, GroupSet, Verified, all_groups,
 
 use super::have::{self, Bitmap, Header};
 use super::outboard::{PAIR_BYTES, pair_of, pair_offset, tree_bytes};
-use crate::error::{StoreError, at};
+use crate::error::{StoreError, at, is_unreadable};
 use crate::fs;
 use subtree::{ancestors, mark_ancestors};
+
+/// Mode of files that are written to: the daemon writes, its group reads.
+pub(crate) const OPEN_MODE: u32 = 0o640;
 
 /// Paths of the files of a partial layer.
 #[derive(Debug, Clone)]
@@ -69,6 +74,9 @@ pub struct PartialLayer {
     have_io: Mutex<()>,
     /// Shared by writers, held alone by who seals or removes: nothing is written to a file that was sealed.
     pub(crate) fate: RwLock<Fate>,
+    /// A sync failed. The kernel says so once, and what it could not write reads as if it had: nothing of the file can be
+    /// believed any more.
+    lost_writes: AtomicBool,
 }
 
 /// What became of the files of a partial layer.
@@ -190,18 +198,6 @@ impl PartialLayer {
         }
     }
 
-    /// Makes what is held survive power loss: syncs data and tree, then the have-map.
-    ///
-    /// # Errors
-    /// No space or an io error.
-    pub fn checkpoint(&self) -> Result<(), StoreError> {
-        self.sync_content()?;
-        self.flush_have()?;
-        self.have_file.sync_data().map_err(at(&self.paths.have, "sync"))?;
-        // Their names, too: the files may be new.
-        self.paths.have.parent().map_or(Ok(()), fs::sync_dir)
-    }
-
     /// Creates the files of a layer, with their space reserved. The have-map comes last: files without one are not
     /// a partial layer.
     pub(crate) fn create(
@@ -235,15 +231,25 @@ impl PartialLayer {
     /// Opens the files of a layer again. Under the boot id that wrote them the have-map is trusted, else every group
     /// that it claims is proven from the root down. `None` if the files are no partial layer.
     pub(crate) fn resume(paths: PartialPaths, boot_id: &str) -> Result<Option<Self>, StoreError> {
-        let open = |path: &Path| match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Ok(Some(file)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(at(path, "open")(e)),
+        let try_open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
+        let open = |path: &Path| {
+            let opened = match try_open(path) {
+                // A seal that was cut short had made it read-only already.
+                Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+                    fs::chmod(path, OPEN_MODE).map_err(|_| e).and_then(|()| try_open(path))
+                }
+                opened => opened,
+            };
+            match opened {
+                Ok(file) => Ok(Some(file)),
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(at(path, "open")(e)),
+            }
         };
         let Some(have_file) = open(&paths.have)? else {
             return Ok(None);
         };
-        let Some(header) = have::read_header(&have_file).map_err(at(&paths.have, "read"))? else {
+        let Some(header) = header_of(&have_file, &paths.have)? else {
             return Ok(None);
         };
         let Header { layer: id, size, .. } = header;
@@ -282,10 +288,10 @@ impl PartialLayer {
     pub(crate) fn peek(path: &Path) -> Result<Option<Header>, StoreError> {
         let file = match File::open(path) {
             // Sealed or removed since the directory was listed.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(at(path, "open"))?,
         };
-        have::read_header(&file).map_err(at(path, "read"))
+        header_of(&file, path)
     }
 
     /// Removes the files. Whoever still writes writes to nowhere, and can no longer seal.
@@ -300,15 +306,6 @@ impl PartialLayer {
 
     pub(crate) fn paths(&self) -> &PartialPaths {
         &self.paths
-    }
-
-    /// Syncs data and tree.
-    pub(crate) fn sync_content(&self) -> Result<(), StoreError> {
-        self.data.sync_data().map_err(at(&self.paths.data, "sync"))?;
-        if let Some(tree) = &self.tree {
-            tree.sync_data().map_err(at(&self.paths.tree, "sync"))?;
-        }
-        Ok(())
     }
 
     /// Reads proven bytes.
@@ -381,6 +378,7 @@ impl PartialLayer {
             data_io: Mutex::new(()),
             have_io: Mutex::new(()),
             fate: RwLock::new(Fate::Open),
+            lost_writes: AtomicBool::new(false),
         }
     }
 
@@ -470,6 +468,14 @@ fn runs_of_pairs(pairs: &BTreeMap<u64, [u8; PAIR_BYTES as usize]>) -> Vec<(u64, 
         }
     }
     runs
+}
+
+/// What cannot be read claims nothing.
+fn header_of(file: &File, path: &Path) -> Result<Option<Header>, StoreError> {
+    match have::read_header(file) {
+        Err(e) if is_unreadable(&e) => Ok(None),
+        read => read.map_err(at(path, "read")),
+    }
 }
 
 fn file_len(file: &File, path: &Path) -> Result<u64, StoreError> {
