@@ -126,7 +126,12 @@ impl Swarm {
         let far = now.since(since) >= Duration::from_millis(self.config.rack_turn_ms);
         // Rather one that failed than nobody.
         match self.rescue(id, far, false).or_else(|| if far { self.rescue(id, far, true) } else { None }) {
-            Some((at, piece)) => self.ask(id, at, piece, false),
+            Some((at, piece)) => {
+                if let Some(work) = self.works.get_mut(&id) {
+                    work.stalled = false;
+                }
+                self.ask(id, at, piece, false);
+            }
             None => {
                 let Some(work) = self.works.get_mut(&id) else { return };
                 let paused = work.links().iter().any(|link| {
@@ -136,8 +141,9 @@ impl Swarm {
                     self.swap_neighbour(id);
                 }
                 let Some(work) = self.works.get_mut(&id) else { return };
-                if !work.stalled && !paused {
-                    work.stalled = true;
+                // Told anew when somebody had something in between.
+                let was_stalled = std::mem::replace(&mut work.stalled, !paused);
+                if !was_stalled && !paused {
                     let missing_bytes = work.pieces.missing_bytes();
                     self.tell(Event::Stalled { work: id, missing_bytes });
                 }

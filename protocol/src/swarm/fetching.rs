@@ -420,6 +420,11 @@ impl Swarm {
     pub(super) fn room(&mut self) {
         self.paused = false;
         let ids: Vec<WorkId> = self.works.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.starve_soon(id));
+        for id in ids {
+            if let Some(work) = self.works.get_mut(&id) {
+                work.stalled = false;
+            }
+            self.starve_soon(id);
+        }
     }
 }

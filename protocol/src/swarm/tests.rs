@@ -70,6 +70,41 @@ fn one_copy_enters_a_rack() {
 }
 
 #[test]
+fn that_nobody_has_anything_is_told_again_when_somebody_had_something_in_between() {
+    let size = 1 << 20;
+    let mut swarm = Swarm::new(small(), 1, key(0), None);
+    let mut now = Time(0);
+    // How often it says so within five seconds.
+    let mut stalls = |swarm: &mut Swarm, input: Input| {
+        swarm.handle(now, input);
+        let (end, mut told) = (now + Duration::from_secs(5), 0);
+        loop {
+            match swarm.poll() {
+                Poll::Event(Event::Stalled { .. }) => told += 1,
+                Poll::Idle { wake: Some(wake) } if wake <= end => {
+                    now = wake;
+                    swarm.handle(now, Input::Tick);
+                }
+                Poll::Idle { .. } => return told,
+                _ => {}
+            }
+        }
+    };
+    let work = WorkId(1);
+    let layers = vec![LayerWant { layer: layer(0), size, missing: all_groups(size) }];
+    assert_eq!(stalls(&mut swarm, Input::Open { work, layers }), 1);
+    assert_eq!(stalls(&mut swarm, Input::Tick), 0, "once");
+    let (link, peer) = (LinkId(7), key(1));
+    assert_eq!(stalls(&mut swarm, Input::LinkUp { link, work, peer, rack: None, ours: true }), 0);
+    let piece_bytes = swarm.space(work).expect("open").piece_bytes();
+    let begin = Frame::Begin { piece_bytes, rack: None, releasing: false };
+    assert_eq!(stalls(&mut swarm, Input::Frame { link, frame: begin }), 0);
+    let all = Frame::Bitfield { layers: vec![(0, all_groups(size))] };
+    assert_eq!(stalls(&mut swarm, Input::Frame { link, frame: all }), 0, "it has all of it");
+    assert_eq!(stalls(&mut swarm, Input::LinkDown { link }), 1, "and is gone");
+}
+
+#[test]
 fn urgent_pieces_come_first() {
     let mut model = crowd(4, 1, &[16 << 20]);
     let groups = vec![(layer(0), GroupSet::from(1_000..1_001))];
