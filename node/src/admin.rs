@@ -239,6 +239,7 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
             .map(ToString::to_string)
             .chain(node.audit.alarm())
             .chain(damage)
+            .chain(node.scrubber.alarms())
             .chain(node.gc.alarm())
             .collect(),
         integrity,

@@ -171,6 +171,7 @@ impl Session {
                 }
                 done
             }
+            LoaderRequest::Contract { digest } => self.contract(stream, &digest).await,
             LoaderRequest::Fds { digest, paths } => self.fds(stream, &digest, paths).await,
             LoaderRequest::Wait { digest, path, ranges } => self.wait(stream, &digest, path, &ranges).await,
             LoaderRequest::Follow { digest, paths } => self.follow(stream, &digest, &paths).await,
@@ -253,9 +254,11 @@ impl Session {
         // anything more is handed out: a rollback may have come in between.
         let selector = Selector::Digest(digest);
         let by_digest = Reference { artifact: reference.artifact.clone(), selector };
-        let opening = Open { manifest, partial, reference: by_digest, purpose: *purpose, _lease: lease };
+        let mut opening = Open { manifest, partial, reference: by_digest, purpose: *purpose, _lease: lease };
         // All descriptors are opened before the answer promises them.
-        let taken = self.take(&opening, &paths, asked, wanted.contract).await?;
+        let taken = self.take(stream, &opening, &paths, asked, wanted.contract).await?;
+        // Who is told that all is here takes whatever it is handed later on for whole.
+        opening.partial &= !taken.incomplete.is_empty();
         self.record.is_session(taken.session);
         let Taken { contract, incomplete, files: opened, .. } = taken;
         let answer = Opened {
@@ -274,6 +277,18 @@ impl Session {
         send(stream, &paths, &opened).await
     }
 
+    async fn contract(
+        &self,
+        stream: &mut UnixStream,
+        digest: &ManifestDigest,
+    ) -> std::result::Result<(), Failed> {
+        let Open { manifest, .. } = self.opened(digest)?;
+        let (node, id) = (self.node.clone(), manifest.contract().id);
+        let look = move || Ok(node.contracts.text(&manifest, node.store.open_sealed(&id)?));
+        let text = scrub::whole(&self.node, *digest, Some(stream), look).await??;
+        frame::write(stream, &Event::Contract { contract: ContractText(text) }).await.map_err(Failed::Socket)
+    }
+
     async fn fds(
         &mut self,
         stream: &mut UnixStream,
@@ -284,7 +299,7 @@ impl Session {
         if paths.is_empty() || paths.len() > open.manifest.files().len() {
             return Err(Error::invalid("paths must name 1 or more files, each once").into());
         }
-        let opened = self.descriptors(&open, &paths).await?;
+        let opened = self.descriptors(stream, &open, &paths).await?;
         send(stream, &paths, &opened).await
     }
 
@@ -298,9 +313,16 @@ impl Session {
     }
 
     /// What an open answers with. All that needs the disk is done in one go by a worker, as each hop costs.
-    async fn take(&self, open: &Open, paths: &[String], asked: &Asked, with_contract: bool) -> Result<Taken> {
+    async fn take(
+        &self,
+        stream: &mut UnixStream,
+        open: &Open,
+        paths: &[String],
+        asked: &Asked,
+        with_contract: bool,
+    ) -> Result<Taken> {
         let (wanted, begun) = if open.partial {
-            (Vec::new(), self.descriptors(open, paths).await?)
+            (Vec::new(), self.descriptors(stream, open, paths).await?)
         } else {
             (layers_to_open(&open.manifest, paths)?, Vec::new())
         };
@@ -327,14 +349,18 @@ impl Session {
             };
             Ok(judge())
         };
-        let mut taken =
-            scrub::whole(&self.node, open.manifest.digest(), scrub::Patience::Wait, look).await??;
+        let mut taken = scrub::whole(&self.node, open.manifest.digest(), Some(stream), look).await??;
         taken.files.extend(begun);
         Ok(taken)
     }
 
     /// Opens files, read-only, at most as many as one process can hold.
-    async fn descriptors(&self, open: &Open, paths: &[String]) -> Result<Vec<StdFile>> {
+    async fn descriptors(
+        &self,
+        stream: &mut UnixStream,
+        open: &Open,
+        paths: &[String],
+    ) -> Result<Vec<StdFile>> {
         let Open { manifest, partial, .. } = open;
         let layers = layers_to_open(manifest, paths)?;
         let (store, partial) = (self.node.store.clone(), *partial);
@@ -342,9 +368,8 @@ impl Session {
             // Files are begun for who fetches them, and for nobody else.
             self.node.fetcher.begin(manifest.digest()).await?;
         }
-        let patience = if partial { scrub::Patience::Partial } else { scrub::Patience::Wait };
         let open = move || open_files(&store, &layers, partial);
-        scrub::whole(&self.node, manifest.digest(), patience, open).await
+        scrub::whole(&self.node, manifest.digest(), Some(stream), open).await
     }
 }
 
@@ -388,7 +413,17 @@ async fn send(
     for (paths, files) in paths.chunks(FRAME_FDS_MAX).zip(files.chunks(FRAME_FDS_MAX)) {
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         let event = Event::Fds { paths: paths.to_vec() };
-        frame::write_with_fds(stream, &event, &fds).await.map_err(Failed::Socket)?;
+        frame::write_with_fds(stream, &event, &fds).await.map_err(
+            |e| match rustix::io::Errno::from_io_error(&e) {
+                // The kernel lets so many of one user be on their way, and nothing of the frame was sent.
+                Some(rustix::io::Errno::TOOMANYREFS) => {
+                    Error::unavailable("loaders that do not take their descriptors keep others from theirs")
+                        .hint("try again; close the sockets of loaders that hang")
+                        .into()
+                }
+                _ => Failed::Socket(e),
+            },
+        )?;
     }
     Ok(())
 }

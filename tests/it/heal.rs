@@ -329,3 +329,31 @@ fn what_was_not_read_for_half_of_the_period_is_read_in_the_background_and_healed
     assert!(measured(&alpha, "weighlock_scrub_read_bytes_total") > 0, "up to the wrong bytes");
     assert_eq!(measured(&alpha, "weighlock_quarantined_layers"), 0);
 }
+
+#[test]
+fn who_opened_it_while_it_might_have_been_on_its_way_gets_no_blank_bytes_of_what_is_damaged() {
+    let lab = Lab::new();
+    let (mut alpha, beta, source) = pair(&lab);
+    let whole = |file: &File| checkpoint::sha256(file.try_clone().expect("a second descriptor"));
+    let expected = checkpoint::digests(&source)[FILE].clone();
+    let mut loader = beta.loader();
+    let opened = loader.open_partial(MODEL).expect("opened");
+    assert_eq!(opened["complete"], true, "{opened}");
+    let digest = string(&opened["digest"]);
+    // It was told that all is here, so it asks for nothing to be waited for.
+    flip(&beta, 5 << 20, false);
+    let files = loader.fds(&digest, &[FILE]).expect("healed first");
+    assert_eq!(whole(&files[FILE]), expected);
+    // Nobody is there to heal it.
+    alpha.term();
+    flip(&beta, 5 << 20, false);
+    let error = loader.fds(&digest, &[FILE]).expect_err("no bytes rather than wrong ones");
+    assert_eq!(string(&error["code"]), "integrity", "{error}");
+    // Who comes now is told.
+    let mut late = beta.loader();
+    let opened = late.open_partial(MODEL).expect("opened");
+    assert_eq!((&opened["complete"], &opened["incomplete"]), (&false.into(), &serde_json::json!([FILE])));
+    alpha.start();
+    let opens = || beta.loader().open(MODEL).ok().map(|opened| whole(&opened.files[FILE]));
+    assert_eq!(until("it is healed", opens), expected);
+}

@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use weighlock_tests::host::{number, string, text};
 use weighlock_tests::loader::Opened;
 use weighlock_tests::{Host, Lab, checkpoint};
@@ -57,6 +57,13 @@ fn a_member_opens_what_another_added_by_read_only_descriptors() {
     brief.send(&json!({"op": "open", "ref": MODEL, "contract": false}));
     let (event, _) = brief.answer("opened").expect("opened");
     assert_eq!((&event["digest"], event["contract"].is_null()), (&opened.event["digest"], true));
+    brief.send(&json!({"op": "contract", "digest": event["digest"]}));
+    let (event, _) = brief.answer("contract").expect("it is open there");
+    assert_eq!(event["contract"], opened.event["contract"]);
+    let mut other = beta.loader();
+    other.send(&json!({"op": "contract", "digest": opened.event["digest"]}));
+    let error = other.answer("contract").expect_err("not there");
+    assert!(string(&error["message"]).contains("is not open on this socket"), "{error}");
 
     for (path, mut file) in opened.files {
         let refused = |result: std::io::Result<usize>| result.expect_err("read-only").raw_os_error();
@@ -265,4 +272,38 @@ fn ls_and_inspect_tell_what_is_there() {
     assert_eq!(local["files"].as_array().map(Vec::len), Some(expected.len()));
     assert_eq!(local["total_bytes"], row["total_bytes"]);
     assert!(!nobody.data_dir.exists(), "and makes no store");
+}
+
+/// A file with so many tensors that their index makes the contract long.
+fn many_tensors(path: &Path, count: u64) {
+    let tensor = |n: u64| {
+        let name = format!("model.layers.{n}.mlp.experts.{n}.down_proj.weight");
+        (name, json!({"dtype": "F32", "shape": [1], "data_offsets": [4 * n, 4 * n + 4]}))
+    };
+    let header: serde_json::Map<String, Value> = (0..count).map(tensor).collect();
+    fs::create_dir(path.parent().expect("a directory around it")).expect("a directory");
+    checkpoint::safetensors(path, &header.into(), 4 * count, count);
+}
+
+#[test]
+fn a_contract_too_long_for_an_answer_leaves_out_its_tensor_index_and_nothing_else() {
+    let lab = Lab::new();
+    let alpha = lab.founder("alpha");
+    // About 3.5 and 7 MiB.
+    for (count, is_whole) in [(18_000, true), (36_000, false)] {
+        let (source, reference) = (lab.path(&count.to_string()), format!("acme/experts:{count}"));
+        many_tensors(&source.join("model.safetensors"), count);
+        alpha.add(&source, &reference);
+        // The second time it is the text that was kept.
+        for _ in 0..2 {
+            let opened = alpha.loader().open(&reference).expect("opened");
+            let contract = &opened.event["contract"];
+            assert_eq!(number(&contract["param_count"]), count);
+            let listed = contract["tensors"].as_array().map_or(0, |files| {
+                files.iter().map(|file| file["tensors"].as_array().map_or(0, Vec::len)).sum()
+            });
+            assert_eq!(listed as u64, if is_whole { count } else { 0 }, "{reference}");
+            assert_eq!(read_all(&opened), checkpoint::digests(&source));
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The way back: dropping copies, stopping with loaders connected, shutting a member out.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 use weighlock_tests::host::{number, string};
@@ -72,6 +73,34 @@ fn rm_refuses_what_is_open_and_the_last_copy() {
     assert_eq!(alpha.ok(&["rm", MODEL, "--force"])["also"], serde_json::json!(["acme/twin:1.0.0"]));
     alpha.add(&source, MODEL);
     assert_eq!(alpha.listed(MODEL).expect("listed")["complete"], true);
+}
+
+#[test]
+fn rm_refuses_what_is_left_of_the_last_copy() {
+    let lab = Lab::new();
+    let source = lab.path("source");
+    checkpoint::hugging_face(&source, 3, 2);
+    let alpha = lab.founder("alpha");
+    alpha.add(&source, MODEL);
+    let inspected = alpha.ok(&["inspect", MODEL]);
+    let files = inspected["files"].as_array().expect("files");
+    let hex = files.iter().map(|file| string(&file["blake3"])).next_back().expect("a file");
+    let layer = alpha.data_dir.join("layers").join(&hex[..2]).join(&hex);
+    let mut bytes = fs::read(&layer).expect("read");
+    bytes[100] ^= 1;
+    fs::set_permissions(&layer, fs::Permissions::from_mode(0o640)).expect("opened");
+    fs::write(&layer, bytes).expect("rotten");
+    alpha.run(&["scrub", MODEL]);
+    assert_eq!(alpha.listed(MODEL).expect("listed")["complete"], false);
+
+    let last = until("healing is given up", || {
+        let refused = alpha.run(&["rm", MODEL]);
+        (!refused.stderr.contains("is being fetched")).then_some(refused)
+    });
+    assert_eq!(last.complaints(5), [""; 0]);
+    assert!(last.stderr.contains("what is left of the last known copy"), "{}", last.stderr);
+    assert!(number(&alpha.listed(MODEL).expect("listed")["held_bytes"]) > 0);
+    alpha.ok(&["rm", MODEL, "--force"]);
 }
 
 #[test]

@@ -115,11 +115,14 @@ impl Loader {
     /// The daemon goes away or breaks the protocol.
     pub fn fds(&mut self, digest: &str, paths: &[&str]) -> Result<BTreeMap<String, File>, Value> {
         self.send(&json!({"op": "fds", "digest": digest, "paths": paths}));
-        let (event, fds) = self.recv().expect("an answer");
-        if event["event"] == "error" {
-            return Err(event);
+        loop {
+            let (event, fds) = self.recv().expect("an answer");
+            match event["event"].as_str() {
+                Some("error") => return Err(event),
+                Some("progress") => {}
+                _ => return Ok(paired(&event, fds)),
+            }
         }
-        Ok(paired(&event, fds))
     }
 
     /// Gives a lease back.

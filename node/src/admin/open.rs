@@ -82,7 +82,7 @@ pub(super) async fn view_digest(
             blocking(move || loader::check_quarantine(&copy, &of)).await?;
             let store = node.store.clone();
             let view = move || store.view(&manifest);
-            scrub::whole(&node, digest, scrub::Patience::Wait, view).await
+            scrub::whole(&node, digest, None, view).await
         }
     };
     let path = match view().await {

@@ -52,8 +52,10 @@ pub(super) fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
                 Error::refused(format!("{reference} is being fetched")).hint("wait for it, or say --force")
             );
         }
-        if complete && last_copy {
-            return Err(Error::refused(format!("this is the last known copy of {reference}"))
+        // What is left of the last copy, after damage say, is worth as much.
+        if (complete || is_begun(node, &digest)?) && last_copy {
+            let what = if complete { "the last known copy" } else { "what is left of the last known copy" };
+            return Err(Error::refused(format!("this is {what} of {reference}"))
                 .hint("open it on another host first, or say --force to lose it for good"));
         }
     }
@@ -69,6 +71,12 @@ pub(super) fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
     };
     also.remove(&reference.to_string());
     Ok(Removed { digest, freed_bytes, also: also.into_iter().collect(), last_copy })
+}
+
+/// Whether some layer of it is complete here.
+fn is_begun(node: &Node, digest: &ManifestDigest) -> Result<bool> {
+    let holdings = node.store.holdings().map_err(Error::from)?;
+    Ok(holdings.iter().any(|holding| holding.sealed && holding.manifest.digest() == *digest))
 }
 
 /// A channel whose head, or one of the two before, is this manifest.

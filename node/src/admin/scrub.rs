@@ -11,6 +11,7 @@ use weighlock_cache::{Damage, Scrubbed as Found};
 use weighlock_protocol::{LayerId, Reference};
 
 use super::tell;
+use crate::cli::counted;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::fetch::{Step, blocking};
@@ -27,6 +28,8 @@ struct Read {
     bytes: u64,
     trees_rebuilt: usize,
     damaged: BTreeMap<LayerId, Damage>,
+    /// How many could not be read, and why the first of them.
+    unread: Option<(usize, Error)>,
 }
 
 /// Reads the layers of an artifact, or all, at `bytes_per_s` (0: as fast as the disk gives them).
@@ -63,7 +66,7 @@ pub(super) async fn scrub(
     // Also what was damaged before and waits for a host that has it.
     let store = node.store.clone();
     let before = blocking(move || store.damaged_layers().map_err(Error::from)).await?;
-    let mut damaged = read.damaged;
+    let (mut damaged, unread) = (read.damaged, read.unread);
     for damage in before {
         if wanted.as_ref().is_none_or(|wanted| wanted.contains(&damage.layer)) {
             damaged.insert(damage.layer, damage);
@@ -72,6 +75,11 @@ pub(super) async fn scrub(
     if !damaged.is_empty() {
         node.fetcher.note_change();
         heal(node, stream, &damaged.keys().copied().collect::<Vec<_>>()).await?;
+    }
+    // The others were read, and healed, first.
+    if let Some((count, first)) = unread {
+        let all = counted(count, "layer");
+        return Err(Error { message: format!("{all} could not be read again: {}", first.message), ..first });
     }
     let store = node.store.clone();
     let left: BTreeSet<String> =
@@ -136,7 +144,15 @@ fn read(
             }
             !stopped()
         };
-        let scrubbed = node.store.scrub(&id, 0, &mut pace).map_err(Error::from)?;
+        let scrubbed = node.store.scrub(&id, 0, &mut pace).map_err(Error::from);
+        node.scrubber.tried(&id, scrubbed.as_ref().err());
+        let scrubbed = match scrubbed {
+            Ok(scrubbed) => scrubbed,
+            Err(error) => {
+                found.unread.get_or_insert((0, error)).0 += 1;
+                continue;
+            }
+        };
         node.scrubber.found(&id, &scrubbed);
         found.layers += 1;
         match scrubbed {

@@ -201,6 +201,8 @@ fn descriptors(client: &mut Client, digest: ManifestDigest, paths: Vec<String>) 
     while got.len() < wanted {
         match client.recv::<Event>().map_err(|e| super::lost(&e))? {
             (Event::Fds { .. }, fds) => got.extend(fds),
+            // Damage is being healed first.
+            (Event::Progress(_), _) => {}
             (Event::Error(error), _) => return Err(error),
             _ => return Err(Error::internal("the daemon sent an answer of the wrong kind")),
         }

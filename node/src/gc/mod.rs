@@ -163,7 +163,14 @@ pub(crate) async fn collect(node: &Arc<Node>, what: What) -> Result<Collected> {
             one.bytes
         } else {
             let (copy, thing) = (node.clone(), one.clone());
-            blocking(move || copy.store.sweep(&thing).map_err(Error::from)).await?
+            match blocking(move || copy.store.sweep(&thing).map_err(Error::from)).await {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    // The rest goes all the same: others may wait for room.
+                    warn!(name = one.name, %error, "could not be removed");
+                    continue;
+                }
+            }
         };
         short = short.saturating_sub(bytes);
         if bytes > 0 || one.kind == GarbageKind::View {

@@ -68,6 +68,10 @@ fn open_file(store: &Store, id: &LayerId, size: u64) -> std::result::Result<File
         Err(StoreError::NotHeld(_)) => {}
         sealed => return sealed.map(|sealed| sealed.file),
     }
+    // It was whole once, and loaders were told so: they would take what is blank in it for bytes.
+    if let Some(damage) = store.damage_of(id)? {
+        return Err(StoreError::Corrupt { layer: *id, reason: damage.reason });
+    }
     match store.partial(id, size).and_then(|partial| partial.open_data()) {
         // Sealed meanwhile.
         Err(StoreError::AlreadySealed(_) | StoreError::NotHeld(_)) => {

@@ -47,11 +47,18 @@ pub enum LoaderRequest {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         copy: bool,
         /// Whether the answer holds the contract. Without it an answer is shorter by its tensor index, some hundred bytes
-        /// for each tensor.
+        /// for each tensor; [`Contract`](Self::Contract) asks for it later.
         #[serde(default = "yes", skip_serializing_if = "is_yes")]
         contract: bool,
     },
-    /// Descriptors of single files of something opened on this socket.
+    /// The contract of something opened on this socket. Answered by [`Event::Contract`], after any number of
+    /// [`Event::Progress`] as for [`Fds`](Self::Fds).
+    Contract {
+        /// What was opened.
+        digest: ManifestDigest,
+    },
+    /// Descriptors of single files of something opened on this socket: any number of [`Event::Progress`], while damage is
+    /// being healed, then [`Event::Fds`].
     Fds {
         /// What was opened.
         digest: ManifestDigest,

@@ -47,6 +47,11 @@ pub enum Event {
     },
     /// Answer to [`LoaderRequest::Open`].
     Opened(Box<Opened>),
+    /// Answer to [`LoaderRequest::Contract`].
+    Contract {
+        /// As in [`Opened`].
+        contract: ContractText,
+    },
     /// Answer to [`LoaderRequest::Resolve`].
     Resolved(Resolved),
     /// Descriptors ride on this frame, one per path.

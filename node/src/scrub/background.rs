@@ -98,12 +98,14 @@ fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
     let position: Option<Position> = node.store.setting(SETTING_POSITION).map_err(Error::from)?;
     let begun = position.filter(|_| period_s > 0);
     let begun = begun.filter(|begun| layers.iter().any(|(id, _)| *id == begun.layer));
+    let begun = begun.filter(|begun| !node.scrubber.rests(&begun.layer));
     let (layer, from) = if let Some(suspect) = node.scrubber.next_suspect() {
         (suspect, 0)
     } else if let Some(begun) = begun {
         (begun.layer, begun.at)
     } else {
-        let proven: Vec<(LayerId, u64)> = layers.iter().map(|(id, info)| (*id, info.proven_s)).collect();
+        let rested = layers.iter().filter(|(id, _)| !node.scrubber.rests(id));
+        let proven: Vec<(LayerId, u64)> = rested.map(|(id, info)| (*id, info.proven_s)).collect();
         match due(&proven, period_s, now().0) {
             Some(layer) => (layer, 0),
             None => return Ok(None),
@@ -121,7 +123,9 @@ fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
         }
         rest(node, Duration::from_secs_f64(bytes as f64 / rate as f64))
     };
-    let scrubbed = node.store.scrub(&layer, from, &mut pace).map_err(Error::from)?;
+    let scrubbed = node.store.scrub(&layer, from, &mut pace).map_err(Error::from);
+    node.scrubber.tried(&layer, scrubbed.as_ref().err());
+    let scrubbed = scrubbed.inspect_err(|_| remember(node, None))?;
     match scrubbed {
         Scrubbed::Stopped { at } => remember(node, Some(&Position { layer, at })),
         _ => remember(node, None),

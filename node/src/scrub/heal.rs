@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::net::UnixStream;
 use tracing::debug;
 use weighlock_cache::StoreError;
 use weighlock_protocol::{LayerId, ManifestDigest};
@@ -9,19 +10,12 @@ use weighlock_protocol::{LayerId, ManifestDigest};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::facts;
-use crate::fetch::{Arrival, blocking};
+use crate::fetch::{Arrival, Step, blocking};
+use crate::local::frame;
+use crate::local::message::Event;
 
 /// How often one door tries: each time all that it meets is healed.
 const TRIES_MAX: usize = 4;
-
-/// Whether a door waits until what it wants is whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
-    /// It hands out whole layers only.
-    Wait,
-    /// It hands out layers that are on their way.
-    Partial,
-}
 
 /// Starts to fetch what is missing of kept artifacts that have one of `layers`. Without effect if none has.
 pub(crate) async fn begin(node: &Arc<Node>, layers: &[LayerId]) -> Vec<Arrival> {
@@ -47,35 +41,43 @@ pub(crate) async fn begin(node: &Arc<Node>, layers: &[LayerId]) -> Vec<Arrival> 
 }
 
 /// Runs `take`, which reads sealed layers of an artifact. Where it meets a damaged one, that is healed from other hosts
-/// and `take` runs again.
+/// and `take` runs again. Who waits at `stream` is told how far that is.
 ///
 /// # Errors
-/// As `take`; the damage, if no reachable host has what is missing.
+/// As `take`; the damage, if no reachable host has what is missing; the daemon stops, or nobody waits any more.
 pub(crate) async fn whole<T: Send + 'static>(
     node: &Arc<Node>,
     digest: ManifestDigest,
-    patience: Patience,
+    mut stream: Option<&mut UnixStream>,
     take: impl Fn() -> std::result::Result<T, StoreError> + Clone + Send + 'static,
 ) -> Result<T> {
     for _ in 1..TRIES_MAX {
         let attempt = take.clone();
         let damage = match blocking(move || Ok(attempt())).await? {
             Err(damage @ StoreError::Corrupt { .. }) => damage,
-            Err(gone @ StoreError::NotHeld(_)) if patience == Patience::Wait => gone,
+            Err(gone @ StoreError::NotHeld(_)) => gone,
             done => return done.map_err(Error::from),
         };
         // Others must not count on this host's copy any more.
         node.fetcher.note_change();
         let mut arrival = node.fetcher.begin(digest).await?;
-        if patience == Patience::Partial {
-            continue;
-        }
         if node.facts.members().borrow().is_empty() {
             return Err(damage.into());
         }
-        if let Err(e) = arrival.ended().await {
-            debug!(%digest, error = %e, "not healed");
-            return Err(damage.into());
+        loop {
+            match arrival.next().await {
+                Ok(Step::Here(_)) => break,
+                Ok(Step::Progress(step)) => {
+                    let Some(stream) = &mut stream else { continue };
+                    let told = frame::write(stream, &Event::Progress(step)).await;
+                    told.map_err(|e| Error::unavailable(format!("who waited is gone: {e}")))?;
+                }
+                Err(e) if node.stop.is_cancelled() => return Err(e),
+                Err(e) => {
+                    debug!(%digest, error = %e, "not healed");
+                    return Err(damage.into());
+                }
+            }
         }
     }
     blocking(move || take().map_err(Error::from)).await

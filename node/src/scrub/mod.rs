@@ -17,7 +17,7 @@ use weighlock_cache::{Damage, SCRUB_BLOCK_BYTES, Scrubbed, Store};
 use weighlock_protocol::{KeyId, LayerId};
 
 pub(crate) use background::{doubts, run};
-pub(crate) use heal::{Patience, begin, whole};
+pub(crate) use heal::{begin, whole};
 
 use crate::error::{Error, Result};
 use crate::facts;
@@ -27,6 +27,10 @@ use crate::local::message::{DamagedRow, Integrity};
 const DOUBTS_MAX: usize = 64;
 /// Blocks whose last doubt is remembered.
 const DOUBTED_MAX: usize = 1024;
+/// Layers that could not be read which are remembered.
+const UNREAD_MAX: usize = 1024;
+/// One of them is tried again after this long; the others come first.
+const UNREAD_PAUSE: Duration = Duration::from_secs(3600);
 /// One block is read again for others so often at most.
 const DOUBT_PAUSE: Duration = Duration::from_secs(60);
 
@@ -43,6 +47,8 @@ pub(crate) struct Scrubber {
     doubted: Mutex<BTreeMap<(LayerId, u64), Instant>>,
     /// Layers that come before their time, since somebody doubts them.
     suspects: Mutex<BTreeSet<LayerId>>,
+    /// Layers that could not be read again, for another reason than damage: since when, and why.
+    unread: Mutex<BTreeMap<LayerId, (Instant, String)>>,
     read_bytes: AtomicU64,
     damaged_layers: AtomicU64,
     damaged_groups: AtomicU64,
@@ -57,6 +63,7 @@ impl Scrubber {
             doubt,
             doubted: Mutex::default(),
             suspects: Mutex::default(),
+            unread: Mutex::default(),
             read_bytes: AtomicU64::new(0),
             damaged_layers: AtomicU64::new(0),
             damaged_groups: AtomicU64::new(0),
@@ -99,6 +106,33 @@ impl Scrubber {
         }
     }
 
+    /// A layer was read again, or could not be. One that cannot be read must not keep others from their turn.
+    pub(crate) fn tried(&self, layer: &LayerId, error: Option<&Error>) {
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            Some(error) if unread.len() < UNREAD_MAX || unread.contains_key(layer) => {
+                unread.insert(*layer, (Instant::now(), error.message.clone()));
+            }
+            Some(_) => {}
+            None => drop(unread.remove(layer)),
+        }
+    }
+
+    /// Whether it could not be read a short while ago.
+    fn rests(&self, layer: &LayerId) -> bool {
+        let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        unread.get(layer).is_some_and(|(since, _)| since.elapsed() < UNREAD_PAUSE)
+    }
+
+    /// What to tell people of layers that cannot be read: one line each.
+    pub(crate) fn alarms(&self) -> Vec<String> {
+        let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        let alarm = |(layer, (_, why)): (&LayerId, &(Instant, String))| {
+            format!("layer {} could not be read again: {why}", &layer.hex()[..12])
+        };
+        unread.iter().map(alarm).collect()
+    }
+
     pub(crate) fn count_read(&self, bytes: u64) {
         self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -120,6 +154,11 @@ impl Scrubber {
     /// The store cannot be read.
     pub(crate) fn report(&self, store: &Store) -> Result<Integrity> {
         let layers = store.layers().map_err(Error::from)?;
+        {
+            let here: BTreeSet<LayerId> = layers.iter().map(|(id, _)| *id).collect();
+            let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+            unread.retain(|layer, _| here.contains(layer));
+        }
         Ok(Integrity {
             proven_since: layers.iter().map(|(_, info)| info.proven_s).min(),
             read_bytes: self.read_bytes.load(Ordering::Relaxed),
