@@ -116,7 +116,10 @@ class LoaderServer:
             message = {"event": "error", "code": "not_found", "message": f"no {request['ref']}", "hint": "weighlock ls"}
             return conn.sendall(frame(message))
         files = [self._entry(path) for path in self._paths()]
-        conn.sendall(frame(opened(files, self.contract)))
+        conn.sendall(frame(opened(files, self.contract if request.get("contract", True) else None)))
+
+    def _op_contract(self, conn, _request):
+        conn.sendall(frame({"event": "contract", "contract": self.contract}))
 
     def _op_fds(self, conn, request):
         known = set(self._paths())

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import signal
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 from case import REF, Case, open_fds
-from loader_server import LoaderServer
+from loader_server import LoaderServer, entry, frame, opened, receive_frame
 
 import weighlock
 from weighlock import _socket
@@ -27,7 +28,6 @@ class Files(Case):
             with weighlock.open(REF, socket=server.path) as artifact:
                 self.assertEqual(artifact.ref, REF)
                 self.assertEqual(artifact.digest, "sha256:" + "d" * 64)
-                self.assertEqual(artifact.contract, {"version": 1})
                 self.assertEqual(artifact.paths(), ["config.json", "sub/empty.txt"])
                 self.assertEqual([r["op"] for r in server.requests], ["open"], "listing needs no descriptor")
                 file = artifact["config.json"]
@@ -43,6 +43,44 @@ class Files(Case):
                 self.assertIn("config.json", artifact)
                 with self.assertRaises(TypeError):
                     artifact.files["x"] = file
+
+    def test_the_contract_is_asked_for_when_it_is_looked_at(self):
+        with LoaderServer(self.root, contract={"version": 1}) as server:
+            with weighlock.open(REF, socket=server.path) as artifact:
+                self.assertEqual([r.get("contract") for r in server.requests], [False])
+                self.assertEqual((artifact.contract, artifact.contract), ({"version": 1}, {"version": 1}))
+                self.assertEqual([r["op"] for r in server.requests], ["open", "contract"], "it is kept")
+            self.assertEqual(artifact.contract, {"version": 1}, "also when it is closed")
+            with weighlock.open(REF, socket=server.path) as artifact:
+                pass
+            with self.assertRaises(weighlock.Closed):
+                artifact.contract
+
+    def test_a_signal_handler_may_close_it_and_do_nothing_else_with_it(self):
+        errors = []
+
+        def never(conn):
+            receive_frame(conn)
+            conn.sendall(frame(opened([entry("a", 3)])))
+            while conn.recv(1000):
+                pass
+
+        def handler(*_):
+            try:
+                artifact["a"].read()
+            except weighlock.Error as error:
+                errors.append(error)
+            artifact.close()
+
+        with LoaderServer(script=never) as server, weighlock.open(REF, server.path) as artifact:
+            before = signal.signal(signal.SIGALRM, handler)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                with self.assertRaises(weighlock.Error):
+                    artifact["a"].read()
+            finally:
+                signal.signal(signal.SIGALRM, before)
+        self.assertIsInstance(errors[0], weighlock.Invalid)
 
     def test_missing_things_are_named(self):
         self.put("a.txt", b"no json")

@@ -82,6 +82,16 @@ class Restart(Case):
             self.assertTrue(server.wait_for_leases(0))
             self.assertEqual(open_fds(), before)
 
+    def test_what_is_all_here_is_not_taken_half_after_a_restart(self):
+        with Restarting(self.root) as server:
+            with weighlock.open(REF, server.path, partial=True) as artifact:
+                self.assertTrue(artifact.complete)
+                server.drop()
+                self.assertEqual(artifact["b.txt"].read(), b"second")
+            opens = [request.get("partial", False) for request in server.requests if request["op"] == "open"]
+            # Of a file that went meanwhile a partial open would give what is not there yet.
+            self.assertEqual(opens, [True, False])
+
     def test_patience_ends(self):
         os.environ["WEIGHLOCK_CONNECT_PATIENCE"] = "0.3"
         began = time.monotonic()

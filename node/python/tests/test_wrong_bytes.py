@@ -90,12 +90,18 @@ class WrongBytes(Case):
             {"files": [entry("a", True)]},
             {"files": [{**entry("a", 1), "sha256": None}]},
             {"files": [entry("a", 1), entry("a", 1)]},
-            {"contract": []},
         ]
         changes += [{"files": [entry(path, 1)]} for path in ("", "/a", "../a", "a//b", "a/../b", "a\0", "a\\b", ".")]
         for change in changes:
             with self.subTest(change=change):
                 self.fails(self.answers(frame({**good, **change})), weighlock.ProtocolError, "the daemon opened")
+
+    def test_contracts_that_are_none(self):
+        for contract in ([], None, "text"):
+            with self.subTest(contract=contract), LoaderServer(self.root, contract=contract) as server:
+                with weighlock.open(REF, server.path) as artifact:
+                    with self.assertRaisesRegex(weighlock.ProtocolError, f"a contract of {REF} that is not a table"):
+                        artifact.contract
 
     def test_another_digest_than_asked_for(self):
         with LoaderServer(script=self.answers(frame(opened([])))) as server:

@@ -68,7 +68,8 @@ def open(  # noqa: A001 - read as weighlock.open
     session = Session(connect_patiently(socket, timeout))
     try:
         hear = None if progress is None else lambda frame: progress(_progress(frame))
-        return Artifact(session, ref, session.open(ref, hear, partial))
+        # Most of an answer with the contract would be its list of tensors, which few look at.
+        return Artifact(session, ref, session.open(ref, hear, partial, contract=False))
     except BaseException:
         session.close()
         raise
@@ -188,7 +189,9 @@ class File:
         mapping = mapped() if mapped is not None else None
         if mapping is None:
             # Two threads may map at once; either mapping is right.
-            mapping = memory_map.mmap(self._fd().number, self.size, access=memory_map.ACCESS_READ)
+            # Held, lest another thread has it closed while it is being mapped.
+            fd = self._fd()
+            mapping = memory_map.mmap(fd.number, self.size, access=memory_map.ACCESS_READ)
             self._mapped = weakref.ref(mapping)
         return mapping
 
@@ -196,9 +199,8 @@ class File:
         if self.size == 0:
             return bytearray()
         flags = memory_map.MAP_PRIVATE | _MAP_NORESERVE
-        return memory_map.mmap(
-            self._fd().number, self.size, flags=flags, prot=memory_map.PROT_READ | memory_map.PROT_WRITE
-        )
+        fd = self._fd()
+        return memory_map.mmap(fd.number, self.size, flags=flags, prot=memory_map.PROT_READ | memory_map.PROT_WRITE)
 
     def _has(self, start: int, end: int) -> bool:
         """Whether these bytes are known to be ready."""
@@ -245,17 +247,27 @@ class Artifact:
             raise ProtocolError(f"the daemon opened {ref} without a digest")
         if "@" in ref and ref.split("@", 1)[1] != digest:
             raise ProtocolError(f"the daemon opened {digest} for {ref}")
-        contract = opened.get("contract")
-        if contract is not None and not isinstance(contract, dict):
-            raise ProtocolError(f"the daemon opened {ref} with a contract that is not a table")
         self.ref = str(opened.get("ref", ref))
         """The reference, as the daemon understood it."""
         self.digest = digest
         """`sha256:...` of the manifest: the artifact's identity."""
-        self.contract: Dict[str, Any] = contract or {}
-        """What the daemon read from the files: architecture, precision, tokenizer, tensors with their hashes."""
+        # A daemon that does not know that it need not be told tells it.
+        contract = opened.get("contract")
+        self._contract: Optional[Dict[str, Any]] = contract if isinstance(contract, dict) else None
         self.files: Mapping[str, File] = MappingProxyType(_files(session, opened.get("files"), ref))
         """All files by path, in loading order. Needs no file descriptor."""
+
+    @property
+    def contract(self) -> Dict[str, Any]:
+        """What the daemon read from the files: architecture, precision, tokenizer, tensors with their hashes. Of a
+        contract over 4 MiB, some 20,000 tensors, the daemon leaves the list of tensors out. It is asked for when it is
+        first looked at, so not after `close`, and kept from then on."""
+        if self._contract is None:
+            contract = self._session.contract()
+            if not isinstance(contract, dict):
+                raise ProtocolError(f"the daemon sent a contract of {self.ref} that is not a table")
+            self._contract = contract
+        return self._contract
 
     def __enter__(self) -> Artifact:
         return self

@@ -291,7 +291,9 @@ class Session:
     """
 
     def __init__(self, connection: Connection):
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler closes it in the thread that waits for an answer.
+        self._lock = threading.RLock()
+        self._talking = False
         self._pid = os.getpid()
         self._connection = connection
         self._closed = False
@@ -303,6 +305,8 @@ class Session:
         """Whether all files are known to be on this host."""
         self._held: OrderedDict[str, Fd] = OrderedDict()
         self._pinned: Dict[str, Fd] = {}
+        # Of files that others took the place of: somebody may still use the numbers.
+        self._replaced: List[Fd] = []
 
     def __del__(self) -> None:
         self.close()
@@ -326,6 +330,7 @@ class Session:
         # Rebound, not cleared: a reader in another thread may be looking at the old ones.
         self._held = OrderedDict()
         self._pinned = {}
+        self._replaced = []
         idle, self._idle = self._idle, []
         for side in idle:
             side.close()
@@ -362,6 +367,22 @@ class Session:
         # A daemon that knows nothing of partial opens has waited until all was here.
         self.complete = not partial or opened.get("complete", True) is True
         return opened
+
+    def contract(self) -> Any:
+        """The contract, as the daemon read it."""
+        got: List[Any] = []
+
+        def on_frame(frame: Dict[str, Any], _fds: List[Fd]) -> bool:
+            if frame["event"] == "contract":
+                got.append(frame.get("contract"))
+            return bool(got)
+
+        def ask() -> None:
+            got.clear()
+            self._talk({"op": "contract", "digest": self._digest}, on_frame)
+
+        self._lasting(ask)
+        return got[0]
 
     def side(self) -> Session:
         """Another connection with the same artifact open, for what takes long: nobody waits behind it."""
@@ -442,7 +463,9 @@ class Session:
         """Drops the descriptor of a file: another file has taken its place."""
         with self._lock:
             self._held.pop(path, None)
-            self._pinned.pop(path, None)
+            pinned = self._pinned.pop(path, None)
+            if pinned is not None:
+                self._replaced.append(pinned)
 
     def hello(self) -> Dict[str, Any]:
         """What the daemon says of itself."""
@@ -532,7 +555,8 @@ class Session:
         self._connect_again(error)
         request: Dict[str, Any] = {"v": PROTOCOL, "op": "open", "ref": f"{self._name}@{self._digest}", "fds": "none"}
         request.update(client=client(), contract=False)
-        if self._partial:
+        # Whoever was told that all is here is handed nothing that is on its way.
+        if self._partial and not self.complete:
             request["partial"] = True
         self._talk(request, lambda frame, _fds: frame["event"] == "opened")
 
@@ -549,7 +573,7 @@ class Session:
         with self._exchanging():
             self._talk(request, on_frame)
 
-    def _exchanging(self) -> threading.Lock:
+    def _exchanging(self) -> Any:
         # Asked before the lock is taken: in a forked child it may be held by a thread that does not exist.
         if self._pid != os.getpid():
             raise Closed(
@@ -563,10 +587,16 @@ class Session:
         error frame the connection stays usable; after anything else it is out of step and is closed."""
         if self._closed:
             raise _closed()
+        if self._talking:
+            raise Invalid(
+                "this artifact is in the middle of a request in the same thread",
+                "in a signal handler, do nothing with it but close it",
+            )
         if self._connection.closed:
             raise ConnectionError("the connection of this artifact was lost", "open the artifact again")
         received: List[Fd] = []
         error = None
+        self._talking = True
         try:
             try:
                 self._connection.send(request)
@@ -588,6 +618,8 @@ class Session:
             for fd in received:
                 fd.close()
             raise
+        finally:
+            self._talking = False
         for fd in received:
             fd.close()
         raise error
