@@ -168,6 +168,22 @@ fn nothing_opens_anywhere_without_evidence_and_a_kill_moves_no_head() {
 }
 
 #[test]
+fn tickets_that_are_made_after_a_policy_let_hosts_in_until_they_are_taken_back() {
+    let fleet = Fleet::new(&["1.0.0"]);
+    let alpha = &fleet.hosts[0];
+    let delta = fleet.lab.joined("delta", alpha);
+    delta.hears_of("acme/bot:1.0.0");
+
+    let invited = alpha.ok(&["invite"]);
+    alpha.ok(&["revoke", &string(&invited["invite"]), "--reason", "it leaked"]);
+    let stranger = fleet.lab.host("stranger");
+    let ticket = fleet.lab.path("leaked.ticket");
+    fs::write(&ticket, string(&invited["ticket"])).expect("written");
+    let refused = stranger.run(&["join", "--file", &text(&ticket)]);
+    assert_eq!(refused.code, Some(5), "{} {}", refused.stdout, refused.stderr);
+}
+
+#[test]
 fn a_minority_promotes_nothing_and_its_rollback_wins() {
     let fleet = Fleet::new(&["1.0.0", "1.1.0", "1.2.0"]);
     fleet.gate("1.0.0", 0.0, None, 0);

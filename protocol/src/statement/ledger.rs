@@ -261,8 +261,8 @@ impl Ledger {
         }
         let mut signers: Vec<KeyId> = envelope.signatures().iter().map(|s| s.key).collect();
         signers.sort_unstable();
-        let keep =
-            matches!(statement.kind, Kind::Root(_) | Kind::Invite(_) | Kind::Admit(_) | Kind::Revoke(_));
+        // What a chain is judged from anew when a stranger asks to join: all that take a place in it.
+        let keep = statement.chain.is_some() || matches!(statement.kind, Kind::Admit(_));
         let policy = match &statement.kind {
             Kind::Policy(set) => {
                 let policy = Policy::parse(&set.text).ok();
