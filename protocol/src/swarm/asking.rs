@@ -81,6 +81,8 @@ impl Swarm {
         link.asked += 1;
         let link = link.id;
         work.asks.insert(piece, (link, now));
+        // Somebody has something: when nobody has, that is to be told anew.
+        work.stalled = false;
         work.near_more(piece);
         self.act(Action::Send { link, frame: Frame::Ask { piece, urgent } });
         let wait = Duration::from_millis(self.config.ask_ms);
@@ -126,12 +128,7 @@ impl Swarm {
         let far = now.since(since) >= Duration::from_millis(self.config.rack_turn_ms);
         // Rather one that failed than nobody.
         match self.rescue(id, far, false).or_else(|| if far { self.rescue(id, far, true) } else { None }) {
-            Some((at, piece)) => {
-                if let Some(work) = self.works.get_mut(&id) {
-                    work.stalled = false;
-                }
-                self.ask(id, at, piece, false);
-            }
+            Some((at, piece)) => self.ask(id, at, piece, false),
             None => {
                 let Some(work) = self.works.get_mut(&id) else { return };
                 let paused = work.links().iter().any(|link| {

@@ -71,6 +71,13 @@ fn one_copy_enters_a_rack() {
 
 #[test]
 fn that_nobody_has_anything_is_told_again_when_somebody_had_something_in_between() {
+    // A loader that waits has pieces asked for by name as soon as somebody has them.
+    for urgent in [false, true] {
+        told_again(urgent);
+    }
+}
+
+fn told_again(urgent: bool) {
     let size = 1 << 20;
     let mut swarm = Swarm::new(small(), 1, key(0), None);
     let mut now = Time(0);
@@ -94,6 +101,10 @@ fn that_nobody_has_anything_is_told_again_when_somebody_had_something_in_between
     let layers = vec![LayerWant { layer: layer(0), size, missing: all_groups(size) }];
     assert_eq!(stalls(&mut swarm, Input::Open { work, layers }), 1);
     assert_eq!(stalls(&mut swarm, Input::Tick), 0, "once");
+    if urgent {
+        let groups = vec![(layer(0), GroupSet::from(0..1))];
+        assert_eq!(stalls(&mut swarm, Input::Urgent { work, groups }), 0);
+    }
     let (link, peer) = (LinkId(7), key(1));
     assert_eq!(stalls(&mut swarm, Input::LinkUp { link, work, peer, rack: None, ours: true }), 0);
     let piece_bytes = swarm.space(work).expect("open").piece_bytes();
