@@ -39,6 +39,8 @@ impl Store {
         }
         parsed.extend(staged.iter().map(|staged| (staged.manifest().clone(), true)));
         let _change = self.change_lock();
+        // Alone until they are on record: a seal of the same layer that fails takes its file back, as does this.
+        let placing = self.placing_alone();
         let mut placed = Vec::new();
         let done = (|| {
             let mut rows = Vec::new();
@@ -71,6 +73,7 @@ impl Store {
             }
             return done;
         }
+        drop(placing);
         for id in &placed {
             self.remove_partial(id)?;
             self.forget_partial(id);

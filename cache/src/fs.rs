@@ -82,13 +82,19 @@ pub(crate) fn create_dir(dir: &Path, mode: u32) -> Result<(), StoreError> {
 /// a dot, never half of it under its own.
 pub(crate) fn remove_dir_at_once(dir: &Path) -> Result<(), StoreError> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    let gone = dir.with_file_name(format!(".{name}.gone"));
-    remove_dir(&gone)?;
+    let mut gone = dir.with_file_name(format!(".{name}.gone"));
+    if remove_dir(&gone).is_err() {
+        // Root left something of its own in it, say: that stays, and this one goes all the same.
+        gone = dir.with_file_name(format!(".{name}.{}.gone", unix_seconds()));
+    }
     match std::fs::rename(dir, &gone) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(at(dir, "move away"))?,
     }
-    remove_dir(&gone)
+    if let Err(error) = remove_dir(&gone) {
+        tracing::warn!(path = %gone.display(), %error, "what is left of a directory cannot be removed");
+    }
+    Ok(())
 }
 
 /// Syncs a directory, so that names in it survive power loss.
@@ -99,8 +105,12 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
 
 /// Syncs the whole file system that `path` lies on.
 pub(crate) fn sync_fs(path: &Path) -> Result<(), StoreError> {
-    let file = File::open(path).map_err(at(path, "open"))?;
-    rustix::fs::syncfs(&file).map_err(|e| at(path, "sync file system of")(e.into()))
+    sync_fs_of(&File::open(path).map_err(at(path, "open"))?, path)
+}
+
+/// Syncs the file system of an open file, `path`. What failed since the last time is told once to each open file.
+pub(crate) fn sync_fs_of(file: &File, path: &Path) -> Result<(), StoreError> {
+    rustix::fs::syncfs(file).map_err(|e| at(path, "sync file system of")(e.into()))
 }
 
 /// Seconds since 1970.

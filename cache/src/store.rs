@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use weighlock_protocol::manifest::ManifestError;
-use weighlock_protocol::wire::bao::{LAYER_BYTES_MAX, bytes_in};
+use weighlock_protocol::wire::bao::LAYER_BYTES_MAX;
 use weighlock_protocol::{LayerId, ManifestDigest, Sha256};
 
 use crate::config::StoreConfig;
 use crate::error::{StoreError, at};
 use crate::fs;
 use crate::gc::Gone;
+use crate::layers::Layout;
 use crate::layers::outboard::hash_file_beside;
 use crate::layers::partial::{PartialLayer, PartialPaths};
 use crate::layers::recover::Recovery;
-use crate::layers::{Layout, have};
 use crate::leases::Leases;
 use crate::meta::{LayerInfo, Meta, Reserve};
 use crate::room::{Promises, taken};
@@ -56,7 +56,7 @@ struct Inner {
     temp_next: AtomicU64,
     recovery: Mutex<Recovery>,
     /// Released by the kernel when the process ends, however it ends.
-    _lock: File,
+    lock: File,
 }
 
 impl Store {
@@ -80,10 +80,7 @@ impl Store {
         for private in [layout.partial(), layout.staging(), layout.quarantine(), layout.keys()] {
             fs::create_dir(&private, 0o700)?;
         }
-        let boot_id = match &config.boot_id {
-            Some(id) => id.clone(),
-            None => fs::boot_id()?,
-        };
+        let boot_id = config.boot_id.clone().map_or_else(fs::boot_id, Ok)?;
         let reserve = Reserve::new(layout.reserve(), config.metadata_reserve_bytes);
         let meta = Meta::open(layout.meta(), &layout.root, config.meta_cache_bytes_max, reserve)?;
         let used = Used::new(meta.used()?.into_iter().collect());
@@ -102,7 +99,7 @@ impl Store {
                 used,
                 temp_next: AtomicU64::new(0),
                 recovery: Mutex::default(),
-                _lock: lock,
+                lock,
             }),
         };
         let report = store.recover()?;
@@ -329,6 +326,16 @@ impl Store {
         self.layout().staging().join(format!("{what}-{n}"))
     }
 
+    /// Syncs the file system. By one descriptor: whoever opens one anew is not told what others were told before.
+    pub(crate) fn sync_fs(&self) -> Result<(), StoreError> {
+        fs::sync_fs_of(&self.inner.lock, self.dir())
+    }
+
+    /// Partial layers that somebody has open, but for those whose slot is taken.
+    pub(crate) fn live(&self) -> Vec<Arc<PartialLayer>> {
+        lock_of(&self.inner.slots).values().filter_map(|slot| slot.try_lock().ok()?.upgrade()).collect()
+    }
+
     /// Shared by who puts layers in their places.
     pub(crate) fn placing(&self) -> RwLockReadGuard<'_, ()> {
         self.inner.placing.read().unwrap_or_else(PoisonError::into_inner)
@@ -404,21 +411,6 @@ impl Store {
     /// Takes a sealed layer's slot out of the book; those who hold it still read it.
     pub(crate) fn forget_partial(&self, id: &LayerId) {
         lock_of(&self.inner.slots).remove(id);
-    }
-
-    pub(crate) fn partial_bytes(&self, id: &LayerId) -> Result<u64, StoreError> {
-        if let Some(layer) = lock_of(&self.slot(id)).upgrade() {
-            return Ok(bytes_in(&layer.have(), layer.size()));
-        }
-        let path = PartialPaths::new(&self.layout().partial(), id).have;
-        let Ok(file) = File::open(&path) else {
-            return Ok(0);
-        };
-        let Some(header) = have::read_header(&file).map_err(at(&path, "read"))? else {
-            return Ok(0);
-        };
-        let (have, _) = have::read_bitmap(&file, id, header.size).map_err(at(&path, "read"))?;
-        Ok(bytes_in(&have.to_set(), header.size))
     }
 
     /// Forgets layers, and with them an artifact, and moves their files out of the way. The record goes first, with a

@@ -1,15 +1,19 @@
 //! What uses the store: layers, partial layers, directories, what was set aside, the database.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::UNIX_EPOCH;
 
 use weighlock_protocol::manifest::Manifest;
+use weighlock_protocol::wire::bao::bytes_in;
 use weighlock_protocol::{LayerId, ManifestDigest};
 
 use crate::error::{StoreError, at};
 use crate::fs;
+use crate::layers::have;
 use crate::layers::partial::PartialPaths;
 use crate::room::taken;
 use crate::store::Store;
@@ -150,6 +154,21 @@ impl Store {
     pub fn view_used(&self, digest: &ManifestDigest) -> Option<u64> {
         let marker = crate::materialise::marker(&self.layout().views().join(digest.hex()));
         std::fs::metadata(&marker).is_ok().then(|| mtime(&marker))
+    }
+
+    pub(crate) fn partial_bytes(&self, id: &LayerId) -> Result<u64, StoreError> {
+        if let Some(layer) = self.slot(id).lock().unwrap_or_else(PoisonError::into_inner).upgrade() {
+            return Ok(bytes_in(&layer.have(), layer.size()));
+        }
+        let path = PartialPaths::new(&self.layout().partial(), id).have;
+        let Ok(file) = File::open(&path) else {
+            return Ok(0);
+        };
+        let Some(header) = have::read_header(&file).map_err(at(&path, "read"))? else {
+            return Ok(0);
+        };
+        let (have, _) = have::read_bitmap(&file, id, header.size).map_err(at(&path, "read"))?;
+        Ok(bytes_in(&have.to_set(), header.size))
     }
 
     /// Bytes of directories that share nothing with the layers. One that is being written counts as promised.

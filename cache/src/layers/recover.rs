@@ -40,8 +40,11 @@ impl Store {
         fs::remove_dir(&staging)?;
         fs::create_dir(&staging, 0o700)?;
         for path in entries(&self.layout().views())? {
-            if name_of(&path).starts_with('.') {
-                fs::remove_dir(&path)?;
+            if name_of(&path).starts_with('.')
+                && let Err(error) = fs::remove_dir(&path)
+            {
+                // Root may have left something of its own in it.
+                tracing::warn!(path = %path.display(), %error, "what is left of a directory cannot be removed");
             }
         }
         self.finish_removals()?;

@@ -18,7 +18,7 @@ use weighlock_protocol::wire::bao::{GROUP_BYTES, group_count, parent_hash};
 use super::damage::Damage;
 use super::outboard::{PAIR_BYTES, hash_block, pair_of, tree_bytes};
 use super::partial::subtree::Subtree;
-use crate::error::{StoreError, at};
+use crate::error::{StoreError, at, is_unreadable};
 use crate::fs::{self, Stamp};
 use crate::meta::LayerInfo;
 use crate::store::Store;
@@ -114,7 +114,7 @@ impl Store {
         while block * BLOCK_GROUPS < group_count(info.size) {
             let start = block * SCRUB_BLOCK_BYTES;
             let len = SCRUB_BLOCK_BYTES.min(info.size - start);
-            match check(&mut source, &tree, info.size, block) {
+            match check(&mut source, &tree, info.size, block).map_err(at(&path, "read"))? {
                 Block::Whole => {}
                 Block::WrongBytes(reason) => {
                     return self.found_damaged(id, info.stamp(), reason, start..start + len);
@@ -160,20 +160,27 @@ impl Store {
     }
 }
 
-fn check(source: &mut Source, tree: &Tree, size: u64, block: u64) -> Block {
-    let Some((top, at)) = tree.expected(block) else { return Block::WrongTree };
+/// # Errors
+/// The disk gives no answer: that says nothing of what is on it.
+fn check(source: &mut Source, tree: &Tree, size: u64, block: u64) -> std::io::Result<Block> {
+    let Some((top, at)) = tree.expected(block) else { return Ok(Block::WrongTree) };
     let start = block * SCRUB_BLOCK_BYTES;
     let len = SCRUB_BLOCK_BYTES.min(size - start) as usize;
     let bytes = match source.read(start, len) {
         Ok(bytes) => bytes,
-        Err(e) => return Block::WrongBytes(format!("reading bytes {start}..{}: {e}", start + len as u64)),
+        Err(e) if is_unreadable(&e) => {
+            let end = start + len as u64;
+            return Ok(Block::WrongBytes(format!("reading bytes {start}..{end}: {e}")));
+        }
+        Err(e) => return Err(e),
     };
     let (found, part) = hash_block(start, bytes, group_count(size) <= BLOCK_GROUPS, true);
     if found != top {
-        return Block::WrongBytes(format!("bytes {start}..{} hash to something else", start + len as u64));
+        let end = start + len as u64;
+        return Ok(Block::WrongBytes(format!("bytes {start}..{end} hash to something else")));
     }
     let stored = tree.read(at, part.len());
-    if stored.is_some_and(|stored| stored == part) { Block::Whole } else { Block::WrongTree }
+    Ok(if stored.is_some_and(|stored| stored == part) { Block::Whole } else { Block::WrongTree })
 }
 
 /// The tree file of a layer; nothing of it is believed before it hashes to the layer's id.

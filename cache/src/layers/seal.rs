@@ -127,10 +127,11 @@ impl Store {
         self.meta().commit(&rows, &[], &[], &[])
     }
 
-    /// Syncs the file system. If that fails, whose bytes are lost is found by a sync of each.
+    /// Syncs the file system. If that fails, whose bytes are lost is found by a sync of each, also of those that are sealed
+    /// later: they would not hear of it.
     fn sync_together(&self, layers: &[Arc<PartialLayer>]) -> Result<(), StoreError> {
-        fs::sync_fs(&self.layout().layers()).inspect_err(|_| {
-            for layer in layers {
+        self.sync_fs().inspect_err(|_| {
+            for layer in layers.iter().chain(&self.live()) {
                 let _ = layer.sync_content();
             }
         })
@@ -352,7 +353,8 @@ mod tests {
         let partial = store.partial(&id, size).expect("begun");
         partial.adopt(0, &bytes).expect("written");
         assert!(partial.complete());
-        partial.lose_writes();
+        partial.disclaim();
+        partial.flush_have().expect("nothing to say");
         partial.checkpoint().expect_err("for good");
         store.seal(&partial).expect_err("not to be believed");
         assert!(store.layer(&id).expect("read").is_none());

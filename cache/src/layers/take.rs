@@ -93,6 +93,8 @@ impl Store {
             file.sync_all().map_err(at(path, "sync"))?;
         }
         let _change = self.change_lock();
+        // As for an import.
+        let placing = self.placing_alone();
         if self.meta().layer(&id)?.is_none() {
             let recorded = place(self.layout(), &id, size, &data, &tree).and_then(|row| {
                 sync_places(self.layout(), [&id])?;
@@ -103,6 +105,7 @@ impl Store {
                 let _ = fs::remove_file(&self.layout().layer(&id));
                 let _ = fs::remove_file(&self.layout().layer_tree(&id));
             })?;
+            drop(placing);
             self.remove_partial(&id)?;
             self.forget_partial(&id);
         }

@@ -183,6 +183,10 @@ impl PartialLayer {
     /// No space or an io error; the pages stay marked.
     pub fn flush_have(&self) -> Result<(), StoreError> {
         let _io = self.have_io.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.check_writes().is_err() {
+            // It claims nothing any more.
+            return Ok(());
+        }
         loop {
             let (page, have) = {
                 let mut state = self.state();

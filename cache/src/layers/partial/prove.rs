@@ -9,7 +9,7 @@ use weighlock_protocol::wire::bao::{GROUP_BYTES, group_count, parent_hash, subtr
 
 use super::subtree::{Subtree, mark_ancestors};
 use super::{PartialLayer, PartialPaths};
-use crate::error::{StoreError, at};
+use crate::error::{StoreError, at, is_unreadable};
 use crate::fs;
 use crate::layers::have::{self, Bitmap, Header};
 use crate::layers::outboard::{PAIR_BYTES, pair_of};
@@ -102,12 +102,18 @@ impl PartialLayer {
             let offset = first * GROUP_BYTES;
             let mut bytes = vec![0; GROUP_BYTES.min(self.size - offset) as usize];
             // A bad sector is one more way for a group not to have survived.
-            let read = self.data.read_exact_at(&mut bytes, offset);
+            let read = match self.data.read_exact_at(&mut bytes, offset) {
+                Err(e) if !is_unreadable(&e) => return Err(at(&self.paths.data, "read")(e)),
+                read => read,
+            };
             let holds = read.is_ok() && subtree_hash(offset, &bytes, is_root) == expected;
             return Ok(if holds { vec![first] } else { Vec::new() });
         }
         let mut bytes = [0; PAIR_BYTES as usize];
-        let read = self.tree.as_ref().map(|tree| tree.read_exact_at(&mut bytes, node * PAIR_BYTES));
+        let read = match self.tree.as_ref().map(|tree| tree.read_exact_at(&mut bytes, node * PAIR_BYTES)) {
+            Some(Err(e)) if !is_unreadable(&e) => return Err(at(&self.paths.tree, "read")(e)),
+            read => read,
+        };
         let pair = pair_of(&bytes);
         if !matches!(read, Some(Ok(()))) || parent_hash(&pair, is_root) != expected {
             return Ok(Vec::new());
