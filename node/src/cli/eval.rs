@@ -121,6 +121,7 @@ impl RunLimits {
             vec![context.dirs.keys.clone(), context.dirs.data.clone(), context.dirs.sockets.clone()];
         // What it prints is kept for others to read, so it must not come by the key.
         spec.hidden.extend(key_file.map(Path::to_owned).into_iter().chain(key::env_path()));
+        spec.hidden.extend(std::env::var_os("WEIGHLOCK_ADMIN_KEY").map(PathBuf::from));
         for path in &mut spec.hidden {
             *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
         }
