@@ -173,8 +173,14 @@ pub(crate) fn sweep(node: &Node) -> Result<()> {
         }
         // Asked again while nobody makes it anew: it may have been promoted or granted since.
         let still = || !node.views.is_granted(&digest) && shut(&node.facts, &digest).is_some();
-        if node.store.remove_view(&digest, still).map_err(Error::from)? {
-            info!(%digest, why, "removed its directory, which may not be opened here any more");
+        match node.store.remove_view(&digest, still) {
+            Ok(true) => info!(%digest, why, "removed its directory, which may not be opened here any more"),
+            Ok(false) => {}
+            Err(error) => {
+                // The others are looked at all the same, and this one again at the next look.
+                warn!(%digest, why, %error, "its directory, which may not be opened here any more, cannot be removed");
+                continue;
+            }
         }
         node.views.is_gone(&digest);
     }

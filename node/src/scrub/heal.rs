@@ -40,6 +40,13 @@ pub(crate) async fn begin(node: &Arc<Node>, layers: &[LayerId]) -> Vec<Arrival> 
     arrivals
 }
 
+/// Whether the layer that was met damaged, or not at all, is whole by now.
+async fn is_sealed(node: &Arc<Node>, met: &StoreError) -> Result<bool> {
+    let (StoreError::Corrupt { layer, .. } | StoreError::NotHeld(layer)) = *met else { return Ok(false) };
+    let store = node.store.clone();
+    blocking(move || Ok(store.layer(&layer).map_err(Error::from)?.is_some())).await
+}
+
 /// Runs `take`, which reads sealed layers of an artifact. Where it meets a damaged one, that is healed from other hosts
 /// and `take` runs again. Who waits at `stream` is told how far that is.
 ///
@@ -68,11 +75,17 @@ pub(crate) async fn whole<T: Send + 'static>(
             match arrival.next().await {
                 Ok(Step::Here(_)) => break,
                 Ok(Step::Progress(step)) => {
-                    let Some(stream) = &mut stream else { continue };
-                    let told = frame::write(stream, &Event::Progress(step)).await;
-                    told.map_err(|e| Error::unavailable(format!("who waited is gone: {e}")))?;
+                    if let Some(stream) = &mut stream {
+                        let told = frame::write(stream, &Event::Progress(step)).await;
+                        told.map_err(|e| Error::unavailable(format!("who waited is gone: {e}")))?;
+                    }
+                    // The rest of the artifact may be on its way for long.
+                    if is_sealed(node, &damage).await? {
+                        break;
+                    }
                 }
                 Err(e) if node.stop.is_cancelled() => return Err(e),
+                Err(_) if is_sealed(node, &damage).await? => break,
                 Err(e) => {
                     debug!(%digest, error = %e, "not healed");
                     return Err(damage.into());

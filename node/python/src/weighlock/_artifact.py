@@ -261,7 +261,7 @@ class Artifact:
     def contract(self) -> Dict[str, Any]:
         """What the daemon read from the files: architecture, precision, tokenizer, tensors with their hashes. Of a
         contract over 4 MiB, some 20,000 tensors, the daemon leaves the list of tensors out. It is asked for when it is
-        first looked at, so not after `close`, and kept from then on."""
+        first looked at, so neither after `close` nor in a forked process, and kept from then on."""
         if self._contract is None:
             contract = self._session.contract()
             if not isinstance(contract, dict):

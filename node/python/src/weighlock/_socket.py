@@ -596,8 +596,8 @@ class Session:
             raise ConnectionError("the connection of this artifact was lost", "open the artifact again")
         received: List[Fd] = []
         error = None
-        self._talking = True
         try:
+            self._talking = True
             try:
                 self._connection.send(request)
             except ConnectionError:
