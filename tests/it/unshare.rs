@@ -227,3 +227,33 @@ fn a_revoked_member_is_cut_off_and_gets_nothing_more() {
     // What it has it keeps.
     beta.loader().open(MODEL).expect("its own copy");
 }
+
+#[test]
+fn a_host_whose_ticket_came_to_nothing_joins_with_another() {
+    let lab = Lab::new();
+    let mut alpha = lab.founder("alpha");
+    let first = alpha.ok(&["invite"]);
+    alpha.term();
+    let mut beta = lab.host("beta");
+    let join = |beta: &weighlock_tests::Host, ticket: &Value| {
+        let path = lab.path("ticket");
+        fs::write(&path, string(ticket)).expect("written");
+        beta.run(&["join", "--name", "beta", "--file", &weighlock_tests::host::text(&path)])
+    };
+    let joined = join(&beta, &first["ticket"]);
+    assert_eq!(joined.last()["pending"], true, "{}", joined.stdout);
+    alpha.start();
+    alpha.ok(&["revoke", &string(&first["invite"]), "--reason", "too late"]);
+    assert_eq!(join(&beta, &first["ticket"]).code, Some(5), "refused for good");
+    // While it waits in vain it says so, rather than that all is well.
+    beta.start();
+    let second = alpha.ok(&["invite"]);
+    let told = join(&beta, &second["ticket"]);
+    assert_eq!(told.code, Some(5), "{}", told.stdout);
+    assert!(told.stderr.contains("stop its daemon"), "{}", told.stderr);
+    beta.term();
+    let joined = join(&beta, &second["ticket"]);
+    assert_eq!(joined.last()["pending"], false, "{} {}", joined.stdout, joined.stderr);
+    beta.start();
+    until("beta is a member", || (beta.ok(&["status"])["member"] == true).then_some(()));
+}

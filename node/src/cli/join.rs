@@ -16,7 +16,7 @@ use super::Context;
 use crate::cluster::{self, PendingJoin};
 use crate::error::{Error, Kind, Result};
 use crate::facts::Facts;
-use crate::local::message::{AdminRequest, Introduction};
+use crate::local::message::{AdminRequest, Introduction, Status};
 use crate::net::data::{DataConfig, DataPlane, Doors};
 use crate::{daemon, keys, membership};
 
@@ -54,12 +54,21 @@ impl Join {
         let joined = if context.daemon_runs() {
             let here: Introduction = context.ask(&AdminRequest::Introduction)?;
             other_cluster(Some(here.cluster), &ticket)?;
+            let status: Status = context.ask(&AdminRequest::Status)?;
+            if !status.member && status.revoked.is_none() {
+                return Err(Error::refused(
+                    "this host still waits to be admitted with the ticket that it had before",
+                )
+                .hint("stop its daemon, join with this ticket, and start it again"));
+            }
             // Nothing new but perhaps where members are.
             let () = context.ask(&AdminRequest::Dial { contacts: contacts(&ticket) })?;
             done(false, false)
         } else {
             let store = daemon::open_store(&context.dirs, &context.config)?;
-            if other_cluster(cluster::of(&store)?, &ticket)? {
+            let is_known = other_cluster(cluster::of(&store)?, &ticket)?;
+            // An admission that nobody took, because its ticket expired say, gives way to this one.
+            if is_known && cluster::pending_join(&store)?.is_none() {
                 cluster::add_contacts(&store, &contacts(&ticket))?;
                 done(false, false)
             } else {

@@ -79,6 +79,16 @@ impl Up {
                 info!(cluster = %founded.cluster.short(), admin_key = key, "made a cluster of one host; back up its admin key");
             }
         }
+        if cluster::pending_join(&store)?.is_some() {
+            // Nobody took the admission of the last ticket yet, and nobody may ever: perhaps there is another by now.
+            match read_ticket(None, self.ticket_file.as_deref()) {
+                Ok(Some(ticket)) if cluster::of(&store)? == Some(ticket.cluster()) => {
+                    persist(&store, &host, &name, &config.labels, &ticket)?;
+                }
+                Ok(_) => {}
+                Err(error) => warn!(%error, "the ticket is of no use; going on with the last one"),
+            }
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
