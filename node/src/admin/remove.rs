@@ -53,7 +53,7 @@ pub(super) fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
             );
         }
         // What is left of the last copy, after damage say, is worth as much.
-        if (complete || is_begun(node, &digest)?) && last_copy {
+        if last_copy && (complete || is_begun(node, &digest)?) {
             let what = if complete { "the last known copy" } else { "what is left of the last known copy" };
             return Err(Error::refused(format!("this is {what} of {reference}"))
                 .hint("open it on another host first, or say --force to lose it for good"));

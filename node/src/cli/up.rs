@@ -79,10 +79,15 @@ impl Up {
                 info!(cluster = %founded.cluster.short(), admin_key = key, "made a cluster of one host; back up its admin key");
             }
         }
-        if cluster::pending_join(&store)?.is_some() {
+        if let Some(pending) = cluster::pending_join(&store)? {
             // Nobody took the admission of the last ticket yet, and nobody may ever: perhaps there is another by now.
             match read_ticket(None, self.ticket_file.as_deref()) {
-                Ok(Some(ticket)) if cluster::of(&store)? == Some(ticket.cluster()) => {
+                Ok(Some(ticket))
+                    if cluster::of(&store)? == Some(ticket.cluster())
+                        && !pending.statements.iter().any(|known| {
+                            known.as_bytes() == ticket.invite_envelope().to_json().as_slice()
+                        }) =>
+                {
                     persist(&store, &host, &name, &config.labels, &ticket)?;
                 }
                 Ok(_) => {}

@@ -128,7 +128,10 @@ impl Scrubber {
     pub(crate) fn alarms(&self) -> Vec<String> {
         let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
         let alarm = |(layer, (_, why)): (&LayerId, &(Instant, String))| {
-            format!("layer {} could not be read again: {why}", &layer.hex()[..12])
+            format!(
+                "layer {} could not be read again: {why}; the log of the kernel (`dmesg`) says more of its disk",
+                &layer.hex()[..12]
+            )
         };
         unread.iter().map(alarm).collect()
     }

@@ -54,8 +54,9 @@ impl PartialLayer {
     /// A sync failed before.
     pub(crate) fn check_writes(&self) -> Result<(), StoreError> {
         if self.lost_writes.load(Ordering::Acquire) {
-            let lost =
-                std::io::Error::other("the disk lost what was written before; it has to be fetched again");
+            let lost = std::io::Error::other(
+                "the disk lost what was written before; open it again to fetch it anew, and see what `dmesg` says of the disk",
+            );
             return Err(at(&self.paths.data, "sync")(lost));
         }
         Ok(())
