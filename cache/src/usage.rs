@@ -14,7 +14,7 @@ use weighlock_protocol::{LayerId, ManifestDigest};
 use crate::error::{StoreError, at};
 use crate::fs;
 use crate::layers::have;
-use crate::layers::partial::PartialPaths;
+use crate::layers::partial::{PartialLayer, PartialPaths};
 use crate::room::taken;
 use crate::store::Store;
 
@@ -164,7 +164,7 @@ impl Store {
         let Ok(file) = File::open(&path) else {
             return Ok(0);
         };
-        let Some(header) = have::read_header(&file).map_err(at(&path, "read"))? else {
+        let Some(header) = PartialLayer::peek(&path)? else {
             return Ok(0);
         };
         let (have, _) = have::read_bitmap(&file, id, header.size).map_err(at(&path, "read"))?;
