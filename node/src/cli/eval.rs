@@ -1,6 +1,7 @@
 //! `weighlock eval REF --run CMD`: runs an evaluator shut in, and signs what it reports.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use clap::Args;
@@ -10,7 +11,7 @@ use weighlock_protocol::audit::Door;
 use weighlock_protocol::gate::report::HostProfile;
 
 use super::evidence::{self, About, Signed};
-use super::{Context, sign};
+use super::{Context, sides, sign};
 use crate::error::{Error, Result};
 use crate::hardware;
 use crate::local::message::{AdminRequest, Viewed, Weighed};
@@ -22,6 +23,12 @@ use crate::weigh::report::Loaded;
 const LOG_LINES: usize = 5;
 /// Most bytes of the log that are read for that.
 const LOG_TAIL_BYTES: usize = 16 << 10;
+
+/// Pieces of what an evaluator prints, of up to 64 KiB, that wait to be shown.
+const SHOWN_CHUNKS_MAX: usize = 64;
+
+/// How long its last words may take.
+const SHOWN_WAIT: Duration = Duration::from_secs(1);
 
 const AFTER_HELP: &str = "\
 CMD is run without a shell, without a network, and with all files read-only but {out} and a temporary
@@ -41,9 +48,9 @@ pub(super) struct Eval {
     run: String,
     #[command(flatten)]
     about: About,
-    /// The evaluator's key [default: WEIGHLOCK_SIGNING_KEY, else the cluster's admin key]
+    /// The evaluator's key, more where the root asks for more [default: WEIGHLOCK_SIGNING_KEY, else the admin key]
     #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
+    key: Vec<PathBuf>,
     #[command(flatten)]
     limits: RunLimits,
 }
@@ -81,17 +88,15 @@ impl Eval {
         let reference: Reference = self.reference.parse()?;
         let weighed: Weighed = context.ask(&AdminRequest::Weighed { reference: reference.to_string() })?;
         // Asked first: nobody wants to hear it after hours of evaluation.
-        let key = key::evaluator(self.key.as_deref(), &context.dirs, Some(&weighed.cluster))?;
-        let purpose = sign::to_evaluate(context, &reference, &key)?;
-        let viewed: Viewed = context.ask(&AdminRequest::View {
-            reference: reference.to_string(),
-            purpose,
-            door: Door::Eval,
-        })?;
-        let mut ran = self.limits.run(context, &self.run, &viewed.path, self.key.as_deref())?;
+        let keys = key::evaluators(&self.key, &context.dirs, Some(&weighed.cluster))?;
+        let exact = sides::exactly(&reference, weighed.digest);
+        let purpose = sign::to_evaluate(context, &exact, &keys[0])?;
+        let viewed: Viewed =
+            context.ask(&AdminRequest::View { reference: exact.to_string(), purpose, door: Door::Eval })?;
+        let mut ran = self.limits.run(context, &self.run, &viewed.path, &self.key)?;
         self.about.fill(&mut ran.loaded, context)?;
         let run = Some((ran.log.as_path(), ran.sandbox.as_str()));
-        let signed = evidence::store(context, &reference, &weighed, ran.loaded.clone(), run, &key)?;
+        let signed = evidence::store(context, &reference, &weighed, ran.loaded.clone(), run, &keys)?;
         for warning in &signed.warnings {
             eprintln!("warning: {warning}");
         }
@@ -111,7 +116,7 @@ impl RunLimits {
         context: &Context,
         command: &str,
         model: &Path,
-        key_file: Option<&Path>,
+        key_files: &[PathBuf],
     ) -> Result<Ran> {
         let work =
             tempfile::tempdir().map_err(|e| Error::internal(format!("no temporary directory: {e}")))?;
@@ -120,7 +125,7 @@ impl RunLimits {
         spec.hidden =
             vec![context.dirs.keys.clone(), context.dirs.data.clone(), context.dirs.sockets.clone()];
         // What it prints is kept for others to read, so it must not come by the key.
-        spec.hidden.extend(key_file.map(Path::to_owned).into_iter().chain(key::env_path()));
+        spec.hidden.extend(key_files.iter().cloned().chain(key::env_path()));
         spec.hidden.extend(std::env::var_os("WEIGHLOCK_ADMIN_KEY").map(PathBuf::from));
         for path in &mut spec.hidden {
             *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
@@ -134,13 +139,14 @@ impl RunLimits {
         };
         spec.require = if self.full_sandbox { Require::Full } else { Require::Best };
         let quiet = context.output.is_quiet() || context.output.is_json();
+        let shown = Shown::new();
         let mut show = |bytes: &[u8]| {
             if !quiet {
-                // Nobody reading is no reason to end the run.
-                let _ = std::io::Write::write_all(&mut std::io::stderr(), bytes);
+                shown.show(bytes);
             }
         };
         let outcome = sandbox::run(&spec, &mut show).map_err(of_sandbox)?;
+        shown.end();
         succeeded(&outcome, &spec.limits)?;
         if let Some(refused) = outcome.refused.first() {
             return Err(Error::invalid(format!(
@@ -167,6 +173,37 @@ impl RunLimits {
             memory_gib: None,
         });
         Ok(Ran { loaded, log: outcome.log.clone(), sandbox: outcome.record.to_string(), _work: work })
+    }
+}
+
+/// What an evaluator prints on its way to standard error. Whoever reads it slowly, or not at all, holds up nothing: what
+/// finds no room is left out there, and is in the log.
+struct Shown {
+    chunks: SyncSender<Vec<u8>>,
+    ended: Receiver<()>,
+}
+
+impl Shown {
+    fn new() -> Self {
+        let (chunks, to_show) = sync_channel::<Vec<u8>>(SHOWN_CHUNKS_MAX);
+        let (end, ended) = sync_channel(1);
+        std::thread::spawn(move || {
+            for chunk in to_show {
+                let _ = std::io::Write::write_all(&mut std::io::stderr(), &chunk);
+            }
+            let _ = end.send(());
+        });
+        Self { chunks, ended }
+    }
+
+    fn show(&self, bytes: &[u8]) {
+        let _ = self.chunks.try_send(bytes.to_vec());
+    }
+
+    /// Lets the rest be read, shortly.
+    fn end(self) {
+        drop(self.chunks);
+        let _ = self.ended.recv_timeout(SHOWN_WAIT);
     }
 }
 

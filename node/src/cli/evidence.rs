@@ -56,9 +56,9 @@ struct Add {
     samples: Vec<PathBuf>,
     #[command(flatten)]
     about: About,
-    /// The evaluator's key [default: WEIGHLOCK_SIGNING_KEY, else the cluster's admin key]
+    /// The evaluator's key, more where the root asks for more [default: WEIGHLOCK_SIGNING_KEY, else the admin key]
     #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
+    key: Vec<PathBuf>,
 }
 
 /// What a report may leave unsaid.
@@ -104,8 +104,8 @@ impl Add {
         let mut loaded = Loaded::read(&self.file, &self.samples)?;
         self.about.fill(&mut loaded, context)?;
         let weighed: Weighed = context.ask(&AdminRequest::Weighed { reference: reference.to_string() })?;
-        let key = key::evaluator(self.key.as_deref(), &context.dirs, Some(&weighed.cluster))?;
-        let signed = store(context, &reference, &weighed, loaded, None, &key)?;
+        let keys = key::evaluators(&self.key, &context.dirs, Some(&weighed.cluster))?;
+        let signed = store(context, &reference, &weighed, loaded, None, &keys)?;
         for warning in &signed.warnings {
             eprintln!("warning: {warning}");
         }
@@ -170,8 +170,10 @@ pub(super) fn store(
     weighed: &Weighed,
     mut loaded: Loaded,
     run: Option<(&Path, &str)>,
-    key: &Keypair,
+    keys: &[Keypair],
 ) -> Result<Signed> {
+    let signers: Vec<&Keypair> = keys.iter().collect();
+    let by = signers.first().ok_or_else(|| Error::internal("nobody signs"))?.key_id();
     let side = sides::without_reports(context, reference, weighed)?;
     bind(&mut loaded, weighed, side.contract.as_ref().and_then(|contract| contract.chat_template_sha256))?;
     // The daemon, which may run as another user, reads it from here.
@@ -183,9 +185,9 @@ pub(super) fn store(
         std::fs::copy(log, dir.path().join(LOG_FILE)).map_err(fail)?;
     }
     let kept: KeptEvidence = context.ask(&AdminRequest::AddEvidence {
-        reference: reference.to_string(),
+        reference: sides::exactly(reference, weighed.digest).to_string(),
         path: absolute(dir.path().to_owned())?,
-        by: key.key_id(),
+        by,
     })?;
     let report = &loaded.report;
     let hardware = report.host.as_ref().map_or("any", |host| host.hardware.as_str()).to_owned();
@@ -204,15 +206,17 @@ pub(super) fn store(
     let evaluate = Evaluate { artifact: kept.artifact, manifest: kept.digest, findings };
     let statement = Statement {
         cluster: Some(kept.cluster),
-        by: key.key_id(),
+        by,
         time: now(),
         chain: None,
         kind: Kind::Evaluate(evaluate),
     };
-    let envelope = String::from_utf8(statement.sign(&[key]).to_json()).map_err(Error::internal)?;
+    let envelope = String::from_utf8(statement.sign(&signers).to_json()).map_err(Error::internal)?;
     let submitted: Submitted = context.ask(&AdminRequest::Submit { envelope })?;
     if let Some(why) = &submitted.pending {
-        return Err(Error::refused(format!("the evaluation has no effect: {why}")));
+        return Err(Error::refused(format!("the evaluation has no effect: {why}")).hint(
+            "it takes as many evaluators as the root asks for, each with --key; see `weighlock keys`",
+        ));
     }
     Ok(Signed {
         reference: reference.to_string(),

@@ -9,7 +9,7 @@ use weighlock_protocol::audit::Door;
 use weighlock_protocol::gate::{Input, Verdict, judge, junit};
 use weighlock_protocol::lock::Lock;
 use weighlock_protocol::statement::Keypair;
-use weighlock_protocol::{Artifact, ClusterId, Reference};
+use weighlock_protocol::{Artifact, ClusterId, ManifestDigest, Reference};
 
 use super::eval::RunLimits;
 use super::evidence::About;
@@ -94,9 +94,9 @@ pub(super) struct Gate {
     /// Write it here as in-toto test result, signed where there is a key
     #[arg(long, value_name = "FILE")]
     test_result: Option<PathBuf>,
-    /// The evaluator's key [default: WEIGHLOCK_SIGNING_KEY, else the cluster's admin key]
+    /// The evaluator's key, more where the root asks for more [default: WEIGHLOCK_SIGNING_KEY, else the admin key]
     #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
+    key: Vec<PathBuf>,
     /// The cluster that --out signs for [default: that of the daemon, else of the lock file]
     #[arg(long, value_name = "ID")]
     cluster: Option<ClusterId>,
@@ -120,8 +120,13 @@ impl Gate {
         let mut candidate = self.candidate(context, lock.as_ref())?;
         self.add_reports(&mut candidate, &self.report, &self.samples, Some(context))?;
         if let (Some(command), Some(path)) = (&self.run, &self.candidate) {
-            let mut ran =
-                self.limits.run(context, command, &self.place(context, path)?, self.key.as_deref())?;
+            let mut ran = self.limits.run(
+                context,
+                command,
+                &self.place(context, path, candidate.digest)?,
+                &self.key,
+            )?;
+            candidate.check_unchanged()?;
             self.about.fill(&mut ran.loaded, context)?;
             candidate.add_report(ran.loaded, None)?;
             // Before anything can go wrong: it may have taken hours.
@@ -157,13 +162,15 @@ impl Gate {
     }
 
     /// Where the candidate's files lie.
-    fn place(&self, context: &Context, text: &str) -> Result<PathBuf> {
+    fn place(&self, context: &Context, text: &str, digest: Option<ManifestDigest>) -> Result<PathBuf> {
         if Path::new(text).exists() {
             return absolute(PathBuf::from(text));
         }
         // A candidate is not promoted yet: its evaluator may look at it.
         let reference: Reference = text.parse()?;
-        let key = sign::key(context, self.key.as_deref())?;
+        let digest = digest.ok_or_else(|| Error::internal("the candidate has no digest"))?;
+        let reference = sides::exactly(&reference, digest);
+        let key = sign::key(context, self.key.first().map(PathBuf::as_path))?;
         let purpose = sign::to_evaluate(context, &reference, &key)?;
         let viewed: Viewed = context.ask(&AdminRequest::View {
             reference: reference.to_string(),
@@ -290,7 +297,7 @@ impl Gate {
     }
 
     /// Who signs, for which cluster, if anything is to be signed.
-    fn signer(&self, context: &Context, lock: Option<&Lock>) -> Result<Option<(Keypair, Option<ClusterId>)>> {
+    fn signer(&self, context: &Context, lock: Option<&Lock>) -> Result<Option<Signer>> {
         if self.out.is_none() && self.test_result.is_none() {
             return Ok(None);
         }
@@ -301,17 +308,15 @@ impl Gate {
         };
         if self.out.is_none() {
             // A test result may go unsigned.
-            let key = match &self.key {
-                Some(path) => Some(crate::keys::load(path)?),
-                None => key::from_env()?,
-            };
-            return Ok(key.map(|key| (key, cluster)));
+            let named = self.key.iter().map(|path| crate::keys::load(path)).collect::<Result<Vec<_>>>()?;
+            let keys = if named.is_empty() { key::from_env()?.into_iter().collect() } else { named };
+            return Ok(Some(Signer { keys, cluster }));
         }
         if cluster.is_none() {
             return Err(Error::invalid("--out signs for a cluster, and no daemon tells which")
                 .hint("name it with --cluster (`weighlock status` on a member shows it), or let the lock file name it"));
         }
-        Ok(Some((key::evaluator(self.key.as_deref(), &context.dirs, cluster.as_ref())?, cluster)))
+        Ok(Some(Signer { keys: key::evaluators(&self.key, &context.dirs, cluster.as_ref())?, cluster }))
     }
 
     fn write(
@@ -320,7 +325,7 @@ impl Gate {
         candidate: &Side,
         baseline: Option<&Side>,
         pinned: Option<&Side>,
-        signer: Option<&(Keypair, Option<ClusterId>)>,
+        signer: Option<&Signer>,
     ) -> Result<()> {
         if let Some(path) = &self.verdict_out {
             write(path, verdict.to_json().as_bytes())?;
@@ -336,14 +341,22 @@ impl Gate {
                 .hint("name it with --name ns/name"));
         };
         let about = Subject { artifact, manifest, candidate, baseline, pinned };
-        if let (Some(path), Some((key, Some(cluster)))) = (&self.out, signer) {
-            write(path, &sign(verdict, &about, *cluster, key).to_json())?;
+        let keys: Vec<&Keypair> = signer.iter().flat_map(|signer| &signer.keys).collect();
+        if let (Some(path), Some(cluster)) = (&self.out, signer.and_then(|signer| signer.cluster)) {
+            write(path, &sign(verdict, &about, cluster, &keys)?.to_json())?;
         }
         if let Some(path) = &self.test_result {
-            write(path, test_result(verdict, &about, signer.map(|(key, _)| key))?.as_bytes())?;
+            write(path, test_result(verdict, &about, &keys)?.as_bytes())?;
         }
         Ok(())
     }
+}
+
+/// Who signs a verdict, and for whom.
+struct Signer {
+    /// None where a test result goes unsigned.
+    keys: Vec<Keypair>,
+    cluster: Option<ClusterId>,
 }
 
 /// A project that pins one artifact means that one.
@@ -365,9 +378,15 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Whole or not at all.
+/// Whole or not at all; but what is no plain file, such as `/dev/stdout`, is written to and stays.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let fail = |e: std::io::Error| Error::invalid(format!("cannot write {}: {e}", path.display()));
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        let mut file = std::fs::OpenOptions::new().write(true).open(path).map_err(fail)?;
+        return std::io::Write::write_all(&mut file, bytes).map_err(fail);
+    }
+    // A link stays one, too.
+    let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mut file = tempfile::NamedTempFile::new_in(parent(path)).map_err(fail)?;
     std::io::Write::write_all(&mut file, bytes).map_err(fail)?;
     // As any other new file has it, not as a secret.
@@ -380,6 +399,24 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_plain_file_is_written_to_and_stays() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        write(Path::new("/dev/null"), b"gone").expect("written");
+        let is_device = |path: &str| {
+            let kind = std::fs::symlink_metadata(path).expect("there").file_type();
+            std::os::unix::fs::FileTypeExt::is_char_device(&kind)
+        };
+        assert!(is_device("/dev/null"));
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::fs::write(&file, "old").expect("written");
+        std::os::unix::fs::symlink(&file, &link).expect("linked");
+        write(&link, b"new").expect("written");
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&file).expect("read"), b"new");
+        assert!(write(dir.path(), b"x").is_err(), "a directory");
+    }
 
     #[test]
     fn a_report_that_is_kept_reads_as_the_one_that_was_weighed() {

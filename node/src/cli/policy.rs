@@ -8,11 +8,11 @@ use weighlock_protocol::gate::Policy;
 use weighlock_protocol::statement::promotion::POLICY_TEXT_BYTES_MAX;
 use weighlock_protocol::{Artifact, Sha256, StatementId};
 
-use super::member::admin_key;
+use super::member::admin_keys;
 use super::{Context, sign};
 use crate::error::{Error, Result};
 use crate::local::message::{AdminRequest, DraftOf, LadderStatus, PolicyInfo};
-use crate::weigh::policy::{POLICY_FILE, read};
+use crate::weigh::policy::{POLICY_FILE, read, read_text};
 
 const EXAMPLE: &str = "\
 A policy says what a candidate must show. For example, gate.toml:
@@ -111,9 +111,8 @@ fn in_force(context: &Context, name: &Path) -> Result<Option<PolicyInfo>> {
 }
 
 fn set(context: &Context, scope: String, file: &Path, keys: &[PathBuf]) -> Result<()> {
-    let digest = read(file)?.digest();
-    let text = std::fs::read_to_string(file)
-        .map_err(|e| Error::invalid(format!("cannot read {}: {e}", file.display())))?;
+    let (policy, text) = read_text(file)?;
+    let digest = policy.digest();
     if text.len() > POLICY_TEXT_BYTES_MAX {
         return Err(Error::invalid(format!(
             "{} has more than {POLICY_TEXT_BYTES_MAX} bytes",
@@ -122,11 +121,7 @@ fn set(context: &Context, scope: String, file: &Path, keys: &[PathBuf]) -> Resul
         .hint("what a statement carries is bounded; drop comments"));
     }
     let cluster = context.cluster()?;
-    let signers = if keys.is_empty() {
-        vec![admin_key(context, None, &cluster)?]
-    } else {
-        keys.iter().map(|path| admin_key(context, Some(path), &cluster)).collect::<Result<Vec<_>>>()?
-    };
+    let signers = admin_keys(context, keys, &cluster)?;
     let items = sign::draft(context, &signers[0], DraftOf::Policy { scope: scope.clone(), text })?;
     let item = items.first().ok_or_else(|| Error::internal("the daemon drafted nothing"))?;
     let (statement, again) = match item.same {

@@ -67,10 +67,14 @@ pub(super) fn of_reference(context: &Context, reference: &Reference, hardware: O
     Ok(side)
 }
 
+/// The very artifact that a reference named when `digest` was asked for: a channel may move on meanwhile.
+pub(super) fn exactly(reference: &Reference, digest: ManifestDigest) -> Reference {
+    Reference { selector: Selector::Digest(digest), ..reference.clone() }
+}
+
 /// An artifact of the cluster, its contract fetched where it is not here.
 pub(super) fn without_reports(context: &Context, reference: &Reference, weighed: &Weighed) -> Result<Side> {
-    // By digest: a channel may move on meanwhile.
-    let exact = Reference { selector: Selector::Digest(weighed.digest), ..reference.clone() }.to_string();
+    let exact = exactly(reference, weighed.digest).to_string();
     let mut inspected: Inspected = context.ask(&AdminRequest::Inspect { reference: exact.clone() })?;
     if inspected.contract.is_none() {
         let purpose = OpenFor::Metadata;

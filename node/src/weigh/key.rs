@@ -17,6 +17,18 @@ pub(crate) const KEY_ENV: &str = "WEIGHLOCK_SIGNING_KEY";
 ///
 /// # Errors
 /// None of them is there, or it cannot be read.
+pub(crate) fn evaluators(
+    named: &[PathBuf],
+    dirs: &Dirs,
+    cluster: Option<&ClusterId>,
+) -> Result<Vec<Keypair>> {
+    if named.is_empty() {
+        return Ok(vec![evaluator(None, dirs, cluster)?]);
+    }
+    named.iter().map(|path| keys::load(path)).collect()
+}
+
+/// As [`evaluators`], of one.
 pub(crate) fn evaluator(named: Option<&Path>, dirs: &Dirs, cluster: Option<&ClusterId>) -> Result<Keypair> {
     if let Some(path) = named {
         return keys::load(path);

@@ -18,6 +18,11 @@ const POLICY_BYTES_MAX: u64 = 1 << 20;
 /// # Errors
 /// [`crate::error::Kind::Invalid`]: not there, or not one, with the place.
 pub(crate) fn read(path: &Path) -> Result<Policy> {
+    read_text(path).map(|(policy, _)| policy)
+}
+
+/// As [`read`], with the text.
+pub(crate) fn read_text(path: &Path) -> Result<(Policy, String)> {
     let shown = path.display();
     let fail = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound => Error::invalid(format!("there is no policy at {shown}"))
@@ -30,5 +35,6 @@ pub(crate) fn read(path: &Path) -> Result<Policy> {
     if text.len() as u64 > POLICY_BYTES_MAX {
         return Err(Error::invalid(format!("the policy {shown} has more than {POLICY_BYTES_MAX} bytes")));
     }
-    Policy::parse(&text).map_err(|e| Error::invalid(format!("policy {shown}: {e}")))
+    let policy = Policy::parse(&text).map_err(|e| Error::invalid(format!("policy {shown}: {e}")))?;
+    Ok((policy, text))
 }

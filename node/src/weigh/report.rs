@@ -158,7 +158,8 @@ fn reports_in(dir: &Path) -> Result<Vec<PathBuf>> {
         stem.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
     };
     let mut found = Vec::new();
-    for entry in walkdir::WalkDir::new(dir).max_depth(DEPTH_MAX).into_iter().take(ENTRIES_MAX) {
+    for (n, entry) in walkdir::WalkDir::new(dir).max_depth(DEPTH_MAX).into_iter().enumerate() {
+        check_count(n, dir)?;
         let entry = entry.map_err(|e| Error::invalid(format!("cannot read {}: {e}", dir.display())))?;
         if entry.file_type().is_file() && entry.file_name().to_str().is_some_and(is_results) {
             found.push(entry.into_path());
@@ -166,6 +167,15 @@ fn reports_in(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// A part of them might be the wrong one.
+fn check_count(n: usize, dir: &Path) -> Result<()> {
+    if n < ENTRIES_MAX {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{} holds more than {ENTRIES_MAX} files", dir.display()))
+        .hint("give each run a directory of its own"))
 }
 
 fn only_report(dir: &Path) -> Result<PathBuf> {
@@ -194,7 +204,8 @@ fn samples_of_run(results: &Path) -> Result<Vec<PathBuf>> {
     let dir = results.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let fail = |e: std::io::Error| Error::invalid(format!("cannot read {}: {e}", dir.display()));
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(fail)?.take(ENTRIES_MAX) {
+    for (n, entry) in fs::read_dir(dir).map_err(fail)?.enumerate() {
+        check_count(n, dir)?;
         let path = entry.map_err(fail)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with("samples_") && name.ends_with(&ending) {

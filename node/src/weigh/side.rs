@@ -1,10 +1,12 @@
 //! What the gate knows of one side: digest, contract, files, and the reports about it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use serde::Deserialize;
+use weighlock_cache::plan::{Plan, PlanFile};
 use weighlock_cache::{ImportProgress, StoreConfig, identify, inspect};
 use weighlock_protocol::gate::verdict::NamedReport;
 use weighlock_protocol::gate::{Evidence, Samples};
@@ -30,6 +32,28 @@ pub(crate) struct Side {
     pub(crate) reports: Vec<(Sha256, Loaded)>,
     /// How its evaluator was shut in, in one line, where it was run here.
     pub(crate) sandbox: String,
+    /// Its files as they were when they were hashed, where it is a path.
+    pub(crate) stamps: Option<Stamps>,
+}
+
+/// What tells that a path was changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stamps {
+    path: PathBuf,
+    /// Name, length, inode, and time of the last change.
+    files: Vec<(String, u64, u64, (i64, i64))>,
+}
+
+impl Stamps {
+    fn of(path: &Path, plan: &Plan) -> Result<Self> {
+        let stamp = |file: &PlanFile| {
+            let meta = std::fs::metadata(&file.source)
+                .map_err(|e| Error::invalid(format!("cannot read {}: {e}", file.source.display())))?;
+            Ok((file.path.clone(), meta.len(), meta.ino(), (meta.mtime(), meta.mtime_nsec())))
+        };
+        let files = plan.files.iter().map(stamp).collect::<Result<_>>()?;
+        Ok(Self { path: path.to_owned(), files })
+    }
 }
 
 impl Side {
@@ -39,12 +63,28 @@ impl Side {
     /// It cannot be imported.
     pub(crate) fn of_path(path: &Path, progress: &(dyn Fn(ImportProgress) + Sync)) -> Result<Self> {
         let plan = inspect::plan(path, &Self::options()).map_err(Error::from)?;
+        let stamps = Some(Stamps::of(path, &plan)?);
         let known = identify(&plan, &StoreConfig::default(), progress, &AtomicBool::new(false))?;
         Ok(Self {
             label: path.display().to_string(),
             files: Some(plan.files.iter().map(|file| file.path.clone()).collect()),
+            stamps,
             ..Self::of_manifest(&known.manifest, Some(known.contract))
         })
+    }
+
+    /// Whether its files are still those that were hashed.
+    ///
+    /// # Errors
+    /// They are not.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let Some(stamps) = &self.stamps else { return Ok(()) };
+        let plan = inspect::plan(&stamps.path, &Self::options()).map_err(Error::from)?;
+        if Stamps::of(&stamps.path, &plan)? == *stamps {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("{} changed while it was evaluated", stamps.path.display()))
+            .hint("evaluate it again, and let nothing write to it meanwhile"))
     }
 
     /// How a path is read: the mark of `weighlock path` and `pull` is no part of the artifact, nor is a lock file.

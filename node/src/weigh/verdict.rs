@@ -24,8 +24,17 @@ pub(crate) struct About<'a> {
     pub(crate) pinned: Option<&'a Side>,
 }
 
-/// Signs a verdict for a cluster.
-pub(crate) fn sign(verdict: &Verdict, about: &About<'_>, cluster: ClusterId, key: &Keypair) -> Envelope {
+/// Signs a verdict for a cluster, in the name of the first of the keys.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn sign(
+    verdict: &Verdict,
+    about: &About<'_>,
+    cluster: ClusterId,
+    keys: &[&Keypair],
+) -> Result<Envelope> {
+    let by = keys.first().ok_or_else(|| Error::internal("nobody signs"))?.key_id();
     let why = |finding: &&Finding| finding.severity != Severity::Warning;
     let reasons = verdict.reasons.iter().filter(why).take(LINES_MAX);
     let ruling = Ruling {
@@ -41,21 +50,16 @@ pub(crate) fn sign(verdict: &Verdict, about: &About<'_>, cluster: ClusterId, key
         reasons: reasons.map(|finding| short(&finding.message)).collect(),
     };
     let said = weighed::Verdict { artifact: about.artifact.clone(), manifest: about.manifest, ruling };
-    let statement = Statement {
-        cluster: Some(cluster),
-        by: key.key_id(),
-        time: now(),
-        chain: None,
-        kind: Kind::Verdict(said),
-    };
-    statement.sign(&[key])
+    let statement =
+        Statement { cluster: Some(cluster), by, time: now(), chain: None, kind: Kind::Verdict(said) };
+    Ok(statement.sign(keys))
 }
 
-/// A verdict as in-toto's test result: signed where there is a key.
+/// A verdict as in-toto's test result: signed where there are keys.
 ///
 /// # Errors
 /// It does not fit an envelope.
-pub(crate) fn test_result(verdict: &Verdict, about: &About<'_>, key: Option<&Keypair>) -> Result<String> {
+pub(crate) fn test_result(verdict: &Verdict, about: &About<'_>, keys: &[&Keypair]) -> Result<String> {
     let warned: Vec<&str> = verdict
         .reasons
         .iter()
@@ -92,13 +96,13 @@ pub(crate) fn test_result(verdict: &Verdict, about: &About<'_>, key: Option<&Key
             "failedTests": failed,
         },
     });
-    signed(&statement, key)
+    signed(&statement, keys)
 }
 
-fn signed(statement: &Value, key: Option<&Keypair>) -> Result<String> {
-    let bytes = match key {
-        Some(key) => Envelope::sign(statement.to_string().into_bytes(), &[key]).to_json(),
-        None => statement.to_string().into_bytes(),
+fn signed(statement: &Value, keys: &[&Keypair]) -> Result<String> {
+    let bytes = match keys {
+        [] => statement.to_string().into_bytes(),
+        keys => Envelope::sign(statement.to_string().into_bytes(), keys).to_json(),
     };
     String::from_utf8(bytes).map_err(Error::internal)
 }
@@ -155,7 +159,7 @@ mod tests {
         let artifact = "acme/bot".parse().expect("a name");
         let about = about(&artifact, &candidate);
         let key = Keypair::from_seed([7; 32]);
-        let signed = sign(&verdict, &about, ClusterId([3; 32]), &key);
+        let signed = sign(&verdict, &about, ClusterId([3; 32]), &[&key]).expect("signed");
         let Kind::Verdict(said) = Statement::parse(signed.payload()).expect("reads").kind else {
             panic!("a verdict");
         };
@@ -171,7 +175,7 @@ mod tests {
         let artifact = "acme/bot".parse().expect("a name");
         let about = about(&artifact, &candidate);
         let result: Value =
-            serde_json::from_str(&test_result(&verdict, &about, None).expect("made")).expect("JSON");
+            serde_json::from_str(&test_result(&verdict, &about, &[]).expect("made")).expect("JSON");
         assert_eq!(result["predicate"]["passedTests"], json!(["eval_loss"]), "{result}");
         assert_eq!(result["predicate"]["failedTests"], json!([]));
     }

@@ -76,7 +76,7 @@ pub fn read(
         metrics: BTreeMap::new(),
     };
     let limited = at(&top, &["config", "limit"]).is_some_and(|limit| !limit.is_null());
-    if let Some(figure) = figures.iter().find(|figure| limited && counts(&top, figure).is_none()) {
+    if let Some(figure) = figures.iter().find(|figure| limited && counts(&top, figure, true).is_none()) {
         // Releases before `n-samples` do not say how many documents were left out.
         return Err(of_metric(&figure.name, "the run was limited (config.limit); run it without --limit"));
     }
@@ -112,7 +112,7 @@ struct Figure {
 
 impl Figure {
     fn metric(&self, top: &Map<String, Value>, samples: Option<&Samples>) -> Result<Metric, ReportError> {
-        let mut counts = counts(top, self);
+        let mut counts = counts(top, self, samples.is_some());
         if let (Some(samples), Some((n, total))) = (samples, &mut counts) {
             // A task may leave a metric out for some documents; that is no limit.
             let unmeasured = n.checked_sub(samples.len() as u64);
@@ -194,10 +194,15 @@ fn figures(top: &Map<String, Value>) -> Result<Vec<Figure>, ReportError> {
 }
 
 /// Documents measured and documents that there are, where the results say both.
-fn counts(top: &Map<String, Value>, figure: &Figure) -> Option<(u64, u64)> {
+fn counts(top: &Map<String, Value>, figure: &Figure, is_logged: bool) -> Option<(u64, u64)> {
     let of_task = |task: &str| {
         let count = |which| at(top, &["n-samples", task, which]).and_then(Value::as_u64);
-        Some((count("effective")?, count("original")?))
+        let effective = count("effective")?;
+        // The harness counts all documents there when it was told which ones to run (`--samples`), and those only here.
+        // Logs tell by themselves.
+        let measured = at(top, &["results", task, "sample_len"]).and_then(Value::as_u64);
+        let measured = measured.filter(|_| !is_logged).unwrap_or(effective);
+        Some((effective.min(measured), count("original")?))
     };
     if !is_group(top, &figure.task) {
         return of_task(&figure.task);

@@ -143,7 +143,7 @@ impl Test {
             (Scale::ExpMean, Margin::Relative(share)) => (log_limit(sign, share), 0.0),
             (Scale::ExpMean, Margin::Absolute(margin)) => {
                 let share = margin / libm::exp(base);
-                (log_limit(sign, share), -sign * share / (1.0 + sign * share))
+                (log_limit(sign, share), -share / (1.0 + sign * share))
             }
             (_, Margin::Absolute(margin)) => (margin, 0.0),
             (_, Margin::Relative(share)) => (share * base.abs(), if base < 0.0 { -share } else { share }),

@@ -185,6 +185,22 @@ fn a_chat_template_and_a_limit_stay_visible() {
 }
 
 #[test]
+fn a_run_of_chosen_documents_is_limited_although_its_results_count_all() {
+    // As `lm_eval --samples '{"facts_text": [0, 3]}'` leaves them, without logs.
+    let run = (with(&a(), "/results/facts_text/sample_len", Value::from(2)).0, Vec::new());
+    let (report, _) = good(&run);
+    let limited: Vec<&str> = report
+        .metrics
+        .iter()
+        .filter(|(_, metric)| metric.n < metric.n_total)
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert!(!limited.is_empty() && limited.iter().all(|name| name.starts_with("facts_text.")), "{limited:?}");
+    let (whole, _) = good(&(a().0, Vec::new()));
+    assert!(whole.metrics.values().all(|metric| metric.n == metric.n_total));
+}
+
+#[test]
 fn figures_that_are_no_numbers_are_refused_by_name() {
     let results = |from: &str, to: &str| why(&(replaced(&a().0, from, to), vec![]));
     let words = "\"byte_perplexity,none\": 1.8981508279397696";

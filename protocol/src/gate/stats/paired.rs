@@ -120,7 +120,9 @@ fn compare(question: &Question, pairs: &[Pair<'_>]) -> Comparison {
     let certain = sparse.documents == 0.0 && !is_binary && is_continuous(pairs);
     if is_binary || (mostly_same && !certain) {
         // Documents, not samples, count as evidence until enough of them differ to see how alike samples of one are.
-        let alike = if few { pairs.len() as f64 / equal } else { moments.variance / sparse.variance };
+        // Where all change alike there is nothing to see.
+        let is_seen = !few && sparse.variance > 0.0;
+        let alike = if is_seen { moments.variance / sparse.variance } else { pairs.len() as f64 / equal };
         let n = pairs.len() as f64 / alike.clamp(1.0, (pairs.len() as f64 / equal).max(1.0));
         let (low, high) = binary::paired_bounds(sparse.worse * n, sparse.better * n, n, question.confidence);
         let middle = sparse.worse - sparse.better;
@@ -173,9 +175,13 @@ impl Sparse {
             squares += difference * difference;
             weight += baseline.weight;
         }
-        // Scores within [0, 1] are taken to have that range.
-        let range = if lowest >= 0.0 && highest <= 1.0 { 1.0 } else { highest - lowest };
-        let unit = weight * if range > 0.0 { range } else { 1.0 };
+        // Scores within [0, 1] are taken to have that range, and those that are all one to reach down to 0.
+        let range = match (lowest, highest) {
+            _ if lowest >= 0.0 && highest <= 1.0 => 1.0,
+            _ if lowest < highest => highest - lowest,
+            _ => highest.abs(),
+        };
+        let unit = weight * range;
         let (n, mean) = (pairs.len() as f64, (worse - better) / weight);
         let variance = (squares / n - mean * mean).max(0.0) / n;
         let differ = documents.iter().filter(|both| both.candidate != both.baseline).count();

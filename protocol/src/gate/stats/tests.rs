@@ -88,6 +88,50 @@ fn right_or_wrong_answers_that_all_agree_are_no_proof_of_no_change() {
 }
 
 #[test]
+fn a_constant_score_is_no_proof_in_any_unit() {
+    let ask = |margin| question(Margin::Absolute(margin));
+    for unit in [1.0, 5.0, 100.0] {
+        let all = alone(&[unit; 20]);
+        let found = compare(&ask(0.01 * unit), &all, &all);
+        assert!(matches!(found.call, Call::Undecided(_)), "{unit}: {found:?}");
+        let many = alone(&vec![unit; 2_000]);
+        assert_eq!(compare(&ask(0.01 * unit), &many, &many).call, Call::NotWorse, "{unit}");
+    }
+    assert!(Estimate::of_samples(&alone(&[100.0; 50]), Scale::Mean).is_none());
+    // Right all along, five samples a document: as much as its documents say.
+    let right = |n: usize| Estimate::of_samples(&samples(&vec![1.0; n], |i| i / 5, |_| 1.0), Scale::Mean);
+    let (few, many) = (right(200).expect("an error"), right(20_000).expect("an error"));
+    let higher = Question { direction: Direction::Higher, ..ask(0.01) };
+    assert!(matches!(compare_unpaired(&higher, &few, &few).call, Call::Undecided(_)));
+    assert_eq!(compare_unpaired(&higher, &many, &many).call, Call::NotWorse);
+}
+
+#[test]
+fn a_change_of_all_answers_is_found_however_many_there_are() {
+    let ask = Question { direction: Direction::Higher, ..question(Margin::Absolute(0.01)) };
+    for n in [20, 29, 30, 200, 5_000] {
+        let (right, wrong) = (alone(&vec![1.0; n]), alone(&vec![0.0; n]));
+        let worse = compare(&ask, &wrong, &right);
+        assert_eq!(worse.call, Call::Worse, "{n}: {worse:?}");
+        assert_eq!(compare(&ask, &right, &wrong).call, Call::NotWorse, "{n}");
+    }
+}
+
+#[test]
+fn a_measured_baseline_counts_by_how_much_it_moves_the_limit() {
+    // The condition is c <= log(e^b + m) or c >= log(e^b - m); its slope in b, by a small step.
+    let base = 2.0f64;
+    for (direction, sign) in [(Direction::Lower, 1.0), (Direction::Higher, -1.0)] {
+        let margin = 0.1 * base.exp();
+        let limit = |b: f64| (b.exp() + sign * margin).ln();
+        let slope = (limit(base + 1e-6) - limit(base - 1e-6)) / 2e-6;
+        let ask = Question { direction, scale: Scale::ExpMean, ..question(Margin::Absolute(margin)) };
+        let test = Test::new(&ask, base);
+        assert!((sign * (test.sign + test.tilt) - slope).abs() < 1e-6, "{direction:?}: {test:?} {slope}");
+    }
+}
+
+#[test]
 fn a_perplexity_is_compared_by_its_logarithm_in_its_own_unit() {
     let before = spread(200, 2.0, 0.5);
     let after: Vec<f64> = before.iter().enumerate().map(|(i, x)| x + 0.01 + 0.001 * (i % 2) as f64).collect();

@@ -47,7 +47,8 @@ impl Estimate {
         }
     }
 
-    /// By its samples, clustered by document. `None` without samples, and for [`Scale::Other`].
+    /// By its samples, clustered by document. `None` without samples, for [`Scale::Other`], and where samples of several
+    /// documents all score the same, which right-or-wrong scores alone explain.
     pub fn of_samples(samples: &Samples, scale: Scale) -> Option<Self> {
         let unit = match scale {
             Scale::Other => return None,
@@ -72,7 +73,15 @@ impl Estimate {
             independent: Some(effective(documents.iter().map(|one| one.weight / whole.weight))),
             is_binary: false,
         };
-        Some(estimate.recognized(scale))
+        let mut estimate = estimate.recognized(scale);
+        let plain = |value: f64| value == 0.0 || value == 1.0;
+        if estimate.moments.variance <= 0.0 && scale == Scale::Mean && samples.iter().all(|s| plain(s.value))
+        {
+            // All right or all wrong, in documents of several samples.
+            estimate.moments.variance = binary::smoothed(estimate.value, count as f64, CONFIDENCE_USUAL).1;
+        }
+        // One document decides nothing, and is said to.
+        (estimate.moments.variance > 0.0 || count < 2).then_some(estimate)
     }
 
     /// One-sided confidence bounds of the value itself, in the metric's own unit.

@@ -227,9 +227,10 @@ impl Metric<'_> {
 
     /// By samples where there are any, else by what the report states.
     fn estimate(&self, figure: &Figure<'_>) -> Option<Estimate> {
-        let by_samples =
-            figure.samples.and_then(|samples| Estimate::of_samples(samples, figure.metric.scale));
-        by_samples.or_else(|| Estimate::of_report(figure.metric))
+        match (figure.samples, figure.metric.scale) {
+            (Some(samples), scale) if scale != Scale::Other => Estimate::of_samples(samples, scale),
+            _ => Estimate::of_report(figure.metric),
+        }
     }
 
     fn unmatched(&self, than: Side, error: PairError) -> Reason {
