@@ -25,6 +25,7 @@ pub(super) use policies::{Policies, PolicyAt};
 use super::body::{Chain, Kind, Role, Root, Statement, Target};
 use super::chain::Chains;
 use super::envelope::Envelope;
+use super::ledger::Room;
 use super::why::{Status, Why};
 use crate::gate::Policy;
 use crate::id::{KeyId, StatementId};
@@ -40,6 +41,8 @@ pub(super) struct Held {
     pub(super) envelope: Option<Envelope>,
     /// What a policy statement's text says, if this release can read it and it is what its digest says.
     pub(super) policy: Option<Arc<Policy>>,
+    /// What it takes of the ledger's room.
+    pub(super) room: Room,
 }
 
 pub(super) type Set = BTreeMap<StatementId, Box<Held>>;
@@ -343,10 +346,10 @@ impl Authority {
         odd(self, other).chain(odd(other, self))
     }
 
-    /// The author of each statement that has no effect.
-    pub(super) fn idle(&self, set: &Set) -> impl Iterator<Item = KeyId> {
+    /// Each statement that has no effect.
+    pub(super) fn idle<'a>(&'a self, set: &'a Set) -> impl Iterator<Item = &'a Held> {
         let idle = self.statuses.iter().filter(|(_, status)| **status != Status::Effective);
-        idle.filter_map(|(id, _)| set.get(id)).map(|h| h.statement.by)
+        idle.filter_map(|(id, _)| set.get(id)).map(|held| &**held)
     }
 
     /// Whether any root up to the one in force names `key` in a role.

@@ -1,10 +1,12 @@
 //! The set of statements that a host holds, and what follows from it.
 
+mod room;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::authority::{Authority, Held, Set};
-use super::body::{Kind, Role, Root, Statement};
+use super::body::{Kind, Statement};
 use super::chain::Chains;
 use super::envelope::{Envelope, SIGNATURES_MAX, Signed, StatementError, Unverified, Verified};
 use super::ladder::Ladder;
@@ -15,6 +17,8 @@ use super::why::{Status, Why};
 use crate::gate::Policy;
 use crate::id::{ClusterId, KeyId, StatementId};
 use crate::names::Artifact;
+use room::Idle;
+pub(super) use room::Room;
 
 /// One in so many places of a ledger is kept free of publishes and unknown kinds.
 pub const SAID_SHARE: usize = 16;
@@ -38,6 +42,12 @@ pub struct LedgerConfig {
     pub idle_max: usize,
     /// Most of one author that have no effect.
     pub idle_per_author_max: usize,
+    /// Most bytes of payloads and signatures held, with the same part kept free.
+    pub bytes_max: usize,
+    /// Most bytes of statements held that have no effect.
+    pub idle_bytes_max: usize,
+    /// Most bytes of one author's statements that have no effect.
+    pub idle_bytes_per_author_max: usize,
 }
 
 impl LedgerConfig {
@@ -52,6 +62,9 @@ impl LedgerConfig {
             statements_max: 1_000_000,
             idle_max: 100_000,
             idle_per_author_max: 10_000,
+            bytes_max: 4 << 30,
+            idle_bytes_max: 512 << 20,
+            idle_bytes_per_author_max: 64 << 20,
         }
     }
 }
@@ -70,7 +83,7 @@ pub enum Refusal {
         /// The ledger's.
         ours: ClusterId,
     },
-    /// A limit of [`LedgerConfig`]. The statement is welcome later.
+    /// A limit of [`LedgerConfig`], in statements or bytes. The statement is welcome later.
     #[error("the ledger is full ({limit} = {max}); raise it in the configuration or revoke who floods it")]
     Full {
         /// The limit's name.
@@ -122,18 +135,13 @@ pub enum Applied {
     Refused(Refusal),
 }
 
-/// How many statements have no effect, by author.
-#[derive(Debug, Clone, Default)]
-struct Idle {
-    by: BTreeMap<KeyId, usize>,
-    all: usize,
-}
-
 /// The set of statements and the state that is a pure function of it: whatever the order, however often.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     pub(super) config: LedgerConfig,
     pub(super) set: Set,
+    /// Of all in the set.
+    bytes: usize,
     pub(super) authority_ids: BTreeSet<StatementId>,
     /// What is said of artifacts, by author, and whether each counts.
     said: BTreeMap<KeyId, BTreeMap<StatementId, bool>>,
@@ -156,6 +164,7 @@ impl Ledger {
         Self {
             config,
             set: Set::new(),
+            bytes: 0,
             authority_ids: BTreeSet::new(),
             said: BTreeMap::new(),
             chains: Chains::default(),
@@ -185,6 +194,14 @@ impl Ledger {
     /// Form or cluster, which means that the store is damaged.
     pub fn check_stored(&self, envelope: &Envelope) -> Result<Checked, Refusal> {
         Ok(Checked(self.of_this_cluster(envelope)?.trust_own_store()))
+    }
+
+    /// Whether the set has this statement with signatures of all these keys, so that it says nothing new. Proves none of
+    /// them.
+    pub fn has_all_of(&self, envelope: &Envelope) -> bool {
+        self.set.get(&envelope.id()).is_some_and(|held| {
+            envelope.signatures().iter().all(|signature| held.signers.binary_search(&signature.key).is_ok())
+        })
     }
 
     /// Adds one statement to the set.
@@ -270,19 +287,18 @@ impl Ledger {
             }
             _ => None,
         };
-        let held = Held { signers, envelope: keep.then_some(envelope), policy, statement };
+        let room = Room::of(&envelope);
+        let held = Held { signers, envelope: keep.then_some(envelope), policy, room, statement };
         let effective = held.statement.kind.namespace().is_some()
             && self.authority.said_status(&id, &held) == Status::Effective;
         if !effective {
-            self.check_room(&held.statement, &held.signers).map_err(Applied::Refused)?;
+            self.check_room(&held.statement, &held.signers, room).map_err(Applied::Refused)?;
         }
-        let max = self.config.statements_max;
         let said =
             held.statement.kind.namespace().is_some() || matches!(held.statement.kind, Kind::Unknown { .. });
         // Whoever publishes without end must leave room for its own revocation, and for a rollback.
         let said = said && !(effective && held.statement.kind.channel().is_some());
-        let max = if said { max - max / SAID_SHARE } else { max };
-        self.full("statements_max", self.set.len(), max).map_err(Applied::Refused)?;
+        self.check_all(room, said).map_err(Applied::Refused)?;
 
         for signer in &held.signers {
             self.summary.insert(&id, signer);
@@ -299,15 +315,16 @@ impl Ledger {
                     count(&mut self.tags, &mut self.weighed, id, by, kind);
                 } else {
                     self.ladder.insert_void(id, by, kind);
-                    self.said_idle.add(by);
+                    self.said_idle.add(by, room);
                 }
             }
-            Kind::Unknown { .. } => self.said_idle.add(by),
+            Kind::Unknown { .. } => self.said_idle.add(by, room),
             _ => {
                 self.authority_ids.insert(id);
-                self.fresh.add(by);
+                self.fresh.add(by, room);
             }
         }
+        self.bytes += room.bytes;
         self.set.insert(id, Box::new(held));
         Ok(())
     }
@@ -348,60 +365,6 @@ impl Ledger {
             || self.authority.names(key)
     }
 
-    /// Whether there is room for a statement that may have no effect.
-    fn check_room(&self, statement: &Statement, signers: &[KeyId]) -> Result<(), Refusal> {
-        let by = &statement.by;
-        let author_max = self.config.idle_per_author_max;
-        let author = self.said_idle.of(by) + self.authority_idle.of(by) + self.fresh.of(by);
-        let all = self.said_idle.all + self.authority_idle.all + self.fresh.all;
-        // Without the first root nothing ever has an effect, so nothing may keep it out.
-        if statement.cluster.is_none() {
-            return Ok(());
-        }
-        // What can take effect at once must not be kept out by others' junk.
-        match (&statement.kind, statement.chain) {
-            (Kind::Root(root), _) if self.would_rotate(root, signers) => return Ok(()),
-            (_, Some(chain)) => {
-                if self.chains.would_link(by, chain) && self.authority.names(by) {
-                    return Ok(());
-                }
-                self.full("idle_per_author_max", self.chains.waiting(by), author_max)?;
-            }
-            (Kind::Admit(admit), None) => {
-                let invite = admit.invite.filter(|id| self.authority.invite(id, None).is_some());
-                let invite = invite.and_then(|id| self.statement(&id)).map(|s| &s.kind);
-                if matches!(invite, Some(Kind::Invite(invite)) if invite.ticket == *by) {
-                    return self.full("idle_per_author_max", author, author_max);
-                }
-            }
-            _ => {}
-        }
-        self.full("idle_per_author_max", author, author_max)?;
-        self.full("idle_max", all, self.config.idle_max)
-    }
-
-    /// Whether `root` would be the next in force, whoever its author is.
-    fn would_rotate(&self, root: &Root, signers: &[KeyId]) -> bool {
-        let admits = |root: &Root| root.roles.get(&Role::Admin).is_some_and(|admin| admin.met_by(signers));
-        self.authority
-            .root()
-            .is_some_and(|(id, now)| root.prev_root == Some(id) && admits(now) && admits(root))
-    }
-
-    /// Whether a statement has no room until a fold tells which of the latest ones need none.
-    fn may_make_room(&self, checked: &Checked) -> bool {
-        let statement = checked.statement();
-        let idle = self.said_idle.all + self.authority_idle.all;
-        let fresh = self.fresh.of(&statement.by) > 0
-            || (self.fresh.all > 0 && idle + self.fresh.all >= self.config.idle_max);
-        let signers = || checked.envelope().signatures().iter().map(|s| s.key).collect::<Vec<_>>();
-        fresh && self.check_room(statement, &signers()).is_err()
-    }
-
-    fn full(&self, limit: &'static str, count: usize, max: usize) -> Result<(), Refusal> {
-        if count < max { Ok(()) } else { Err(Refusal::Full { limit, max }) }
-    }
-
     fn refold(&mut self) {
         let after = Authority::fold(
             &self.set,
@@ -412,8 +375,8 @@ impl Ledger {
         );
         let before = std::mem::replace(&mut self.authority, after);
         (self.authority_idle, self.fresh) = (Idle::default(), Idle::default());
-        for by in self.authority.idle(&self.set) {
-            self.authority_idle.add(by);
+        for held in self.authority.idle(&self.set) {
+            self.authority_idle.add(held.statement.by, held.room);
         }
         // What is said is much, and one change of authority touches few of its authors.
         let touched = self.said.iter().filter(|(by, _)| self.authority.differs_for(&before, by));
@@ -433,7 +396,7 @@ impl Ledger {
     fn recount(&mut self, id: &StatementId) {
         let Some(held) = self.set.get(id) else { return };
         let kind = &held.statement.kind;
-        let by = held.statement.by;
+        let (by, room) = (held.statement.by, held.room);
         let Some(counted) = self.said.get_mut(&by).and_then(|ids| ids.get_mut(id)) else {
             return;
         };
@@ -443,11 +406,11 @@ impl Ledger {
         }
         *counted = counts;
         if counts {
-            self.said_idle.remove(&by);
+            self.said_idle.remove(&by, room);
             self.ladder.insert(*id, by, kind);
             count(&mut self.tags, &mut self.weighed, *id, by, kind);
         } else {
-            self.said_idle.add(by);
+            self.said_idle.add(by, room);
             if let Kind::Publish(publish) = kind {
                 self.tags.remove(*id, by, publish);
             }
@@ -467,22 +430,4 @@ fn count(tags: &mut Tags, weighed: &mut Weighed, id: StatementId, by: KeyId, kin
 /// Whether it grants or takes no authority, and no chain waits for it.
 fn is_said(s: &Statement) -> bool {
     s.chain.is_none() && (s.kind.namespace().is_some() || matches!(s.kind, Kind::Unknown { .. }))
-}
-
-impl Idle {
-    fn of(&self, key: &KeyId) -> usize {
-        self.by.get(key).copied().unwrap_or(0)
-    }
-
-    fn add(&mut self, key: KeyId) {
-        *self.by.entry(key).or_insert(0) += 1;
-        self.all += 1;
-    }
-
-    fn remove(&mut self, key: &KeyId) {
-        if let Some(n) = self.by.get_mut(key) {
-            *n = n.saturating_sub(1);
-            self.all = self.all.saturating_sub(1);
-        }
-    }
 }

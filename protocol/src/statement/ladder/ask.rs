@@ -190,6 +190,15 @@ impl Ledger {
             note,
         };
         let mut promotion = OnChannel { channel: channel.clone(), manifest, said };
+        let expected = head.and_then(|n| n.manifest);
+        let usable = |id: &StatementId| {
+            let baseline = self.baseline_of(id);
+            baseline.is_none_or(|found| !self.is_undone_baseline(&line.folded, &promotion, expected, &found))
+        };
+        let usable: BTreeSet<StatementId> = promotion.said.verdicts.iter().copied().filter(usable).collect();
+        if !usable.is_empty() {
+            promotion.said.verdicts = usable;
+        }
         if let Some((at, rules)) = policy.zip(rules) {
             // Only those that carry it, if they do.
             let elsewhere = rules.stages.get(&channel.stage).map(|rule| &rule.hardware);
@@ -202,7 +211,8 @@ impl Ledger {
             }
         }
         let mut holds = line.folded.lacks(&view, *by, &promotion, now, head);
-        for hold in self.lacks_now(by, &promotion, now, now) {
+        let now_holds = self.lacks_now(by, &promotion, now, now).into_iter();
+        for hold in now_holds.chain(self.undone(&line.folded, &promotion, head)) {
             if !holds.contains(&hold) {
                 holds.push(hold);
             }

@@ -294,6 +294,15 @@ impl Path {
         let of = self.stood.iter().filter(|(_, (stood, _))| stood == manifest);
         of.max_by_key(|(id, (_, since))| (*since, **id)).map(|(id, _)| *id)
     }
+
+    /// Whether `manifest` stood in this stage and was rolled back since it last did.
+    pub(super) fn is_rolled_back(&self, manifest: &ManifestDigest) -> bool {
+        let Some(head) = self.head() else { return false };
+        match self.nodes.iter().rev().find(|node| node.manifest == Some(*manifest)) {
+            Some(node) => head.is_bad_since(manifest, node),
+            None => self.stood(manifest).is_some() && head.all_bad.contains_key(manifest),
+        }
+    }
 }
 
 impl Tree {

@@ -6,12 +6,12 @@ use super::super::body::{Kind, Role};
 use super::super::ledger::Ledger;
 use super::super::promotion::{Channel, Cosignature, OnChannel, Promotion};
 use super::super::why::{Status, Why};
-use super::fold::{Node, Path};
+use super::fold::{Folded, Node, Path};
 use super::view::{View, quorum};
 use super::{Hold, Line};
 use crate::gate::Outcome;
-use crate::id::{KeyId, StatementId};
-use crate::names::Artifact;
+use crate::id::{KeyId, ManifestDigest, StatementId};
+use crate::names::{Artifact, Stage};
 use crate::time::UnixTime;
 
 /// What a witness does with a promotion.
@@ -152,9 +152,10 @@ impl Ledger {
                         && carries.ruling.baseline == v.body.ruling.baseline)
             })
         });
-        let mut newest: BTreeMap<&str, &super::super::Said<super::super::weighed::Verdict>> = BTreeMap::new();
+        // Against each baseline by itself: that it is good enough beside another one says nothing.
+        let mut newest = BTreeMap::new();
         for verdict in &of_it {
-            newest.insert(&verdict.body.ruling.hardware, verdict);
+            newest.insert((&verdict.body.ruling.hardware, verdict.body.ruling.baseline), verdict);
         }
         let failed = newest.into_values().find(|v| v.body.ruling.outcome != Outcome::Pass);
         holds.extend(failed.map(|v| Hold::NotPassed { verdict: v.id }));
@@ -213,20 +214,7 @@ impl Ledger {
         }
         let mut holds = folded.lacks(view, by, p, time, head);
         holds.extend(self.lacks_now(&by, p, time, now));
-        // The stage before may have been rolled back since; the fold lets a head that was made stay.
-        let policy = p.said.policy.and_then(|digest| self.policy_known(&p.channel.artifact, &digest));
-        if let Some(stage) = policy.and_then(|policy| policy.stage_before(p.channel.stage)) {
-            let bad = folded.paths().any(|(at, _, path)| {
-                at == stage
-                    && path.stood(&p.manifest).is_some()
-                    && path.head().is_some_and(|n| {
-                        n.manifest != Some(p.manifest) && n.all_bad.contains_key(&p.manifest)
-                    })
-            });
-            if bad {
-                holds.push(Hold::StageBefore { stage });
-            }
-        }
+        holds.extend(self.undone(folded, p, head));
         let first = head.map_or(0, |n| n.epoch).saturating_add(1);
         // A bound on the walk, should somebody claim an absurd epoch.
         let is_open = |epoch| !self.is_split(view, &p.channel, p.said.parent, epoch, p.said.root);
@@ -234,6 +222,46 @@ impl Ledger {
             holds.push(Hold::EpochOpen);
         }
         holds
+    }
+
+    /// What was rolled back since, and speaks against a promotion; the fold lets a head that was made stay.
+    pub(super) fn undone(&self, folded: &Folded, p: &OnChannel<Promotion>, head: Option<&Node>) -> Vec<Hold> {
+        let policy = p.said.policy.and_then(|digest| self.policy_known(&p.channel.artifact, &digest));
+        let stage = policy.and_then(|policy| policy.stage_before(p.channel.stage));
+        let is_undone = |stage: &Stage| {
+            folded.paths().any(|(at, _, path)| at == *stage && path.is_rolled_back(&p.manifest))
+        };
+        let stage = stage.filter(is_undone).map(|stage| Hold::StageBefore { stage });
+        let expected = head.and_then(|n| n.manifest);
+        let bad = p.said.verdicts.iter().find_map(|id| {
+            let found = self.baseline_of(id)?;
+            self.is_undone_baseline(folded, p, expected, &found).then_some(found)
+        });
+        let baseline = bad.map(|found| Hold::OtherBaseline { found: Some(found), expected });
+        stage.into_iter().chain(baseline).collect()
+    }
+
+    /// Below production the fold takes as baseline whatever production ever ran; what was rolled back there since is none.
+    pub(super) fn is_undone_baseline(
+        &self,
+        folded: &Folded,
+        p: &OnChannel<Promotion>,
+        expected: Option<ManifestDigest>,
+        found: &ManifestDigest,
+    ) -> bool {
+        let in_production = || folded.paths().filter(|(stage, _, _)| *stage == Stage::Production);
+        p.channel.stage < Stage::Production
+            && expected != Some(*found)
+            && expected != Some(p.manifest)
+            && in_production().any(|(_, _, path)| path.is_rolled_back(found))
+            && !in_production().any(|(_, _, path)| path.head().is_some_and(|n| n.manifest == Some(*found)))
+    }
+
+    pub(super) fn baseline_of(&self, verdict: &StatementId) -> Option<ManifestDigest> {
+        match &self.statement(verdict)?.kind {
+            Kind::Verdict(verdict) => verdict.ruling.baseline,
+            _ => None,
+        }
     }
 
     /// Whether no promotion at this place can take effect any longer: none can get cosignatures enough, or what it

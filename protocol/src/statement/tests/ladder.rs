@@ -3,6 +3,7 @@
 mod authority;
 mod bound;
 mod histories;
+mod holds;
 mod model;
 mod names;
 mod partition;

@@ -267,3 +267,37 @@ fn whoever_publishes_without_end_can_still_be_revoked() {
     assert_eq!(put(&mut ledger, &admin.say(at(3), revoke_key(50))), Applied::Effective);
     assert!(!ledger.is_member(&id(50), at(4)));
 }
+
+#[test]
+fn long_statements_take_more_room_than_short_ones() {
+    let (mut admin, ledger) = cluster();
+    let config = LedgerConfig {
+        idle_bytes_max: 2500,
+        idle_bytes_per_author_max: 1500,
+        bytes_max: 64_000,
+        ..LedgerConfig::new(ledger.cluster())
+    };
+    let mut ledger = Ledger::new(config);
+    put(&mut ledger, &cluster().1.root_chain().next().cloned().expect("root"));
+    put(&mut ledger, &admin.say(at(1), admit(50, None)));
+    let why = |applied: Applied| match applied {
+        Applied::Refused(Refusal::Full { limit, .. }) => Some(limit),
+        _ => None,
+    };
+    // A tag makes a statement long; strangers' have no effect.
+    let mut say = |voice: u8, tag: usize, long: usize| {
+        let said =
+            Voice::new(voice, ledger.cluster()).say(at(2), publish(&format!("{tag}{}", "x".repeat(long)), 1));
+        why(put(&mut ledger, &said))
+    };
+    assert_eq!(say(9, 1, 0), None);
+    assert_eq!(say(9, 2, 100), None);
+    assert_eq!(say(9, 3, 100), Some("idle_bytes_per_author_max"));
+    assert_eq!(say(10, 1, 100), None);
+    assert_eq!(say(11, 1, 100), Some("idle_bytes_max"));
+    // A member's count, until all of it is full; but for what takes its role.
+    let refused: Vec<_> = (0..200).filter_map(|tag| say(50, tag, 100)).collect();
+    assert!(refused.len() > 50 && refused.len() < 180, "{}", refused.len());
+    assert!(refused.iter().all(|limit| *limit == "bytes_max"), "{refused:?}");
+    assert_eq!(put(&mut ledger, &admin.say(at(3), revoke_key(50))), Applied::Effective);
+}
