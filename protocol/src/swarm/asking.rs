@@ -8,8 +8,19 @@ use super::Swarm;
 use super::io::{Action, Event, PieceNo, WorkId};
 use super::racks::may_import;
 use super::timers::Due;
-use super::work::{Doubts, Link, Work};
+use super::work::{Asked, Doubts, Link, Work};
 use crate::wire::swarm::Frame;
+
+/// Why a piece is asked for by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Because {
+    /// It is this host's turn to bring it into the rack.
+    Turn,
+    /// A loader waits for it.
+    Urgent,
+    /// Nothing moves.
+    Rescue,
+}
 
 impl Swarm {
     /// Asks neighbours in other racks for pieces that are this host's turn.
@@ -41,7 +52,7 @@ impl Swarm {
                 }
             }
             let Some((_, at, piece)) = best else { return };
-            self.ask(id, at, piece, false);
+            self.ask(id, at, piece, Because::Turn);
         }
     }
 
@@ -67,12 +78,12 @@ impl Swarm {
                 (link.doubts(), !link.near, busy)
             });
             if let Some((at, _)) = best {
-                self.ask(id, at, piece, true);
+                self.ask(id, at, piece, Because::Urgent);
             }
         }
     }
 
-    fn ask(&mut self, id: WorkId, at: usize, piece: PieceNo, urgent: bool) {
+    fn ask(&mut self, id: WorkId, at: usize, piece: PieceNo, because: Because) {
         let now = self.now;
         let Some(work) = self.works.get_mut(&id) else {
             return;
@@ -80,10 +91,11 @@ impl Swarm {
         let link = work.link_mut(at);
         link.asked += 1;
         let link = link.id;
-        work.asks.insert(piece, (link, now));
+        work.asks.insert(piece, Asked { of: link, at: now, anyway: because != Because::Turn });
         // Somebody has something: when nobody has, that is to be told anew.
         work.stalled = false;
         work.near_more(piece);
+        let urgent = because == Because::Urgent;
         self.act(Action::Send { link, frame: Frame::Ask { piece, urgent } });
         let wait = Duration::from_millis(self.config.ask_ms);
         self.timers.set_earlier(Due::Starve(id), now + wait);
@@ -110,7 +122,7 @@ impl Swarm {
             return;
         }
         let late: Vec<PieceNo> =
-            work.asks.iter().filter(|(_, (_, at))| now.since(*at) >= wait).map(|(piece, _)| *piece).collect();
+            work.asks.iter().filter(|(_, ask)| now.since(ask.at) >= wait).map(|(piece, _)| *piece).collect();
         late.into_iter().for_each(|piece| work.ask_ignored(piece));
         let again = if work.asks.is_empty() { Duration::from_millis(self.config.starve_ms) } else { wait };
         self.timers.set_earlier(Due::Starve(id), now + again);
@@ -126,13 +138,22 @@ impl Swarm {
             *self.works.get_mut(&id).map_or(&mut None, |work| &mut work.starving_since).get_or_insert(now);
         // Who starves for a turn may fetch from other racks whatever it is.
         let far = now.since(since) >= Duration::from_millis(self.config.rack_turn_ms);
+        if far && self.doubt_silent(id) {
+            self.import(id);
+            if self.works.get(&id).is_none_or(|work| !work.asks.is_empty()) {
+                return;
+            }
+        }
         // Rather one that failed than nobody.
         match self.rescue(id, far, false).or_else(|| if far { self.rescue(id, far, true) } else { None }) {
-            Some((at, piece)) => self.ask(id, at, piece, false),
+            Some((at, piece)) => self.ask(id, at, piece, Because::Rescue),
             None => {
                 let Some(work) = self.works.get_mut(&id) else { return };
                 let paused = work.links().iter().any(|link| {
-                    link.begun && has_something(work, link) && !self.peers.is_banned(&link.peer, now)
+                    link.begun
+                        && !link.is_silent()
+                        && has_something(work, link)
+                        && !self.peers.is_banned(&link.peer, now)
                 });
                 if !paused {
                     self.swap_neighbour(id);
@@ -146,6 +167,22 @@ impl Swarm {
                 }
             }
         }
+    }
+
+    /// Counts no longer on neighbours that did not answer and never sent anything: what they say to have would keep this
+    /// host from getting it elsewhere. True if there were any.
+    fn doubt_silent(&mut self, id: WorkId) -> bool {
+        let Self { works, peers, .. } = self;
+        let Some(work) = works.get_mut(&id) else { return false };
+        let is_silent = |link: &Link| {
+            link.doubts().1 > 0
+                && !link.is_silent()
+                && !peers.near(link.seat, &link.peer).is_some_and(|conduct| conduct.has_served())
+        };
+        let silent: Vec<usize> =
+            work.links().iter().enumerate().filter(|(_, link)| is_silent(link)).map(|(at, _)| at).collect();
+        silent.iter().for_each(|at| work.doubt(*at, true));
+        !silent.is_empty()
     }
 
     /// Any piece that any neighbour has: the least busy one first, near ones first.

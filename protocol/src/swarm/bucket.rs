@@ -37,6 +37,13 @@ impl Bucket {
         self.level -= i128::from(amount) * NANO as i128;
     }
 
+    /// Corrects what was `taken` ahead of time to what was `used`.
+    pub(super) fn settle(&mut self, now: Time, taken: u64, used: u64) {
+        self.fill(now);
+        self.level += (i128::from(taken) - i128::from(used)) * NANO as i128;
+        self.fill(now);
+    }
+
     /// When it is out of debt: `now` or later.
     pub(super) fn ready_at(&mut self, now: Time) -> Time {
         self.fill(now);
@@ -54,11 +61,11 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// Counts one more. False if that is over the limit.
-    pub(super) fn admits(&mut self, now: Time, config: &SwarmConfig) -> bool {
+    /// Counts `frames` more. False if that is over the limit.
+    pub(super) fn admits(&mut self, now: Time, config: &SwarmConfig, frames: u64) -> bool {
         // In plain numbers: every frame comes by here.
         let one = 1_000_000_000 / u64::from(config.frames_per_s_max.max(1));
-        self.until = Time(self.until.0.max(now.0).saturating_add(one));
+        self.until = Time(self.until.0.max(now.0).saturating_add(one.saturating_mul(frames)));
         self.until.0 - now.0 <= one.saturating_mul(u64::from(config.frames_burst_max.max(1)))
     }
 }
@@ -72,11 +79,11 @@ mod tests {
         let config = SwarmConfig { frames_per_s_max: 10, frames_burst_max: 3, ..SwarmConfig::default() };
         let ms = |n: u64| Time(n * 1_000_000);
         let mut meter = Meter::default();
-        assert!((0..3).all(|_| meter.admits(ms(1_000), &config)));
-        assert!(!meter.admits(ms(1_000), &config));
-        assert!(meter.admits(ms(1_200), &config) && !meter.admits(ms(1_200), &config));
+        assert!((0..3).all(|_| meter.admits(ms(1_000), &config, 1)));
+        assert!(!meter.admits(ms(1_000), &config, 1));
+        assert!(meter.admits(ms(1_200), &config, 1) && !meter.admits(ms(1_200), &config, 1));
         let mut steady = Meter::default();
-        assert!((0..1_000).all(|n| steady.admits(ms(n * 100), &config)));
+        assert!((0..1_000).all(|n| steady.admits(ms(n * 100), &config, 1)));
         assert_eq!(size_of::<Meter>(), 8);
     }
 

@@ -47,7 +47,9 @@ impl Swarm {
         let mut best: Option<((bool, u32), Choice)> = None;
         for (at, link) in work.links().iter().enumerate() {
             let Some((piece, urgent)) = link.more.asks.front().copied() else { continue };
-            if !urgent && (!work.release.is_empty() || link.jobs >= self.config.uploads_per_peer_max) {
+            // A loader may wait for what is asked for so, but whoever says so must not get all uploads.
+            let most = self.config.uploads_per_peer_max + u32::from(urgent);
+            if link.jobs >= most || (!urgent && !work.release.is_empty()) {
                 // Each piece is released once before anything goes out twice.
                 continue;
             }

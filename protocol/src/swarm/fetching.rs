@@ -51,10 +51,10 @@ pub(super) struct Slot {
 impl Swarm {
     /// A neighbour promises an upload.
     pub(super) fn granted(&mut self, id: WorkId, at: usize, named: Option<PieceNo>) {
-        let mut asked = false;
+        let mut asked = None;
         if let (Some(piece), Some(work)) = (named, self.works.get_mut(&id)) {
             let link = work.links()[at].id;
-            asked = work.asks.get(&piece).is_some_and(|(of, _)| *of == link);
+            asked = work.asks.get(&piece).copied().filter(|ask| ask.of == link);
             work.ask_ended(piece);
         }
         match self.pick(id, at, named, asked) {
@@ -187,6 +187,7 @@ impl Swarm {
         let Some(slot) = self.take(id) else {
             return;
         };
+        self.settle(slot.bytes, bytes);
         let took = self.now.since(slot.started);
         if let Some(conduct) = self.peers.near_mut(slot.seat, &slot.from) {
             conduct.delivered(bytes, took);
@@ -236,6 +237,7 @@ impl Swarm {
                 }
             }
         }
+        self.settle(slot.bytes, bytes);
         for (layer, groups) in stored {
             self.grown(layer, groups, None);
         }
@@ -305,6 +307,13 @@ impl Swarm {
             self.punish(slot.from, charge);
         }
         self.starve_soon(slot.work);
+    }
+
+    /// The budget of downloads was charged for all that was asked for.
+    fn settle(&mut self, asked: u64, came: u64) {
+        if let Some(bucket) = &mut self.downloads {
+            bucket.settle(self.now, asked, came);
+        }
     }
 
     fn take(&mut self, id: SlotId) -> Option<Slot> {

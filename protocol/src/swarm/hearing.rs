@@ -6,6 +6,22 @@ use crate::time::Time;
 use crate::wire::bao::GroupSet;
 use crate::wire::swarm::Frame;
 
+/// Entries of a frame that count as one frame more.
+const ENTRIES_A_FRAME: u64 = 64;
+
+/// How many frames a frame counts for, in a work of `count` pieces: by what it takes to read it.
+fn weight(frame: &Frame, count: usize) -> u64 {
+    let entries = match frame {
+        // A range may be of any number of pieces.
+        Frame::Bitfield { layers } => {
+            layers.iter().map(|(_, groups)| groups.boundaries().len() + 1).sum::<usize>() + count
+        }
+        Frame::News { held: pieces, .. } | Frame::Coming { pieces } | Frame::Lost { pieces } => pieces.len(),
+        _ => 0,
+    };
+    1 + entries as u64 / ENTRIES_A_FRAME
+}
+
 impl Swarm {
     pub(super) fn frame(&mut self, link: LinkId, frame: &Frame) {
         let Some((id, at)) = self.locate(link) else {
@@ -17,7 +33,7 @@ impl Swarm {
         };
         let count = work.pieces.count();
         let entry = work.link_mut(at);
-        if !entry.frames.admits(now, &self.config) {
+        if !entry.frames.admits(now, &self.config, weight(frame, count)) {
             let peer = entry.peer;
             return self.punish(peer, Charge::Flood);
         }

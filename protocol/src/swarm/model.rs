@@ -18,6 +18,8 @@ pub(super) enum Kind {
     Boaster,
     /// Grants and never sends.
     Mute,
+    /// Declares what it has and never grants.
+    Silent,
 }
 
 /// One request on its way or being served.
@@ -327,6 +329,9 @@ impl Model {
     }
 
     fn send(&mut self, host: usize, link: LinkId, frame: Frame) {
+        if self.hosts[host].kind == Kind::Silent && matches!(frame, Frame::Grant { .. }) {
+            return;
+        }
         let bytes = frame.encode();
         assert_eq!(Frame::parse(&bytes[4..]), Ok(Some(frame.clone())), "frames travel");
         if let Some((to, theirs, _)) = self.hosts[host].links.get(&link).copied() {

@@ -6,6 +6,7 @@ use rand::RngExt;
 
 use super::Swarm;
 use super::io::{PieceNo, WorkId};
+use super::work::Asked;
 use crate::time::Time;
 
 /// Pieces drawn, of which the rarest is taken.
@@ -18,7 +19,7 @@ impl Swarm {
         id: WorkId,
         at: usize,
         named: Option<PieceNo>,
-        asked: bool,
+        asked: Option<Asked>,
     ) -> Option<PieceNo> {
         if !self.may_fetch(id, named.is_some()) {
             return None;
@@ -37,7 +38,8 @@ impl Swarm {
             return None;
         }
         let conduct = peers.near(link.seat, &link.peer);
-        let free_at = conduct.map_or(Time(0), |one| if asked { one.banned_until() } else { one.free_at() });
+        let free_at =
+            conduct.map_or(Time(0), |one| if asked.is_some() { one.banned_until() } else { one.free_at() });
         if free_at > *now {
             return None;
         }
@@ -47,7 +49,8 @@ impl Swarm {
             return None;
         }
         if let Some(piece) = named {
-            let fits = idle.contains(piece) && (link.near || !work.near_set.contains(piece));
+            let anyway = link.near || asked.is_some_and(|ask| ask.anyway);
+            let fits = idle.contains(piece) && (anyway || !work.near_set.contains(piece));
             return if fits { Some(piece) } else { self.pick_duplicate(id, at, named) };
         }
         let urgent = work.urgent.iter().find(|piece| idle.contains(**piece) && link.have().contains(**piece));

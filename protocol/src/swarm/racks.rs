@@ -55,9 +55,9 @@ impl Turns {
 
     /// Lets this host take the turns that others did not.
     fn take(&mut self, now: Time, turn_ms: u64) {
-        let now = u64::from(ms(now));
+        let now = ms(now);
         for (piece, (rank, seen)) in (0..).zip(self.rank.iter().zip(&self.seen_ms)) {
-            if *seen != 0 && now.saturating_sub(u64::from(*seen)) >= u64::from(*rank) * turn_ms {
+            if *seen != 0 && u64::from(now.wrapping_sub(*seen)) >= u64::from(*rank) * turn_ms {
                 self.allowed.insert(piece);
             }
         }
@@ -78,8 +78,10 @@ pub(super) fn owned(me: KeyId, others: &[KeyId], count: usize) -> PieceSet {
     owned
 }
 
+/// Milliseconds, never 0, for what is less than 49 days apart: a daemon may run for longer.
 fn ms(now: Time) -> u32 {
-    u32::try_from(now.0 / 1_000_000 + 1).unwrap_or(u32::MAX)
+    let low = (now.0 / 1_000_000 + 1) & u64::from(u32::MAX);
+    u32::try_from(low).unwrap_or(u32::MAX).max(1)
 }
 
 /// Host keys are random (Ed25519 points); eight bytes of them, mixed, tell hosts apart well enough for a fair share.

@@ -30,6 +30,10 @@ const DECLINES_ALIKE: u32 = 8;
 /// Groups that a request for a layer of no manifest here counts for, at most: 1 TiB.
 const UNKNOWN_GROUPS_MAX: u64 = 1 << 26;
 
+/// Bytes that rates are charged for a request before it is served, at most: about a piece. The rest comes with its end,
+/// for nobody knows yet how much of it will be sent.
+const CHARGED_BYTES_MAX: u64 = 64 << 20;
+
 fn bytes_of(range: &Range<u64>) -> u64 {
     range.end.saturating_sub(range.start).saturating_mul(GROUP_BYTES)
 }
@@ -72,7 +76,7 @@ impl Swarm {
             self.uploads.unpromised.push_back(number);
             number
         });
-        self.uploads.by_request.push((request, number));
+        self.uploads.by_request.push((request, number, 0));
         let Some(job) = self.uploads.jobs.get_mut(number) else {
             return;
         };
@@ -140,6 +144,11 @@ impl Swarm {
 
     fn serve(&mut self, request: RequestId, peer: KeyId, bytes: u64) {
         let now = self.now;
+        let bytes = bytes.min(CHARGED_BYTES_MAX);
+        if let Some((.., charged)) = self.uploads.by_request.iter_mut().find(|(other, ..)| *other == request)
+        {
+            *charged = bytes;
+        }
         if let Some(bucket) = &mut self.uploads.bucket {
             bucket.take(now, bytes);
         }
@@ -154,13 +163,21 @@ impl Swarm {
     /// A request ended, served or not.
     pub(super) fn served(&mut self, request: RequestId, bytes: u64, complete: bool) {
         let by_request = &mut self.uploads.by_request;
-        let Some(at) = by_request.iter().position(|(other, _)| *other == request) else {
+        let Some(at) = by_request.iter().position(|(other, ..)| *other == request) else {
             return;
         };
-        let (_, number) = by_request.swap_remove(at);
+        let (_, number, charged) = by_request.swap_remove(at);
+        if let Some(bucket) = &mut self.uploads.bucket {
+            bucket.settle(self.now, charged, bytes);
+        }
         let Some(job) = self.uploads.jobs.get_mut(number) else {
             return;
         };
+        if self.config.upload_per_peer_bytes_per_s.is_some()
+            && let Some(bucket) = self.peers.get_mut(&job.peer).and_then(|conduct| conduct.uploads.as_mut())
+        {
+            bucket.settle(self.now, charged, bytes);
+        }
         job.requests.retain(|other| *other != request);
         job.sent_bytes += bytes;
         job.complete &= complete;

@@ -245,6 +245,52 @@ fn many_requests_of_one_peer_are_refused_beyond_the_limit() {
     assert_eq!((served, refused), (2, 5_000 - 64));
 }
 
+#[test]
+fn a_rack_mate_that_declares_all_and_grants_nothing_stops_nobody() {
+    for seed in 0..4 {
+        let mut model = Model::new(seed, small(), &[3_000_000]);
+        model.work(1, &[0]);
+        let silent = model.host(Kind::Silent, Some(0), &[0]);
+        let fast = model.host(Kind::Honest, Some(1), &[0]);
+        let waiting = model.host(Kind::Honest, Some(0), &[]);
+        for host in [silent, fast, waiting] {
+            model.open(host, 1);
+        }
+        model.introduce(1);
+        // At a piece for each rescue it would take minutes.
+        assert!(model.run(40, |m| m.all_complete(1)), "{:?}", model.hosts[waiting].swarm.status(WorkId(1)));
+    }
+}
+
+#[test]
+fn rates_are_charged_for_what_is_sent_and_not_for_what_was_asked() {
+    let config = SwarmConfig { upload_bytes_per_s: Some(1 << 20), ..small() };
+    let mut swarm = Swarm::new(config, 1, key(0), None);
+    let want = LayerWant { layer: layer(0), size: 64 << 20, missing: GroupSet::empty() };
+    swarm.handle(Time(1), Input::Open { work: WorkId(1), layers: vec![want] });
+    let mut served = |at: u64, layer: LayerId, bytes: u64| {
+        let request = RequestId(at);
+        let asked = Input::Asked { request, peer: key(1), layer, range: 0..u64::MAX };
+        swarm.handle(Time(at), asked);
+        let mut is_served = false;
+        while let Poll::Action(action) = swarm.poll() {
+            is_served |= action == Action::Serve { request };
+        }
+        if is_served {
+            swarm.handle(Time(at), Input::Served { request, bytes, complete: bytes > 0 });
+            while let Poll::Action(_) = swarm.poll() {}
+        }
+        is_served
+    };
+    // A layer that nobody has: nothing is sent, so nobody waits for it.
+    for n in 0..20 {
+        assert!(served(10 + n, layer(9), 0), "{n}");
+    }
+    // All of a layer, though its end was left open: at this rate the next one waits for a minute.
+    assert!(served(100, layer(0), 64 << 20));
+    assert!(!served(30_000_000_000, layer(0), 1));
+}
+
 /// A host that lacks a layer of eight pieces, with one neighbour that has begun and has nothing.
 fn with_a_neighbour() -> Swarm {
     let mut swarm = Swarm::new(small(), 1, key(0), None);
@@ -311,6 +357,7 @@ fn kinds() -> impl Strategy<Value = Kind> {
         1 => (1..4u32).prop_map(Kind::Liar),
         1 => Just(Kind::Boaster),
         1 => Just(Kind::Mute),
+        1 => Just(Kind::Silent),
     ]
 }
 
@@ -332,7 +379,7 @@ proptest! {
         model.work(1, &all);
         model.host(Kind::Honest, racks.then_some(0), &all);
         for (kind, rack) in &others {
-            let has: &[u8] = if matches!(kind, Kind::Liar(_) | Kind::Mute) { &all } else { &[] };
+            let has: &[u8] = if matches!(kind, Kind::Liar(_) | Kind::Mute | Kind::Silent) { &all } else { &[] };
             model.host(*kind, rack.filter(|_| racks), has);
         }
         for host in 0..model.hosts.len() {

@@ -49,8 +49,8 @@ pub(super) struct Job {
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
     pub(super) jobs: Rows<u64, Job>,
-    /// In no order.
-    pub(super) by_request: Vec<(RequestId, u64)>,
+    /// The job of each request, and the bytes that rates were charged for it ahead of time; in no order.
+    pub(super) by_request: Vec<(RequestId, u64, u64)>,
     /// Promised jobs whose requests are here.
     pub(super) waiting: VecDeque<u64>,
     /// Jobs without a promise.

@@ -18,6 +18,15 @@ use crate::wire::bao::GroupSet;
 /// What speaks against asking a neighbour.
 pub(super) type Doubts = (bool, u8);
 
+/// A piece that was asked for by name.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) of: LinkId,
+    pub(super) at: Time,
+    /// Whoever else may have it: a loader waits for it, or nothing moves.
+    pub(super) anyway: bool,
+}
+
 /// One neighbour of one manifest. What every frame and every choice of a neighbour looks at stands first, in one line of
 /// the processor's cache; the set of what it has follows in the next.
 #[derive(Debug)]
@@ -112,6 +121,11 @@ impl Link {
         }
     }
 
+    /// It did not answer, and what it has is not counted on.
+    pub(super) fn is_silent(&self) -> bool {
+        self.doubted && self.ignored > 0
+    }
+
     /// What it has counts as being in the rack.
     fn is_in_rack(&self) -> bool {
         self.near && !self.releasing && !self.doubted
@@ -179,7 +193,7 @@ pub(super) struct Work {
     /// Pieces that a loader waits for.
     pub(super) urgent: BTreeSet<PieceNo>,
     /// Pieces asked for by name: of whom and when.
-    pub(super) asks: BTreeMap<PieceNo, (LinkId, Time)>,
+    pub(super) asks: BTreeMap<PieceNo, Asked>,
     /// Stored and not told yet.
     pub(super) fresh: Vec<PieceNo>,
     pub(super) in_flight: usize,
@@ -278,7 +292,7 @@ impl Work {
         let coming: Vec<PieceNo> = self.links[at].more.coming.iter().collect();
         coming.into_iter().for_each(|piece| self.not_coming(at, piece));
         let gone: Vec<PieceNo> =
-            self.asks.iter().filter(|(_, (of, _))| *of == id).map(|(piece, _)| *piece).collect();
+            self.asks.iter().filter(|(_, ask)| ask.of == id).map(|(piece, _)| *piece).collect();
         gone.into_iter().for_each(|piece| self.ask_ended(piece));
         self.ids.remove(at);
         Some(self.links.remove(at))
@@ -378,8 +392,8 @@ impl Work {
 
     /// An ask was not answered.
     pub(super) fn ask_ignored(&mut self, piece: PieceNo) {
-        if let Some((link, _)) = self.asks.get(&piece).copied()
-            && let Some(link) = self.find_mut(link)
+        if let Some(ask) = self.asks.get(&piece).copied()
+            && let Some(link) = self.find_mut(ask.of)
         {
             link.ignored = link.ignored.saturating_add(1);
         }
@@ -388,8 +402,8 @@ impl Work {
 
     /// An ask was granted, declined, or given up.
     pub(super) fn ask_ended(&mut self, piece: PieceNo) {
-        if let Some((link, _)) = self.asks.remove(&piece) {
-            if let Some(link) = self.find_mut(link) {
+        if let Some(ask) = self.asks.remove(&piece) {
+            if let Some(link) = self.find_mut(ask.of) {
                 link.asked = link.asked.saturating_sub(1);
             }
             self.near_less(piece);

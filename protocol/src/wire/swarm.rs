@@ -130,6 +130,9 @@ impl Frame {
                     }
                     let groups = GroupSet::new(boundaries.into())
                         .ok_or(FrameError::Form("range boundaries are out of order"))?;
+                    if layers.last().is_some_and(|(last, _)| *last >= layer) {
+                        return Err(FrameError::Form("layers are out of order, or one is there twice"));
+                    }
                     layers.push((layer, groups));
                 }
                 Frame::Bitfield { layers }
