@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::FallocateFlags;
+use rustix::io::ReadWriteFlags;
 
 use crate::error::{StoreError, at};
 
@@ -141,7 +142,7 @@ pub(crate) fn create_reserved(path: &Path, size: u64) -> Result<File, StoreError
 /// files still lack ([`lacking_bytes`]).
 pub(crate) fn create_promised(path: &Path, size: u64) -> Result<File, StoreError> {
     let file = create_reserved(path, 0)?;
-    if size > THIN_BYTES_MIN && rustix::fs::fstatfs(&file).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC) {
+    if size > THIN_BYTES_MIN && is_in_memory(&file) {
         file.set_len(size).map_err(at(path, "extend"))?;
     } else {
         reserve(&file, path, size)?;
@@ -243,6 +244,35 @@ pub(crate) fn read_all_at(file: &File, parts: &mut [IoSliceMut<'_>], mut offset:
         }
     }
     Ok(())
+}
+
+/// As [`read_all_at`], if no disk has to be waited for: false if one has, and then `parts` may hold anything.
+pub(crate) fn read_cached_at(file: &File, parts: &mut [IoSliceMut<'_>], mut offset: u64) -> io::Result<bool> {
+    for part in parts.chunks_mut(IOV_MAX) {
+        let wanted: usize = part.iter().map(|slice| slice.len()).sum();
+        let read = loop {
+            match rustix::io::preadv2(file, part, offset, ReadWriteFlags::NOWAIT) {
+                Err(rustix::io::Errno::INTR) => {}
+                read => break read,
+            }
+        };
+        match read {
+            Ok(n) if n == wanted => offset += n as u64,
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => return Ok(false),
+            // A file system in memory does not know the question, and has no disk.
+            Err(rustix::io::Errno::OPNOTSUPP) if is_in_memory(file) => {
+                read_all_at(file, part, offset)?;
+                offset += wanted as u64;
+            }
+            Err(rustix::io::Errno::OPNOTSUPP) => return Ok(false),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(true)
+}
+
+fn is_in_memory(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|about| about.f_type == TMPFS_MAGIC)
 }
 
 /// What tells that a file was replaced or written to.

@@ -104,7 +104,13 @@ fn quic_endpoint(packet: u16, server: Option<quinn::ServerConfig>) -> Outcome<qu
 }
 
 fn transport(packet: u16) -> Arc<quinn::TransportConfig> {
-    DataConfig { packet_bytes_max: packet, ..DataConfig::default() }.transport()
+    let config = DataConfig { packet_bytes_max: packet, ..DataConfig::default() };
+    let mut transport = config.transport();
+    if let Some(transport) = Arc::get_mut(&mut transport) {
+        // As a member's has it.
+        transport.receive_window(config.connection_window_bytes.into());
+    }
+    transport
 }
 
 async fn raw_serve(bytes: u64, packet: u16) -> Outcome<()> {

@@ -62,7 +62,13 @@ pub(super) fn prepare(
         .collect();
     async move {
         let mut answer = Answer { slot, work, from, stored: Vec::new(), bytes: 0, end: Ok(()) };
-        let connection = match inner.data.connect(from, &sources::addresses(&inner, &from)).await {
+        let addresses = sources::addresses(&inner, &from);
+        let connection = tokio::select! {
+            biased;
+            () = options.cancel.cancelled() => Err(GetError::Cancelled),
+            connection = inner.data.connect(from, &addresses) => connection,
+        };
+        let connection = match connection {
             Ok(connection) => connection,
             Err(e) => {
                 answer.end = Err((opened[0].0, e));
@@ -129,6 +135,11 @@ pub(super) fn input(inner: &Inner, answer: Answer) -> Input {
         GetError::Miss(code) if code == reset::LIMIT => Fault::Lost,
         GetError::Miss(_) => Fault::Miss,
         GetError::Stalled(_) => Fault::Timeout,
+        // Who of the two is wrong nobody knows, the size being the publisher's word: no reason for a ban.
+        GetError::Size { .. } => {
+            warn!(peer = %from, %layer, error = %e, "a host and a manifest say different sizes of a layer");
+            Fault::Lost
+        }
         GetError::Lost(_) => Fault::Lost,
         GetError::Cancelled => Fault::Cancelled,
         GetError::Local(StoreError::NoSpace { .. } | StoreError::Quota { .. }) => Fault::NoSpace,

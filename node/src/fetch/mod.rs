@@ -8,6 +8,7 @@ mod happening;
 mod jobs;
 mod layers;
 mod links;
+mod manifests;
 mod neighbours;
 mod run;
 mod sources;
@@ -36,7 +37,6 @@ pub use happening::WorkReport;
 use self::happening::Happening;
 use crate::cluster::now;
 use crate::error::{Error, Kind, Result};
-use crate::facts;
 use crate::gc::Room;
 use crate::local::message::Progress;
 use crate::net::control::{ControlEvent, ControlHandle};
@@ -260,42 +260,6 @@ impl Fetcher {
                 () = tokio::time::sleep(left.min(MANIFEST_RETRY)) => {}
             }
         }
-    }
-
-    /// The manifest if it is here or a connected peer has it now.
-    ///
-    /// # Errors
-    /// The store failed, or the control plane has stopped.
-    pub async fn manifest_now(&self, digest: ManifestDigest) -> Result<Option<Manifest>> {
-        let store = self.inner.store.clone();
-        if let Some(manifest) = blocking(move || facts::manifest(&store, &digest)).await? {
-            return Ok(Some(manifest));
-        }
-        let connected = self.inner.control.peers().await.map_err(Error::unavailable)?;
-        let mut asked: Vec<KeyId> = connected.into_iter().map(|peer| peer.key).collect();
-        if !self.ask_for_manifest(&asked, digest).await? {
-            // Only now: where the provider table leads to a host that is gone, looking it up takes seconds.
-            asked.push(self.inner.control.key());
-            let mut others = self.inner.control.providers(digest).await.unwrap_or_default();
-            others.retain(|provider| !asked.contains(provider));
-            self.ask_for_manifest(&others, digest).await?;
-        }
-        let store = self.inner.store.clone();
-        blocking(move || facts::manifest(&store, &digest)).await
-    }
-
-    /// Asks hosts for a manifest, one after the other. True once it is here.
-    async fn ask_for_manifest(&self, peers: &[KeyId], digest: ManifestDigest) -> Result<bool> {
-        for peer in peers {
-            let Ok(bytes) = self.inner.control.request_manifest(*peer, digest).await else { continue };
-            let store = self.inner.store.clone();
-            match blocking(move || store.put_manifest(&bytes).map_err(Error::from)).await {
-                Ok(_) => return Ok(true),
-                // The bytes have the digest that was published, so the publisher made them.
-                Err(e) => warn!(%digest, error = %e, "a published manifest is not usable"),
-            }
-        }
-        Ok(false)
     }
 
     /// Ends the fetch of `digest`, if one runs, and waits for its end. What it stored stays.

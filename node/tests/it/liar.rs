@@ -163,7 +163,11 @@ fn names_verification(end: &Result<(), GetError>) -> bool {
 }
 
 fn names_protocol(end: &Result<(), GetError>) -> bool {
-    matches!(end, Err(e @ GetError::Protocol(_)) if e.to_string().contains("protocol"))
+    match end {
+        Err(e @ GetError::Protocol(_)) => e.to_string().contains("protocol"),
+        Err(GetError::Size { theirs, ours }) => theirs != ours,
+        _ => false,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

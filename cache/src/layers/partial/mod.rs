@@ -12,19 +12,17 @@ mod sync;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, IoSliceMut};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
-use bao_tree::TreeNode;
-use blake3::Hash;
 use weighlock_protocol::LayerId;
 use weighlock_protocol::wire::bao::{GROUP_BYTES, GroupSet, Verified, all_groups, group_count};
 
 use super::have::{self, Bitmap, Header};
-use super::outboard::{PAIR_BYTES, pair_of, pair_offset, tree_bytes};
+use super::outboard::{PAIR_BYTES, pair_offset, tree_bytes};
 use crate::error::{StoreError, at, is_unreadable};
 use crate::fs;
 use subtree::{ancestors, mark_ancestors};
@@ -318,15 +316,10 @@ impl PartialLayer {
         self.data.read_exact_at(buffer, offset).map_err(at(&self.paths.data, "read"))
     }
 
-    /// Reads the proven bytes from `offset` to `end` into `parts`, which have that length together.
-    pub(crate) fn read_parts_at(
-        &self,
-        parts: &mut [IoSliceMut<'_>],
-        offset: u64,
-        end: u64,
-    ) -> Result<(), StoreError> {
+    /// The data file, and where it lies, to read from `offset` to `end`, if that is proven.
+    pub(crate) fn proven_data(&self, offset: u64, end: u64) -> Result<(&File, &PathBuf), StoreError> {
         self.check_proven(offset, end)?;
-        fs::read_all_at(&self.data, parts, offset).map_err(at(&self.paths.data, "read"))
+        Ok((&self.data, &self.paths.data))
     }
 
     fn check_proven(&self, start: u64, end: u64) -> Result<(), StoreError> {
@@ -335,20 +328,16 @@ impl PartialLayer {
         if proven { Ok(()) } else { Err(StoreError::NotProven { layer: self.id, start, end }) }
     }
 
-    /// A proven pair of the tree.
-    pub(crate) fn pair(&self, node: TreeNode) -> Result<(Hash, Hash), StoreError> {
-        let position = pair_offset(self.size, node).filter(|at| self.state().nodes.has(at / PAIR_BYTES));
-        let (Some(position), Some(tree)) = (position, &self.tree) else {
-            let range = node.chunk_range();
-            return Err(StoreError::NotProven {
-                layer: self.id,
-                start: range.start.to_bytes(),
-                end: range.end.to_bytes(),
-            });
+    /// The tree file, where it lies, and how many bytes from `offset` on, up to `max`, are of pairs that are proven; none if
+    /// the first is not. What is proven later may not be in bytes that are read from now on.
+    pub(crate) fn proven_tree(&self, offset: u64, max: u64) -> Option<(&File, &PathBuf, u64)> {
+        let first = offset / PAIR_BYTES;
+        let run = {
+            let state = self.state();
+            (first..first + max / PAIR_BYTES).take_while(|node| state.nodes.has(*node)).count() as u64
         };
-        let mut bytes = [0; PAIR_BYTES as usize];
-        tree.read_exact_at(&mut bytes, position).map_err(at(&self.paths.tree, "read"))?;
-        Ok(pair_of(&bytes))
+        let tree = self.tree.as_ref().filter(|_| run > 0)?;
+        Some((tree, &self.paths.tree, run * PAIR_BYTES))
     }
 
     /// Reads the tree file of a layer that is complete: hash pairs in pre-order.

@@ -39,6 +39,10 @@ impl Buffers {
 
     /// Gives back a buffer. Others may still read it; it is used again once nobody does.
     pub(super) fn give(&self, buffer: Bytes) {
+        if buffer.is_empty() {
+            // Of no use, and one that never held anything never counts as free.
+            return;
+        }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < self.kept_max {
             kept.push_back(buffer);
@@ -70,5 +74,10 @@ mod tests {
         buffers.give(Bytes::from(vec![0; 10]));
         assert_eq!(buffers.kept.lock().expect("whole").len(), 2);
         assert_eq!(buffers.take(5000).len(), 5000, "one that is too small is not stretched");
+        let empty = Buffers::new(2);
+        (0..4).for_each(|_| empty.give(Bytes::new()));
+        empty.give(empty.take(100).freeze());
+        let kept = empty.kept.lock().expect("whole").len();
+        assert_eq!(kept, 1, "nothing but what can be used again");
     }
 }

@@ -32,6 +32,14 @@ pub enum GetError {
     /// It speaks another protocol or breaks this one.
     #[error("broke the protocol: {0}")]
     Protocol(String),
+    /// Its layer of that id has another size than the manifest says, whichever of the two is right.
+    #[error("says that the layer has {theirs} bytes, and the manifest {ours}")]
+    Size {
+        /// By the peer.
+        theirs: u64,
+        /// By the manifest.
+        ours: u64,
+    },
     /// It does not have all of the range, or refuses.
     #[error("does not have the range that it declared (stream reset {0})")]
     Miss(u32),

@@ -62,9 +62,7 @@ impl Inflow {
         let claimed = u64::from_le_bytes(header);
         if claimed != size {
             let _ = recv.stop(VarInt::from_u32(0));
-            return Err(GetError::Protocol(format!(
-                "says that the layer has {claimed} bytes instead of {size}"
-            )));
+            return Err(GetError::Size { theirs: claimed, ours: size });
         }
         Ok(Self { recv, chunks: std::array::from_fn(|_| Bytes::new()), next: 0, filled: 0, stall })
     }

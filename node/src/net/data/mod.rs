@@ -1,5 +1,6 @@
 //! The data plane: layers over QUIC in the iroh-blobs wire protocol, verified group by group.
 
+mod answer;
 mod batch;
 mod buffers;
 mod endpoint;
@@ -121,7 +122,8 @@ impl DataConfig {
         transport
             .mtu_discovery_config(Some(discovery))
             .stream_receive_window(self.stream_window_bytes.into())
-            .receive_window(self.connection_window_bytes.into())
+            // Until it is a member's, who then gets a part of the budget: a stranger at the join door has little to say.
+            .receive_window(quinn::VarInt::from_u32(WINDOW_BYTES_MIN as u32))
             .send_window(u64::from(self.connection_window_bytes))
             .max_concurrent_bidi_streams(self.streams_max.into())
             .max_concurrent_uni_streams(4u32.into())

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use quinn::{Connection, VarInt};
 use tokio::sync::Semaphore;
@@ -36,7 +37,8 @@ pub(super) struct Part {
 
 struct Slot {
     connections: Vec<Connection>,
-    dialing: Arc<tokio::sync::Mutex<()>>,
+    /// Held by whoever dials; when the last dial failed, and why.
+    dialing: Arc<tokio::sync::Mutex<Option<(Instant, String)>>>,
     part: Arc<Part>,
 }
 
@@ -63,7 +65,8 @@ impl Pool {
         Self { peers: Mutex::default(), limits }
     }
 
-    /// An open connection to `peer`, or the one that `connect` makes and adds. Callers for one peer wait for one dial.
+    /// An open connection to `peer`, or the one that `connect` makes and adds. Callers for one peer wait for one dial, and
+    /// share its failure.
     pub(super) async fn get_or_connect<F, C>(&self, peer: KeyId, connect: C) -> Result<Connection, GetError>
     where
         C: FnOnce() -> F,
@@ -73,11 +76,21 @@ impl Pool {
             return Ok(connection);
         }
         let dialing = self.slot(&mut self.lock(), peer).dialing.clone();
-        let _turn = dialing.lock().await;
+        let queued = Instant::now();
+        let mut failed = dialing.lock().await;
         if let Some(connection) = self.newest(peer) {
             return Ok(connection);
         }
-        connect().await
+        if let Some((_, why)) = failed.as_ref().filter(|(at, _)| *at >= queued) {
+            // While this one waited: it would fare no better, and those behind it would wait the longer.
+            return Err(GetError::Lost(why.clone()));
+        }
+        let connected = connect().await;
+        *failed = match &connected {
+            Err(GetError::Lost(why)) => Some((Instant::now(), why.clone())),
+            _ => None,
+        };
+        connected
     }
 
     pub(super) fn add(&self, peer: KeyId, connection: Connection) {
@@ -135,5 +148,30 @@ impl Pool {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<KeyId, Slot>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_for_a_dial_share_its_failure_and_the_next_one_tries_anew() {
+        let pool = Pool::new(PeerLimits { uploads_max: 1, long_requests_max: 1 });
+        let dials = AtomicUsize::new(0);
+        let dial = || async {
+            dials.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            Err(GetError::Lost("timed out".to_owned()))
+        };
+        let peer = KeyId([1; 32]);
+        let all = futures::future::join_all((0..20).map(|_| pool.get_or_connect(peer, dial))).await;
+        assert!(all.iter().all(|one| matches!(one, Err(GetError::Lost(why)) if why == "timed out")));
+        assert_eq!(dials.load(Ordering::Relaxed), 1);
+        assert!(pool.get_or_connect(peer, dial).await.is_err());
+        assert_eq!(dials.load(Ordering::Relaxed), 2);
     }
 }

@@ -2,23 +2,20 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bao_tree::io::sync::truncate_ranges;
-use bao_tree::iter::BaoChunk;
-use bao_tree::{ChunkRanges, ChunkRangesRef, TreeNode};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::debug;
-use weighlock_cache::{LayerReader, TreeWindow};
+use weighlock_cache::{LayerReader, Wait};
 use weighlock_protocol::wire::bao::{self, GroupSet};
 use weighlock_protocol::wire::data::{ObserveItem, Request, RequestError, reset};
 use weighlock_protocol::wire::tree::{PAIR_BYTES, tree_bytes};
 use weighlock_protocol::{KeyId, LayerId, ManifestDigest};
 
-use super::batch::Batch;
+use super::answer::{Answer, Groups, Next};
 use super::buffers::Buffers;
 use super::link::refuse_link;
 use super::request::{asked_groups, read_request};
@@ -29,6 +26,13 @@ const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// An asker that takes nothing for this long loses its upload.
 const TAKE_MAX: Duration = Duration::from_secs(30);
+
+/// One that takes less than this of an answer, in bytes per second after [`TAKE_MAX`], loses it, too: there are few
+/// uploads, and others wait.
+const TAKEN_BYTES_PER_S_MIN: u64 = 64 << 10;
+
+/// A request that was not admitted for this long is refused; its asker has given up on it before.
+const ADMIT_MAX: Duration = Duration::from_secs(600);
 
 /// What this host has, as the data plane asks for it. Calls may read the disk.
 pub trait Possession: Send + Sync + 'static {
@@ -104,8 +108,8 @@ pub async fn serve_stream(
     mut recv: RecvStream,
 ) {
     let wait = Duration::from_secs(config.request_timeout_s);
-    let request = match tokio::time::timeout(wait, read_request(&mut recv, long_requests)).await {
-        Ok(Ok(Ok(Request::Link { manifest }))) => {
+    let (request, leave) = match tokio::time::timeout(wait, read_request(&mut recv, long_requests)).await {
+        Ok(Ok((Ok(Request::Link { manifest }), _))) => {
             let _ = send.set_priority(PRIORITY_SHORT);
             return possession.link(peer, manifest, send, recv);
         }
@@ -124,6 +128,7 @@ pub async fn serve_stream(
                 pass = possession.admit(peer, layer, asked_groups(&chunks)) => pass,
                 // It waits no longer.
                 _ = send.stopped() => return,
+                () = tokio::time::sleep(ADMIT_MAX) => None,
             };
             let Some(pass) = admitted else {
                 let _ = send.reset(VarInt::from_u32(reset::LIMIT));
@@ -131,14 +136,20 @@ pub async fn serve_stream(
             };
             let Ok(_share) = uploads[0].acquire().await else { return };
             let Ok(_permit) = uploads[1].acquire().await else { return };
-            let get = Get {
-                possession: possession.clone(),
-                layer,
-                chunks,
-                batch_bytes: config.batch_bytes,
-                buffers: buffers.clone(),
+            // What was asked for is turned into what is sent.
+            drop(leave);
+            let (look, batch_bytes, buffers) = (possession.clone(), config.batch_bytes, buffers.clone());
+            let open = move || {
+                let reader = look.reader(&layer).ok_or_else(|| refuse("layer is not here"))?;
+                Answer::new(reader, &chunks, batch_bytes, &buffers)
             };
-            let sent = stream(&*possession, peer, &mut send, move |batches| get.read(batches)).await;
+            let sent = match tokio::task::spawn_blocking(open).await.map_err(refuse).flatten() {
+                Ok(Answer::Groups(groups)) => stream_groups(&*possession, peer, &mut send, groups).await,
+                Ok(Answer::Parts(parts)) => {
+                    stream(&*possession, peer, &mut send, move |batches| parts.read(batches)).await
+                }
+                Err(refused) => Err(refused),
+            };
             if sent.is_ok() {
                 // What waits in buffers is still on its way: the upload lasts until the asker has taken all of it.
                 let _ = send.finish();
@@ -180,13 +191,52 @@ pub async fn serve_stream(
 }
 
 /// Why a request ends in a stream reset.
-struct Refusal {
+pub(super) struct Refusal {
     code: u32,
     why: String,
 }
 
-fn refuse(why: impl ToString) -> Refusal {
+pub(super) fn refuse(why: impl ToString) -> Refusal {
     Refusal { code: reset::INTERNAL, why: why.to_string() }
+}
+
+/// Sends whole groups, batch by batch. What the page cache holds is read here and now, which takes microseconds; only for
+/// the disk it takes a thread.
+async fn stream_groups(
+    possession: &dyn Possession,
+    peer: KeyId,
+    send: &mut SendStream,
+    mut groups: Groups,
+) -> Result<u64, Refusal> {
+    let (mut sent, begun) = (0, Instant::now());
+    let end = loop {
+        let mut next = groups.next(Wait::Never);
+        if matches!(next, Ok(Next::Wait)) {
+            let read = move || {
+                let next = groups.next(Wait::ForDisk);
+                (groups, next)
+            };
+            (groups, next) = match tokio::task::spawn_blocking(read).await {
+                Ok(read) => read,
+                Err(e) => break Err(refuse(e)),
+            };
+        }
+        match next {
+            Ok(Next::Batch(batch)) => {
+                sent += batch.len() as u64;
+                if let Err(refused) = put(send, peer, batch, begun, sent).await {
+                    break Err(refused);
+                }
+                // Whoever sends what was put there may wait for this very thread.
+                tokio::task::yield_now().await;
+            }
+            Ok(Next::End) => break Ok(()),
+            Ok(Next::Wait) => break Err(refuse("the disk does not answer")),
+            Err(refused) => break Err(refused),
+        }
+    };
+    possession.sent(&peer, sent);
+    end.map(|()| sent)
 }
 
 /// Sends what `read` hands on, batch by batch; `read` runs on a blocking thread and ends when nobody takes more.
@@ -199,28 +249,40 @@ async fn stream(
     // Two batches: one on its way to the wire, one being read.
     let (batches, mut ready) = mpsc::channel::<Bytes>(1);
     let reading = tokio::task::spawn_blocking(move || read(&batches));
-    let (mut sent, mut cut) = (0, false);
+    let (mut sent, mut cut, begun) = (0, Ok(()), Instant::now());
     while let Some(batch) = ready.recv().await {
         sent += batch.len() as u64;
-        match tokio::time::timeout(TAKE_MAX, send.write_chunk(batch)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => {
-                // The asker lost interest or the connection; the reader stops at its next send.
-                debug!(%peer, error = %e, "answer not finished");
-                cut = true;
-                break;
-            }
-            Err(_) => {
-                drop(ready);
-                let _ = reading.await;
-                return Err(Refusal { code: reset::LIMIT, why: "the asker takes nothing".into() });
-            }
+        cut = put(send, peer, batch, begun, sent).await;
+        if cut.is_err() {
+            // The reader stops at its next send.
+            break;
         }
     }
     drop(ready);
     possession.sent(&peer, sent);
     reading.await.map_err(refuse)??;
-    if cut { Err(refuse("the asker stopped it")) } else { Ok(sent) }
+    cut.map(|()| sent)
+}
+
+/// Puts bytes into a stream, as fast as the asker takes them; with them `sent` since `begun`.
+async fn put(
+    send: &mut SendStream,
+    peer: KeyId,
+    batch: Bytes,
+    begun: Instant,
+    sent: u64,
+) -> Result<(), Refusal> {
+    let slowest = TAKE_MAX + Duration::from_secs(sent / TAKEN_BYTES_PER_S_MIN);
+    let left = TAKE_MAX.min(slowest.saturating_sub(begun.elapsed()));
+    match tokio::time::timeout(left, send.write_chunk(batch)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(e)) => {
+            // The asker lost interest or the connection.
+            debug!(%peer, error = %e, "answer not finished");
+            Err(refuse("the asker stopped it"))
+        }
+        Err(_) => Err(Refusal { code: reset::LIMIT, why: "the asker takes next to nothing".into() }),
+    }
 }
 
 /// Blocking: the tree of a layer that is here as a whole, after the layer's size.
@@ -249,114 +311,6 @@ fn read_tree(
         }
     }
     Ok(())
-}
-
-struct Get {
-    possession: Arc<dyn Possession>,
-    layer: LayerId,
-    chunks: ChunkRanges,
-    batch_bytes: usize,
-    buffers: Buffers,
-}
-
-impl Get {
-    /// Blocking: reads and encodes, one batch at a time.
-    fn read(self, batches: &mpsc::Sender<Bytes>) -> Result<(), Refusal> {
-        let reader = self.possession.reader(&self.layer).ok_or_else(|| refuse("layer is not here"))?;
-        let size = reader.size();
-        let ranges = truncate_ranges(&self.chunks, size);
-        let touched = touched_groups(ranges, size);
-        if !touched.is_subset(&reader.have()) {
-            return Err(refuse("not all of the range is here"));
-        }
-        let whole = bao::canonical_chunks(&touched, size).boundaries() == ranges.boundaries();
-        let mut out = Batch::new(self.batch_bytes, &self.buffers, batches);
-        out.next(8).copy_from_slice(&size.to_le_bytes());
-        if !whole {
-            // Parts of groups need hashes from inside the group; rare (proofs of size), so the library does it.
-            let outboard = FileOutboard { reader: &reader, root: self.layer };
-            return bao_tree::io::sync::encode_ranges(FileData(&reader), outboard, ranges, &mut out)
-                .map(|()| out.flush_last())
-                .map_err(refuse);
-        }
-        let mut window = TreeWindow::default();
-        for item in bao::tree(size).ranges_pre_order_chunks_iter_ref(ranges, 0) {
-            match item {
-                BaoChunk::Parent { node, .. } => {
-                    let (left, right) = reader.pair_near(node, &mut window).map_err(refuse)?;
-                    let pair = out.next(PAIR_BYTES);
-                    pair[..PAIR_BYTES / 2].copy_from_slice(left.as_bytes());
-                    pair[PAIR_BYTES / 2..].copy_from_slice(right.as_bytes());
-                }
-                BaoChunk::Leaf { start_chunk, size, .. } => out.leaf(size, start_chunk.to_bytes()),
-            }
-            if out.is_full() {
-                out.read_leaves(&reader).map_err(refuse)?;
-                if !out.flush_batch() {
-                    return Ok(());
-                }
-            }
-        }
-        out.read_leaves(&reader).map_err(refuse)?;
-        out.flush_last();
-        Ok(())
-    }
-}
-
-/// Groups that `ranges` touch, even in part.
-fn touched_groups(ranges: &ChunkRangesRef, size: u64) -> GroupSet {
-    let mut boundaries: Vec<u64> = Vec::with_capacity(ranges.boundaries().len());
-    for pair in ranges.boundaries().chunks(2) {
-        // Past the end means the last chunk: a proof of the size.
-        let start = (pair[0].0 / bao::GROUP_CHUNKS).min(bao::group_count(size) - 1);
-        let end = pair.get(1).map_or(bao::group_count(size), |end| end.0.div_ceil(bao::GROUP_CHUNKS));
-        let end = end.max(start + 1);
-        match boundaries.last_mut() {
-            // Parts of one group, or neighbours.
-            Some(last) if *last >= start => *last = end.max(*last),
-            _ => boundaries.extend([start, end]),
-        }
-    }
-    GroupSet::new(boundaries.into()).unwrap_or_else(GroupSet::empty)
-}
-
-struct FileData<'a>(&'a LayerReader);
-
-impl bao_tree::io::sync::ReadAt for FileData<'_> {
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let left = usize::try_from(self.0.size().saturating_sub(offset)).unwrap_or(usize::MAX);
-        let len = buffer.len().min(left);
-        self.0.read_exact_at(&mut buffer[..len], offset).map_err(std::io::Error::other)?;
-        Ok(len)
-    }
-}
-
-impl bao_tree::io::sync::Size for FileData<'_> {
-    fn size(&self) -> std::io::Result<Option<u64>> {
-        Ok(Some(self.0.size()))
-    }
-}
-
-struct FileOutboard<'a> {
-    reader: &'a LayerReader,
-    root: LayerId,
-}
-
-impl bao_tree::io::sync::Outboard for FileOutboard<'_> {
-    fn root(&self) -> blake3::Hash {
-        blake3::Hash::from_bytes(self.root.0)
-    }
-
-    fn tree(&self) -> bao_tree::BaoTree {
-        bao::tree(self.reader.size())
-    }
-
-    fn load(&self, node: TreeNode) -> std::io::Result<Option<(blake3::Hash, blake3::Hash)>> {
-        if bao::tree(self.reader.size()).pre_order_offset(node).is_none() {
-            return Ok(None);
-        }
-        self.reader.pair(node).map(Some).map_err(std::io::Error::other)
-    }
 }
 
 /// Tells what is here of one layer until the asker stops the stream.

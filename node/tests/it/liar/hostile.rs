@@ -103,8 +103,8 @@ async fn a_member_that_floods_with_frames_is_banned() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_flood_of_large_frames_takes_little_memory() {
-    beside(Wrong::FloodOfBitfields, Named::Not).await;
+async fn a_flood_of_large_frames_takes_little_memory_and_counts_by_what_is_in_them() {
+    beside(Wrong::FloodOfBitfields, Named::Banned("flooded")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
