@@ -83,21 +83,29 @@ impl Backend for ControlBackend {
         let ingested = self.facts.ingest(statements, false);
         self.keep_published(from);
         match ingested {
-            Ok(ingested) => IngestReport { accepted: ingested.accepted.len(), refused: ingested.refused },
+            Ok(ingested) => {
+                let (accepted, refused) = (ingested.accepted.len(), ingested.refused);
+                IngestReport { accepted, refused, failed: false }
+            }
             Err(e) => {
                 // Our own disk; the sender is not to blame.
                 warn!(%from, error = %e, "statements could not be committed");
-                IngestReport::default()
+                IngestReport { failed: true, ..IngestReport::default() }
             }
         }
     }
 
     fn validate_gossip(&self, _from: KeyId, statements: &[Vec<u8>], manifest: Option<&[u8]>) -> Acceptance {
-        let mut named = Vec::new();
+        let (mut named, mut anything_new) = (Vec::new(), false);
         for bytes in statements {
             let Ok(envelope) = Envelope::parse(bytes) else {
                 return Acceptance::Reject;
             };
+            // Looked at before; signatures cost much more than this.
+            if self.facts.ledger().has_all_of(&envelope) {
+                continue;
+            }
+            anything_new = true;
             let Ok(signed) = Signed::parse(envelope) else {
                 return Acceptance::Reject;
             };
@@ -107,6 +115,7 @@ impl Backend for ControlBackend {
             }
         }
         match manifest {
+            _ if !anything_new => Acceptance::Ignore,
             Some(bytes) if !named.contains(&ManifestDigest::of(bytes)) => Acceptance::Reject,
             _ => Acceptance::Accept,
         }

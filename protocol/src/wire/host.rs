@@ -175,6 +175,12 @@ impl SignedHostRecord {
         Ok(record)
     }
 
+    /// The host that it says to be of, and its number there; nothing of that is proven. `None` if it does not parse.
+    pub fn claims(&self) -> Option<(KeyId, u64)> {
+        let (record, _newer): (HostRecord, _) = postcard::take_from_bytes(&self.bytes.0).ok()?;
+        Some((record.host, record.seq))
+    }
+
     /// Bytes that the record takes in a message, about.
     pub fn size(&self) -> usize {
         self.bytes.0.len() + self.signature.0.len() + 8

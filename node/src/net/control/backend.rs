@@ -53,6 +53,9 @@ pub struct IngestReport {
     /// Why some were refused as rubbish that no honest host would have sent. The sender is disconnected
     /// for a while, so statements that merely cannot be judged yet do not belong here.
     pub refused: Option<String>,
+    /// Some could not be committed for a reason of this host's own, such as a full disk. They are to be asked for again,
+    /// and not passed on.
+    pub failed: bool,
 }
 
 /// Verdict over a gossip message.

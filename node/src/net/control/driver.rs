@@ -70,6 +70,8 @@ pub struct ControlDriver {
     pub(super) syncing: BTreeSet<PeerId>,
     pub(super) requests: HashMap<OutboundRequestId, oneshot::Sender<Result<Response, RequestError>>>,
     pub(super) serving: BTreeMap<PeerId, usize>,
+    /// Gossip messages being worked on, by who passed them on.
+    pub(super) gossiping: BTreeMap<PeerId, usize>,
     /// Requests and gossip messages being worked on.
     pub(super) jobs: usize,
     pub(super) queries: HashMap<QueryId, Query>,
@@ -115,6 +117,7 @@ impl ControlDriver {
             syncing: BTreeSet::new(),
             requests: HashMap::new(),
             serving: BTreeMap::new(),
+            gossiping: BTreeMap::new(),
             jobs: 0,
             queries: HashMap::new(),
             provided_until: BTreeMap::new(),

@@ -19,6 +19,9 @@ use super::sync::blocking;
 /// Bytes that the frame adds to each statement and to a message, at most.
 const FRAME_BYTES_MAX: usize = 16;
 
+/// One in so many jobs may be of messages that one peer passed on.
+const GOSSIP_JOBS_SHARE: usize = 4;
+
 /// Verdict over a gossip message of statements, after it was committed or refused.
 pub(super) struct Judged {
     pub(super) acceptance: Acceptance,
@@ -83,10 +86,13 @@ impl ControlDriver {
         match Gossip::decode(&message.data) {
             Ok(Gossip::Host(record)) => self.on_host_gossip(source, &id, record),
             Ok(Gossip::Statements { statements, manifest }) => {
-                if self.jobs >= self.config.limits.jobs_max {
+                let of_peer = self.gossiping.entry(source).or_default();
+                let most = self.config.limits.jobs_max;
+                if self.jobs >= most || *of_peer >= most.div_ceil(GOSSIP_JOBS_SHARE) {
                     self.reconcile_soon(Some(source), 0);
                     return self.report(&id, source, Acceptance::Ignore);
                 }
+                *of_peer += 1;
                 self.jobs += 1;
                 let backend = Arc::clone(&self.backend);
                 let statements: Vec<Vec<u8>> = statements.into_iter().map(|s| s.0).collect();
@@ -115,6 +121,10 @@ impl ControlDriver {
 
     /// The backend has judged, and committed what it accepted.
     pub(super) fn on_gossiped(&mut self, peer: PeerId, id: &MessageId, judged: Option<Judged>) {
+        if let Some(of_peer) = self.gossiping.get_mut(&peer) {
+            *of_peer = of_peer.saturating_sub(1);
+        }
+        self.gossiping.retain(|_, jobs| *jobs > 0);
         let Some(judged) = judged else {
             return self.report(id, peer, Acceptance::Ignore);
         };
@@ -154,7 +164,13 @@ fn judge(
         backend.put_manifest(from, manifest);
     }
     let report = backend.ingest(from, statements);
-    let acceptance = if report.refused.is_some() { Acceptance::Reject } else { Acceptance::Accept };
+    let acceptance = match &report {
+        IngestReport { refused: Some(_), .. } => Acceptance::Reject,
+        // Neither what is not stored nor what was known before is passed on: whoever says it over and over keeps only its
+        // neighbours busy.
+        IngestReport { failed: true, .. } | IngestReport { accepted: 0, .. } => Acceptance::Ignore,
+        IngestReport { .. } => Acceptance::Accept,
+    };
     Judged { acceptance, report }
 }
 
@@ -189,6 +205,7 @@ fn messages(statements: Vec<Vec<u8>>, manifest: Option<Vec<u8>>) -> Vec<Gossip> 
 #[cfg(test)]
 mod tests {
     use weighlock_protocol::wire::control::STATEMENT_BYTES_MAX;
+    use weighlock_protocol::{KeyId, ManifestDigest, StatementId};
 
     use super::*;
 
@@ -212,5 +229,54 @@ mod tests {
         assert_eq!(sizes(&messages(large[..1].to_vec(), Some(full))), [(1, false)], "together too large");
         assert_eq!(sizes(&messages(vec![vec![1]; STATEMENTS_MAX + 1], None)), [(1024, false), (1, false)]);
         assert!(messages(vec![], Some(vec![1])).is_empty());
+    }
+    /// Takes everything for valid, keeps what its disk has room for, and knows what is empty.
+    struct Disk {
+        is_full: bool,
+    }
+
+    impl Backend for Disk {
+        fn summary(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn differing(&self, _summary: &[u8]) -> Result<Vec<u8>, String> {
+            Ok(Vec::new())
+        }
+
+        fn ids_in(&self, _buckets: &[u8]) -> Vec<StatementId> {
+            Vec::new()
+        }
+
+        fn statements(&self, _ids: &[StatementId]) -> Vec<Vec<u8>> {
+            Vec::new()
+        }
+
+        fn ingest(&self, _from: KeyId, statements: Vec<Vec<u8>>) -> IngestReport {
+            let accepted = if self.is_full { 0 } else { statements.iter().filter(|s| !s.is_empty()).count() };
+            IngestReport { accepted, refused: None, failed: self.is_full }
+        }
+
+        fn validate_gossip(&self, _: KeyId, _: &[Vec<u8>], _: Option<&[u8]>) -> Acceptance {
+            Acceptance::Accept
+        }
+
+        fn manifest(&self, _digest: &ManifestDigest) -> Option<Arc<[u8]>> {
+            None
+        }
+
+        fn put_manifest(&self, _from: KeyId, _bytes: Vec<u8>) {}
+
+        fn audit(&self, _from: KeyId, _query: &[u8]) -> Vec<u8> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn what_is_not_committed_here_is_not_passed_on() {
+        let judged = |is_full, said| judge(&Disk { is_full }, KeyId([1; 32]), vec![said], None).acceptance;
+        assert_eq!(judged(false, vec![1]), Acceptance::Accept);
+        assert_eq!(judged(true, vec![1]), Acceptance::Ignore, "nobody is at fault");
+        assert_eq!(judged(false, vec![]), Acceptance::Ignore, "nothing new");
     }
 }
