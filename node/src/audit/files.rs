@@ -48,6 +48,8 @@ pub(super) struct Found {
     pub(super) lost: u64,
     /// The last file has lines that do not belong there, which is no matter of a torn end: nothing is added to it.
     pub(super) is_damaged: bool,
+    /// The torn end of the last file could not be cut off yet; its `bytes` say where to.
+    pub(super) is_torn: bool,
 }
 
 /// Makes the directory if it is not there.
@@ -114,7 +116,7 @@ pub(super) fn recover(dir: &Path) -> io::Result<Found> {
             fs::remove_file(path)?;
         }
     }
-    let mut kept = list(dir)?;
+    let (mut kept, mut is_torn) = (list(dir)?, false);
     while let Some(last) = kept.last_mut() {
         let bytes = fs::read(&last.path)?;
         let read = read(&bytes);
@@ -127,16 +129,15 @@ pub(super) fn recover(dir: &Path) -> io::Result<Found> {
             warn!(file = %last.path.display(), "the audit log is damaged; `weighlock audit verify` tells where");
         } else if read.good < bytes.len() {
             warn!(file = %last.path.display(), bytes = bytes.len() - read.good, "cut off a line of the audit log that was not finished");
-            let file = OpenOptions::new().write(true).open(&last.path)?;
-            file.set_len(read.good as u64)?;
-            file.sync_all()?;
+            is_torn =
+                cut(&last.path, read.good as u64).inspect_err(|e| warn!(error = %e, "not yet")).is_err();
             last.bytes = read.good as u64;
         }
         let Tail { at, last_ms, opens, lost, is_damaged, .. } = read;
-        return Ok(Found { kept, at, last_ms, opens, lost, is_damaged });
+        return Ok(Found { kept, at, last_ms, opens, lost, is_damaged, is_torn });
     }
     let (opens, at) = (Opens::new(), Position::START);
-    Ok(Found { kept, at, last_ms: 0, opens, lost: 0, is_damaged: false })
+    Ok(Found { kept, at, last_ms: 0, opens, lost: 0, is_damaged: false, is_torn })
 }
 
 /// The complete lines of a file's bytes, without their newlines.
@@ -162,6 +163,12 @@ pub(super) fn note(opens: &mut Opens, line: &Line) {
         Event::Start { .. } => opens.clear(),
         _ => {}
     }
+}
+
+fn cut(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(bytes)?;
+    file.sync_all()
 }
 
 struct Tail {

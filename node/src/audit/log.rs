@@ -21,7 +21,9 @@ const UNSIGNED_LINES_MAX: u64 = 256;
 const UNSIGNED_MAX: Duration = Duration::from_secs(10);
 /// A file is ended after this long even when it is small, so that the limit in days can be kept.
 const FILE_MS_MAX: u64 = 86_400_000;
-/// Opens that a new file repeats.
+/// Bytes of a line beside its entry, about: number, time, and digest of the line before.
+const LINE_FRAME_BYTES: u64 = 160;
+/// Opens that a new file repeats, as far as they fit half of it.
 const CARRIED_MAX: usize = 4096;
 /// Closes that wait for room on the disk.
 const LATE_MAX: usize = 4096;
@@ -73,6 +75,8 @@ struct Active {
     file: Arc<File>,
     /// A write failed and what it left behind is still there.
     is_torn: bool,
+    /// Bytes of what it began with. 0 of one that was there before, which ends the sooner.
+    head_bytes: u64,
 }
 
 /// What a person or a graph wants to know of the log itself.
@@ -92,7 +96,7 @@ impl Log {
     /// Reads what is there and goes on with it. What an earlier life left open is closed as of its last line.
     ///
     /// # Errors
-    /// The directory cannot be made or read, for another reason than a full disk.
+    /// The directory cannot be made, for another reason than a full disk, or what is in it cannot be read.
     pub(super) fn open(
         dir: &Path,
         bounds: Bounds,
@@ -118,21 +122,9 @@ impl Log {
             unsigned_since: None,
             is_dirty: false,
         };
-        match files::make_dir(dir).and_then(|()| files::recover(dir)) {
-            Ok(found) => {
-                (log.at, log.opens, log.lost) = (found.at, found.opens, found.lost);
-                log.kept = found.kept;
-                if !found.is_damaged
-                    && let Some(last) = log.kept.pop()
-                {
-                    let file = Arc::new(files::append(&last.path)?);
-                    log.active = Some(Active { kept: last, file, is_torn: false });
-                }
-                let open: Vec<_> = log.opens.keys().copied().collect();
-                for (session, digest) in open {
-                    log.close(found.last_ms, session, digest, Why::Stopped);
-                }
-            }
+        match files::make_dir(dir) {
+            Ok(()) => log.go_on(files::recover(dir)?)?,
+            // Only here nothing can be there to go on with.
             Err(e) if is_full(&e) => {}
             Err(e) => return Err(e),
         }
@@ -222,6 +214,22 @@ impl Log {
         self.at.seq
     }
 
+    /// Takes over what an earlier life left.
+    fn go_on(&mut self, found: files::Found) -> io::Result<()> {
+        (self.at, self.opens, self.lost, self.kept) = (found.at, found.opens, found.lost, found.kept);
+        if !found.is_damaged
+            && let Some(last) = self.kept.pop()
+        {
+            let file = Arc::new(files::append(&last.path)?);
+            self.active = Some(Active { kept: last, file, is_torn: found.is_torn, head_bytes: 0 });
+        }
+        let open: Vec<_> = self.opens.keys().copied().collect();
+        for (session, digest) in open {
+            self.close(found.last_ms, session, digest, Why::Stopped);
+        }
+        Ok(())
+    }
+
     /// Whether it was written; a failure is noted as a loss.
     fn say(&mut self, now_ms: u64, event: Event) -> bool {
         self.settle(now_ms);
@@ -276,7 +284,8 @@ impl Log {
     }
 
     fn write(&mut self, now_ms: u64, event: Event) -> io::Result<()> {
-        let is_full = |active: &Active| active.kept.bytes >= self.bounds.segment_bytes;
+        // What it begins with does not count: else one that repeats much would be full at its birth.
+        let is_full = |active: &Active| active.kept.bytes - active.head_bytes >= self.bounds.segment_bytes;
         if self.active.as_ref().is_none_or(is_full) {
             self.begin(now_ms)?;
         }
@@ -329,7 +338,13 @@ impl Log {
         self.forget(now_ms);
         let first_seq = self.at.seq + 1;
         let oldest = self.kept.first().or(self.active.as_ref().map(|active| &active.kept));
-        let carried: Vec<&OpenSince> = self.opens.values().take(CARRIED_MAX).collect();
+        let mut left = self.bounds.segment_bytes / 2;
+        let has_room = |open: &&OpenSince| {
+            let bytes = serde_json::to_vec(&open.entry).map_or(0, |entry| entry.len() as u64);
+            left = left.saturating_sub(bytes + LINE_FRAME_BYTES);
+            left > 0
+        };
+        let carried: Vec<&OpenSince> = self.opens.values().take(CARRIED_MAX).take_while(has_room).collect();
         let segment = Event::Segment(Segment {
             cluster: self.cluster,
             host: self.key.key_id(),
@@ -353,7 +368,8 @@ impl Log {
         let path = files::path_of(&self.dir, first_seq);
         let file = Arc::new(files::create(&path, &head)?);
         let kept = Kept { path, first_seq, began_ms: now_ms, bytes: head.len() as u64 };
-        let before = self.active.replace(Active { kept, file, is_torn: false });
+        let head_bytes = kept.bytes;
+        let before = self.active.replace(Active { kept, file, is_torn: false, head_bytes });
         self.kept.extend(before.map(|active| active.kept));
         self.at = at;
         self.lines += lines;

@@ -49,6 +49,8 @@ struct Inner {
     host: KeyId,
     name: String,
     log: Mutex<Log>,
+    /// Held by the question that is being answered: each reads whole files, and members may ask many at once.
+    asking: Mutex<()>,
 }
 
 /// Where the log of a store lies.
@@ -97,7 +99,7 @@ impl Audit {
             Error::unavailable(format!("the audit log in {} cannot be used: {e}", dir.display()))
                 .hint("the daemon's user must be able to write there")
         })?;
-        Ok(Self { inner: Arc::new(Inner { host, name, log: Mutex::new(log) }) })
+        Ok(Self { inner: Arc::new(Inner { host, name, log: Mutex::new(log), asking: Mutex::new(()) }) })
     }
 
     /// Syncs and signs until the daemon stops.
@@ -135,11 +137,12 @@ impl Audit {
         Some(format!("the audit log cannot be written ({reason}); {} events are lost", numbers.lost))
     }
 
-    /// Answers a question.
+    /// Answers a question, one after the other.
     ///
     /// # Errors
-    /// The log cannot be read.
+    /// The log cannot be read, or the answer is too long to be put together.
     pub(crate) fn answer(&self, query: &Query) -> Result<Page> {
+        let _one = self.inner.asking.lock().unwrap_or_else(PoisonError::into_inner);
         query::answer(self, query)
     }
 

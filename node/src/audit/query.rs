@@ -15,6 +15,8 @@ use crate::error::{Error, Kind, Result};
 const ROWS_MAX: usize = 500;
 /// Bytes of log lines behind one page, so that it fits the control plane's messages.
 const PAGE_BYTES_MAX: usize = 400 << 10;
+/// Opens that all pages of one answer hold together.
+const OPENS_MAX: usize = 100_000;
 /// Copies that are named beside what is open.
 const TAKEN_MAX: usize = 100;
 
@@ -168,15 +170,13 @@ fn events(files: &[Kept], filter: &Filter, before: Option<u64>, limit: usize, pa
 
 fn open(files: &[Kept], filter: &Filter, span: (u64, u64), skip: usize, page: &mut Page) -> Result<()> {
     let (from_ms, until_ms) = span;
+    if skip >= OPENS_MAX {
+        return Err(Error::invalid(format!("more than {OPENS_MAX} opens in that time"))
+            .hint("ask for a shorter time, or for one artifact"));
+    }
     let begin = files.iter().rposition(|file| file.began_ms <= from_ms).unwrap_or(0);
     let mut going = Opens::new();
-    let mut found: Vec<Held> = Vec::new();
-    let end = |open: &OpenSince, closed: Option<(u64, &str)>| Held {
-        entry: Entry { since_ms: None, ..open.entry.clone() },
-        opened_ms: open.since_ms,
-        closed_ms: closed.map(|(at, _)| at),
-        closed: closed.map(|(_, why)| why.to_owned()),
-    };
+    let mut found = Earliest { rows: BTreeMap::new(), keep: skip + ROWS_MAX, from_ms, total: 0 };
     for (n, file) in files.iter().enumerate().skip(begin) {
         // What was opened after the span is of no interest; when it was closed may stand in later files.
         if file.began_ms >= until_ms && going.is_empty() && n > begin {
@@ -193,26 +193,24 @@ fn open(files: &[Kept], filter: &Filter, span: (u64, u64), skip: usize, page: &m
                     }
                 }
                 Event::Close(closed) => {
-                    if let Some(open) = going.remove(&(closed.session, closed.digest))
-                        && line.time_ms >= from_ms
-                    {
-                        found.push(end(&open, Some((line.time_ms, &closed.reason))));
+                    if let Some(open) = going.remove(&(closed.session, closed.digest)) {
+                        found.add(open, Some((line.time_ms, &closed.reason)));
                     }
                 }
                 Event::Start { .. } => {
-                    let gone = std::mem::take(&mut going);
-                    let at = line.time_ms;
-                    found.extend(gone.values().map(|open| end(open, Some((at, "daemon stopped")))));
+                    for open in std::mem::take(&mut going).into_values() {
+                        found.add(open, Some((line.time_ms, "daemon stopped")));
+                    }
                 }
                 _ => {}
             }
         }
     }
-    found.extend(going.values().map(|open| end(open, None)));
-    found.retain(|held| held.closed_ms.is_none_or(|closed| closed > from_ms || closed == held.opened_ms));
-    found.sort_by_key(|held| (held.opened_ms, held.entry.session));
-    let total = found.len();
-    page.open = found.into_iter().skip(skip).take(ROWS_MAX).collect();
+    for open in going.into_values() {
+        found.add(open, None);
+    }
+    let total = found.total;
+    page.open = found.rows.into_values().skip(skip).collect();
     if skip + page.open.len() < total {
         page.next = Some((skip + page.open.len()) as u64);
     }
@@ -220,6 +218,40 @@ fn open(files: &[Kept], filter: &Filter, span: (u64, u64), skip: usize, page: &m
         page.taken = taken(files, filter, until_ms)?;
     }
     Ok(())
+}
+
+/// The first rows of an answer by the time since which they were open, however many there are.
+struct Earliest {
+    /// By time, session and the order in which they were added.
+    rows: BTreeMap<(u64, u64, usize), Held>,
+    keep: usize,
+    from_ms: u64,
+    total: usize,
+}
+
+impl Earliest {
+    /// Adds what was open until `closed`, if that was in the time asked for.
+    fn add(&mut self, open: OpenSince, closed: Option<(u64, &str)>) {
+        let opened_ms = open.since_ms;
+        if closed.is_some_and(|(at, _)| at < self.from_ms || (at == self.from_ms && at != opened_ms)) {
+            return;
+        }
+        self.total += 1;
+        let key = (opened_ms, open.entry.session, self.total);
+        if self.rows.len() >= self.keep {
+            match self.rows.last_key_value() {
+                Some((last, _)) if *last > key => self.rows.pop_last(),
+                _ => return,
+            };
+        }
+        let held = Held {
+            entry: Entry { since_ms: None, ..open.entry },
+            opened_ms,
+            closed_ms: closed.map(|(at, _)| at),
+            closed: closed.map(|(_, why)| why.to_owned()),
+        };
+        self.rows.insert(key, held);
+    }
 }
 
 /// The newest copy of each digest by each process.
@@ -328,5 +360,40 @@ impl Filter {
 
     fn is_about_one(&self) -> bool {
         self.reference.is_some() || self.digest.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weighlock_protocol::audit::{Caller, Door};
+
+    use super::*;
+
+    #[test]
+    fn an_answer_holds_its_first_rows_only_and_counts_all() {
+        let open = |session: u64, since_ms: u64| OpenSince {
+            entry: Entry {
+                session,
+                reference: "acme/model:1".to_owned(),
+                digest: None,
+                door: Door::Loader,
+                caller: Caller::default(),
+                grounds: None,
+                reason: None,
+                since_ms: Some(since_ms),
+            },
+            since_ms,
+        };
+        let mut found = Earliest { rows: BTreeMap::new(), keep: 2, from_ms: 100, total: 0 };
+        found.add(open(1, 130), None);
+        found.add(open(2, 120), Some((121, "closed")));
+        found.add(open(3, 110), None);
+        found.add(open(4, 140), None);
+        // Over before the time asked for, and just as it began; and one that began and ended with it.
+        found.add(open(5, 50), Some((99, "closed")));
+        found.add(open(6, 50), Some((100, "closed")));
+        found.add(open(7, 100), Some((100, "closed")));
+        let sessions: Vec<u64> = found.rows.values().map(|held| held.entry.session).collect();
+        assert_eq!((sessions, found.total), (vec![7, 3], 5));
     }
 }

@@ -3,9 +3,9 @@
 mod show;
 mod verify;
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -164,31 +164,26 @@ fn export(context: &Context, host: Option<String>, since: Option<When>, to: &Pat
         return Err(Error::refused(format!("{shown} exists")).hint("name a new file with --to"));
     }
     let fail = |e: std::io::Error| Error::unavailable(format!("cannot write {shown}: {e}"));
-    let fresh = to.with_extension("part");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&fresh).map_err(fail)?;
-    let written = (|| -> Result<_> {
-        let mut verifier = Verifier::new(None);
-        let (mut fault, mut after, mut through) = (None, 0, None);
-        loop {
-            let query = Query::Lines { since_ms: since.map_or(0, |since| since.from_ms), after, through };
-            let page: Page = context.ask(&AdminRequest::Audit { host: host.clone(), query })?;
-            file.write_all(page.lines.as_bytes()).map_err(fail)?;
-            for line in page.lines.lines() {
-                if fault.is_none() {
-                    fault = verifier.line(line.as_bytes()).err();
-                }
+    let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Of a name that nobody else has; it is gone if this goes wrong.
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(fail)?;
+    let mut verifier = Verifier::new(None);
+    let (mut fault, mut after, mut through) = (None, 0, None);
+    loop {
+        let query = Query::Lines { since_ms: since.map_or(0, |since| since.from_ms), after, through };
+        let page: Page = context.ask(&AdminRequest::Audit { host: host.clone(), query })?;
+        file.write_all(page.lines.as_bytes()).map_err(fail)?;
+        for line in page.lines.lines() {
+            if fault.is_none() {
+                fault = verifier.line(line.as_bytes()).err();
             }
-            let Some(next) = page.next else { break };
-            (after, through) = (next, page.through);
         }
-        file.sync_all().and_then(|()| fs::rename(&fresh, to)).map_err(fail)?;
-        Ok((verifier, fault))
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&fresh);
+        let Some(next) = page.next else { break };
+        (after, through) = (next, page.through);
     }
-    let (verifier, fault) = written?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o640)).map_err(fail)?;
+    file.as_file().sync_all().map_err(fail)?;
+    file.persist_noclobber(to).map_err(|e| fail(e.error))?;
     if let Some(fault) = fault {
         return Err(Error::integrity(format!("{shown} is written, but the log is not whole: {fault}"))
             .hint("keep it as it is, and look into that host"));

@@ -187,6 +187,29 @@ fn new_files_repeat_what_is_open_and_the_oldest_go() {
 }
 
 #[test]
+fn many_open_artifacts_do_not_drive_the_log_out() {
+    let dir = TempDir::new().expect("a directory");
+    let bounds = Bounds { bytes_max: 96 << 10, segment_bytes: 16 << 10, days_max: 400 };
+    let mut log = open_with(&dir, bounds, 1000);
+    // More than a file holds, all open at once.
+    for n in 0..200 {
+        log.entry(2000 + n, Entry { reference: format!("acme/model:{n}"), ..entry(n as u8) }, Event::Open);
+    }
+    for n in 0..20 {
+        log.entry(3000 + n, entry(7), Event::Refused);
+    }
+    let (lines, seen) = read(&dir);
+    let refused = names(&lines).iter().filter(|name| **name == "refused").count();
+    assert_eq!((refused, seen.lost), (20, 0), "what came last is there");
+    let told = |line: &Line| match &line.event {
+        Event::Segment(segment) => Some((segment.carried, segment.not_carried)),
+        _ => None,
+    };
+    let (carried, left_out) = lines.iter().rev().find_map(told).expect("a segment");
+    assert!(carried > 10 && left_out > 0, "{carried} {left_out}");
+}
+
+#[test]
 fn files_older_than_the_limit_in_days_go() {
     let day = 86_400_000;
     let dir = TempDir::new().expect("a directory");
@@ -230,6 +253,42 @@ fn a_full_disk_loses_entries_and_says_how_many() {
     log.stop(9900);
     drop(log);
     assert_eq!(open(&dir, 10_000).numbers().lost, 3);
+}
+
+#[test]
+fn an_end_that_cannot_be_cut_off_yet_is_cut_off_before_the_next_line() {
+    let dir = TempDir::new().expect("a directory");
+    let mut log = open(&dir, 1000);
+    log.entry(2000, entry(1), Event::Open);
+    drop(log);
+    let path = paths(&dir).pop().expect("a file");
+    OpenOptions::new().append(true).open(&path).expect("opened").write_all(b"{\"seq\":").expect("written");
+    let mut found = files::recover(&dir.path().join("audit")).expect("recovered");
+    assert!(!found.is_torn);
+    // As it is where the disk lets nobody cut.
+    OpenOptions::new().append(true).open(&path).expect("opened").write_all(b"{\"seq\":").expect("written");
+    found.is_torn = true;
+    let mut log = open(&TempDir::new().expect("a directory"), 1000);
+    log.dir = dir.path().join("audit");
+    log.go_on(found).expect("it goes on");
+    log.entry(3000, entry(2), Event::Open);
+    let (lines, seen) = read(&dir);
+    assert_eq!(names(&lines)[2..], ["open", "close", "open"]);
+    assert_eq!(seen.lost, 0);
+}
+
+#[test]
+fn a_log_that_cannot_be_read_is_an_error_and_is_not_begun_anew() {
+    let dir = TempDir::new().expect("a directory");
+    drop(open(&dir, 1000));
+    let before: Vec<_> = paths(&dir).iter().map(|path| fs::read(path).expect("read")).collect();
+    // A file that no line can be: a directory in its place.
+    let audit = dir.path().join("audit");
+    fs::create_dir(files::path_of(&audit, 99)).expect("made");
+    assert!(Log::open(&audit, BOUNDS, ClusterId([2; 32]), key(), 2000).is_err());
+    fs::remove_dir(files::path_of(&audit, 99)).expect("removed");
+    let after: Vec<_> = paths(&dir).iter().map(|path| fs::read(path).expect("read")).collect();
+    assert_eq!(before, after);
 }
 
 #[test]
