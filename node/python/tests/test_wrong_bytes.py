@@ -108,6 +108,14 @@ class WrongBytes(Case):
             with self.assertRaisesRegex(weighlock.ProtocolError, "for t/m@sha256:eeee"):
                 weighlock.open("t/m@sha256:" + "e" * 64, server.path)
 
+    def test_a_shortened_digest_is_the_one_asked_for(self):
+        with LoaderServer(script=self.answers(frame(opened([])))) as server:
+            with weighlock.open("t/m@sha256:" + "d" * 8, server.path) as artifact:
+                self.assertEqual(artifact.digest, "sha256:" + "d" * 64)
+        with LoaderServer(script=self.answers(frame(opened([])))) as server:
+            with self.assertRaisesRegex(weighlock.ProtocolError, "for t/m@sha256:dddddddde"):
+                weighlock.open("t/m@sha256:" + "d" * 8 + "e", server.path)
+
     def test_silence_runs_into_the_timeout(self):
         def silent(conn):
             while conn.recv(1000):

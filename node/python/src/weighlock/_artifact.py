@@ -245,7 +245,8 @@ class Artifact:
         digest = opened.get("digest")
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise ProtocolError(f"the daemon opened {ref} without a digest")
-        if "@" in ref and ref.split("@", 1)[1] != digest:
+        # It may be shortened.
+        if "@" in ref and not digest.startswith(ref.split("@", 1)[1]):
             raise ProtocolError(f"the daemon opened {digest} for {ref}")
         self.ref = str(opened.get("ref", ref))
         """The reference, as the daemon understood it."""
