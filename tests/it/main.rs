@@ -25,6 +25,7 @@ mod store;
 mod stranger;
 mod streaming;
 mod swarm;
+mod thresholds;
 mod tidy;
 mod unshare;
 mod weigh;

@@ -1,7 +1,10 @@
 //! `weighlock invite`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
@@ -10,7 +13,7 @@ use weighlock_protocol::ticket::{Bootstrap, Ticket};
 use weighlock_protocol::{StatementId, UnixTime};
 
 use super::Context;
-use super::member::{admin_key, sign_and_submit};
+use super::member::{admin_keys, sign_and_submit};
 use super::output::counted;
 use crate::error::{Error, Result};
 use crate::local::message::{AdminRequest, Introduction};
@@ -39,9 +42,9 @@ pub(super) struct Invite {
     /// Write the ticket to this file (mode 0600) instead of printing it
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Admin key [default: the cluster's in the keys directory]
+    /// An admin's key, more where the root asks for more [default: the cluster's in the keys directory]
     #[arg(long, value_name = "FILE", env = "WEIGHLOCK_ADMIN_KEY")]
-    key: Option<PathBuf>,
+    key: Vec<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -56,7 +59,7 @@ struct Invited {
 impl Invite {
     pub(super) fn run(self, context: &Context) -> Result<()> {
         let intro: Introduction = context.ask(&AdminRequest::Introduction)?;
-        let admin = admin_key(context, self.key.as_deref(), &intro.cluster)?;
+        let admins = admin_keys(context, &self.key, &intro.cluster)?;
         let ticket_key = keys::generate()?;
         let body = Body {
             ticket: ticket_key.key_id(),
@@ -67,13 +70,16 @@ impl Invite {
             note: self.note,
         };
         let expires = body.expires;
-        let (envelope, submitted) = sign_and_submit(context, &admin, Kind::Invite(body))?;
+        // Before anybody hears of the invite: without its ticket it is of no use, and it stays.
+        let path = self.file.clone();
+        let file = path.as_deref().map(Secret::create).transpose()?;
+        let (envelope, submitted) = sign_and_submit(context, &admins, Kind::Invite(body))?;
         let roots = intro.roots.iter().map(|json| Envelope::parse(json.as_bytes()));
         let roots = roots.collect::<Result<Vec<_>, _>>().map_err(Error::internal)?;
         let here = Bootstrap { host: intro.host, data_addrs: intro.data, control_addrs: intro.control };
         let ticket = Ticket::new(ticket_key, roots, envelope, vec![here]).map_err(Error::internal)?.to_text();
-        if let Some(file) = &self.file {
-            write_secret(file, &ticket)?;
+        if let Some(file) = file {
+            file.write(&ticket)?;
         }
         let printed = self.file.is_none().then_some(ticket);
         let invited =
@@ -88,13 +94,39 @@ impl Invite {
     }
 }
 
-fn write_secret(path: &std::path::Path, text: &str) -> Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let fail = |e: std::io::Error| Error::invalid(format!("cannot write {}: {e}", path.display()));
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
-    writeln!(file, "{text}").map_err(fail)
+/// A new file of mode 0600, which goes again if nothing is written to it.
+struct Secret<'a> {
+    path: &'a Path,
+    file: Option<File>,
+}
+
+impl<'a> Secret<'a> {
+    fn create(path: &'a Path) -> Result<Self> {
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(path).map_err(|e| {
+            Error::invalid(format!("cannot write {}: {e}", path.display()))
+                .hint("name a new file with --file")
+        })?;
+        Ok(Self { path, file: Some(file) })
+    }
+
+    fn write(mut self, text: &str) -> Result<()> {
+        let fail =
+            |e: std::io::Error| Error::unavailable(format!("cannot write {}: {e}", self.path.display()));
+        if let Some(file) = &mut self.file {
+            writeln!(file, "{text}").and_then(|()| file.sync_all()).map_err(fail)?;
+        }
+        self.file = None;
+        Ok(())
+    }
+}
+
+impl Drop for Secret<'_> {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
 }
 
 /// `30m`, `12h`, `7d`, `90s` in seconds.

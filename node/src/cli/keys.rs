@@ -7,7 +7,7 @@ use serde::Serialize;
 use weighlock_protocol::statement::{Keypair, Role};
 use weighlock_protocol::{KeyId, UnixTime};
 
-use super::member::admin_key;
+use super::member::admin_keys;
 use super::output::table;
 use super::{Context, sign};
 use crate::error::{Error, Result};
@@ -131,11 +131,7 @@ impl Keys {
 
 impl Admins {
     fn load(&self, context: &Context) -> Result<Vec<Keypair>> {
-        let cluster = context.cluster()?;
-        if self.key.is_empty() {
-            return Ok(vec![admin_key(context, None, &cluster)?]);
-        }
-        self.key.iter().map(|path| admin_key(context, Some(path), &cluster)).collect()
+        admin_keys(context, &self.key, &context.cluster()?)
     }
 }
 

@@ -39,9 +39,9 @@ pub(super) enum Member {
         /// Label, as key=value (may be repeated)
         #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
         label: Vec<(String, String)>,
-        /// Admin key [default: the cluster's in the keys directory]
+        /// An admin's key, more where the root asks for more [default: the cluster's in the keys directory]
         #[arg(long, value_name = "FILE", env = "WEIGHLOCK_ADMIN_KEY")]
-        key: Option<PathBuf>,
+        key: Vec<PathBuf>,
     },
     /// Drop a host that is gone from this host's lists and address book; it is listed again once it speaks
     #[command(
@@ -62,9 +62,9 @@ pub(super) enum Member {
         /// Also when it is this very host
         #[arg(long)]
         force: bool,
-        /// Admin key [default: the cluster's in the keys directory]
+        /// An admin's key, more where the root asks for more [default: the cluster's in the keys directory]
         #[arg(long, value_name = "FILE", env = "WEIGHLOCK_ADMIN_KEY")]
-        key: Option<PathBuf>,
+        key: Vec<PathBuf>,
     },
 }
 
@@ -76,7 +76,7 @@ impl Member {
                 context.output.print(&rows, |rows| text(rows))
             }
             Member::Admit { host, name, duration, label, key } => {
-                let admin = admin_key(context, key.as_deref(), &chain(context, &host)?.cluster)?;
+                let admins = admin_keys(context, &key, &chain(context, &host)?.cluster)?;
                 let admit = Admit {
                     host,
                     name: name.unwrap_or_else(|| host.short()),
@@ -85,7 +85,7 @@ impl Member {
                     invite: None,
                 };
                 let expires = admit.expires;
-                let (_, submitted) = sign_and_submit(context, &admin, Kind::Admit(admit))?;
+                let (_, submitted) = sign_and_submit(context, &admins, Kind::Admit(admit))?;
                 context.output.print(&submitted, |_| format!("admitted {host} until {expires}\n"))
             }
             Member::Forget { host } => {
@@ -106,17 +106,24 @@ impl Member {
                          letting it in again takes `weighlock member admit` with the admin key on another host",
                     ));
                 }
-                let admin = admin_key(context, key.as_deref(), &chain(context, &host)?.cluster)?;
+                let admins = admin_keys(context, &key, &chain(context, &host)?.cluster)?;
                 let revoke = Revoke { target: Target::Key { key: host, since: None }, reason };
-                let (_, submitted) = sign_and_submit(context, &admin, Kind::Revoke(revoke))?;
+                let (_, submitted) = sign_and_submit(context, &admins, Kind::Revoke(revoke))?;
                 context.output.print(&submitted, |_| format!("revoked {host}\n"))
             }
         }
     }
 }
 
-/// The admin key of a cluster.
-pub(super) fn admin_key(context: &Context, path: Option<&Path>, cluster: &ClusterId) -> Result<Keypair> {
+/// The admin keys that are named, or the one that the cluster was made with; never none.
+pub(super) fn admin_keys(context: &Context, named: &[PathBuf], cluster: &ClusterId) -> Result<Vec<Keypair>> {
+    if named.is_empty() {
+        return Ok(vec![admin_key(context, None, cluster)?]);
+    }
+    named.iter().map(|path| admin_key(context, Some(path), cluster)).collect()
+}
+
+fn admin_key(context: &Context, path: Option<&Path>, cluster: &ClusterId) -> Result<Keypair> {
     let default = keys::admin_key_path(&context.dirs.keys, cluster);
     keys::load(path.unwrap_or(&default)).map_err(|error| match error.kind {
         Failure::NotFound => Error::refused(format!("{}; this takes the cluster's admin key", error.message))
@@ -125,9 +132,17 @@ pub(super) fn admin_key(context: &Context, path: Option<&Path>, cluster: &Cluste
     })
 }
 
-/// Signs the next statement of `key`'s chain and hands it to the daemon. Another command may take the place in the
-/// chain first; then it is signed anew.
-pub(super) fn sign_and_submit(context: &Context, key: &Keypair, kind: Kind) -> Result<(Envelope, Submitted)> {
+/// Signs the next statement of the first key's chain with all of them and hands it to the daemon. Another command may
+/// take the place in the chain first; then it is signed anew.
+pub(super) fn sign_and_submit(
+    context: &Context,
+    keys: &[Keypair],
+    kind: Kind,
+) -> Result<(Envelope, Submitted)> {
+    let signers: Vec<&Keypair> = keys.iter().collect();
+    let Some(key) = signers.first() else {
+        return Err(Error::internal("nobody signs"));
+    };
     let mut tries = 0;
     loop {
         tries += 1;
@@ -139,7 +154,7 @@ pub(super) fn sign_and_submit(context: &Context, key: &Keypair, kind: Kind) -> R
             chain: Some(Chain { seq: position.seq, prev: position.prev }),
             kind: kind.clone(),
         };
-        let envelope = statement.sign(&[key]);
+        let envelope = statement.sign(&signers);
         let json = String::from_utf8(envelope.to_json()).map_err(Error::internal)?;
         let submitted: Submitted = match context.ask(&AdminRequest::Submit { envelope: json }) {
             Err(error) if error.kind == Failure::Refused && tries < SIGN_TRIES_MAX => {
@@ -152,7 +167,7 @@ pub(super) fn sign_and_submit(context: &Context, key: &Keypair, kind: Kind) -> R
         };
         if let Some(why) = &submitted.pending {
             return Err(Error::refused(format!("the statement has no effect: {why}"))
-                .hint("is this the admin key of this cluster, and is this host in touch with the others?"));
+                .hint("it takes as many admins of this cluster as its root asks for, each with --key (see `weighlock keys`), and a host in touch with the others"));
         }
         return Ok((envelope, submitted));
     }

@@ -6,7 +6,7 @@ use clap::Args;
 use weighlock_protocol::statement::{Kind, Revoke as Said, Target};
 use weighlock_protocol::{KeyId, StatementId, UnixTime};
 
-use super::member::{admin_key, sign_and_submit};
+use super::member::{admin_keys, sign_and_submit};
 use super::{Context, when};
 use crate::error::{Error, Result};
 
@@ -27,9 +27,9 @@ pub(super) struct Revoke {
     /// Of a key: what it said from this time on; from now on if it is not said
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// The admin key [default: where the cluster was made]
+    /// An admin's key, more where the root asks for more [default: the cluster's in the keys directory]
     #[arg(long, value_name = "FILE", env = "WEIGHLOCK_ADMIN_KEY")]
-    key: Option<PathBuf>,
+    key: Vec<PathBuf>,
 }
 
 impl Revoke {
@@ -46,9 +46,9 @@ impl Revoke {
                     .hint("`weighlock log REF --json` gives ids, `weighlock keys` keys"));
             }
         };
-        let admin = admin_key(context, self.key.as_deref(), &context.cluster()?)?;
+        let admins = admin_keys(context, &self.key, &context.cluster()?)?;
         let (_, submitted) =
-            sign_and_submit(context, &admin, Kind::Revoke(Said { target, reason: self.reason }))?;
+            sign_and_submit(context, &admins, Kind::Revoke(Said { target, reason: self.reason }))?;
         context.output.print(&submitted, |_| format!("revoked {}\n", self.target))
     }
 }
