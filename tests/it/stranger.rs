@@ -268,3 +268,38 @@ fn a_used_ticket_does_not_put_out_whom_it_let_in() {
     assert!(matches!(answer, Ok(JoinAnswer::Refused { .. })), "the ticket was good for one host: {answer:?}");
     assert_eq!(members(), before, "the first host is a member still, and nobody else");
 }
+
+#[test]
+fn a_host_that_was_put_out_is_told_who_lets_it_in_again() {
+    let lab = Lab::new();
+    let alpha = lab.founder("alpha");
+    let mut beta = lab.joined("beta", &alpha);
+    let key = beta.key();
+    alpha.ok(&["member", "revoke", "beta", "--reason", "lost"]);
+    until("beta hears of it", || beta.ok(&["status"])["revoked"].as_str().map(drop));
+    let ticket = lab.path("again.ticket");
+    std::fs::write(&ticket, alpha.ticket(&[])).expect("written");
+    let join = ["join", "--file", &ticket.to_string_lossy(), "--name", "beta"];
+    for runs in [true, false] {
+        // No ticket undoes what an admin did by name; to say that it is a member already would be wrong, too.
+        let refused = beta.run(&join);
+        assert_eq!(refused.code, Some(5), "{}", refused.stderr);
+        assert!(refused.stderr.contains(&format!("member admit {key}")), "{runs}: {}", refused.stderr);
+        if runs {
+            beta.term();
+        }
+    }
+    // Nor does it keep the daemon from starting where it is set for good, as in a container.
+    let text = std::fs::read_to_string(&ticket).expect("read");
+    beta.environment.push(("WEIGHLOCK_TICKET".into(), text));
+    beta.start();
+    // Times are in seconds, and an admission of the same one would be no later than the revocation.
+    std::thread::sleep(std::time::Duration::from_millis(1_100));
+    alpha.ok(&["member", "admit", &key, "--name", "beta"]);
+    until("alpha is connected to beta", || alpha.peer(&beta).map(drop));
+    until("beta knows", || (beta.ok(&["status"])["member"] == true).then_some(()));
+    beta.term();
+    let joined = beta.ok(&join);
+    assert_eq!(joined["new"], false, "it is a member already");
+    beta.start();
+}

@@ -7,10 +7,10 @@ use clap::Args;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use weighlock_cache::Store;
-use weighlock_protocol::ClusterId;
 use weighlock_protocol::statement::{Envelope, Keypair, Labels};
 use weighlock_protocol::ticket::Ticket;
 use weighlock_protocol::wire::join::Contact;
+use weighlock_protocol::{ClusterId, KeyId};
 
 use super::Context;
 use crate::cluster::{self, PendingJoin};
@@ -55,9 +55,12 @@ impl Join {
             let here: Introduction = context.ask(&AdminRequest::Introduction)?;
             other_cluster(Some(here.cluster), &ticket)?;
             let status: Status = context.ask(&AdminRequest::Status)?;
-            if !status.member && status.revoked.is_none() {
+            if status.revoked.is_some() {
+                return Err(put_out(&status.host));
+            }
+            if !status.member {
                 return Err(Error::refused(
-                    "this host still waits to be admitted with the ticket that it had before",
+                    "this host is not admitted: its admission expired, or it waits for one with the ticket that it had before",
                 )
                 .hint("stop its daemon, join with this ticket, and start it again"));
             }
@@ -67,12 +70,17 @@ impl Join {
         } else {
             let store = daemon::open_store(&context.dirs, &context.config)?;
             let is_known = other_cluster(cluster::of(&store)?, &ticket)?;
-            // An admission that nobody took, because its ticket expired say, gives way to this one.
-            if is_known && cluster::pending_join(&store)?.is_none() {
+            let host = keys::host_key(&context.dirs.data)?;
+            let place = if is_known { place(&store, &host, ticket.cluster())? } else { Place::Outside };
+            if place == Place::PutOut {
+                return Err(put_out(&host.key_id()));
+            }
+            // An admission that nobody took, because its ticket expired say, gives way to this one, and so does one that
+            // expired itself.
+            if place == Place::Member && cluster::pending_join(&store)?.is_none() {
                 cluster::add_contacts(&store, &contacts(&ticket))?;
                 done(false, false)
             } else {
-                let host = keys::host_key(&context.dirs.data)?;
                 let join = admission(&host, &name, &context.config.labels, &ticket)?;
                 let pending = hand_in(&store, &host, &ticket, &join)?;
                 done(true, pending)
@@ -89,6 +97,32 @@ impl Join {
             }
         })
     }
+}
+
+/// How the host of a store stands in its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Member,
+    /// Not admitted, or not any more.
+    Outside,
+    /// An admin revoked its key, which no ticket undoes.
+    PutOut,
+}
+
+/// As far as the store knows.
+pub(super) fn place(store: &Store, host: &Keypair, cluster: ClusterId) -> Result<Place> {
+    let facts = Facts::open(store.clone(), host.clone(), cluster)?;
+    let ledger = facts.ledger();
+    Ok(match ledger.is_member(&host.key_id(), cluster::now()) {
+        true => Place::Member,
+        false if ledger.is_revoked(&host.key_id()) => Place::PutOut,
+        false => Place::Outside,
+    })
+}
+
+fn put_out(host: &KeyId) -> Error {
+    Error::refused("this host was shut out of the cluster, and no ticket lets it in again")
+        .hint(format!("an admin does, on another host: `weighlock member admit {host}`"))
 }
 
 /// The ticket from an argument, a file or the environment, checked.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Context;
-use super::join::{persist, read_ticket};
+use super::join::{Place, persist, place, read_ticket};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::live::Live;
@@ -79,20 +79,26 @@ impl Up {
                 info!(cluster = %founded.cluster.short(), admin_key = key, "made a cluster of one host; back up its admin key");
             }
         }
-        if let Some(pending) = cluster::pending_join(&store)? {
-            // Nobody took the admission of the last ticket yet, and nobody may ever: perhaps there is another by now.
-            match read_ticket(None, self.ticket_file.as_deref()) {
-                Ok(Some(ticket))
-                    if cluster::of(&store)? == Some(ticket.cluster())
-                        && !pending.statements.iter().any(|known| {
-                            known.as_bytes() == ticket.invite_envelope().to_json().as_slice()
-                        }) =>
-                {
+        // Nobody took the admission of the last ticket yet, and nobody may ever, or it expired: perhaps
+        // there is another ticket by now.
+        let pending = cluster::pending_join(&store)?;
+        match read_ticket(None, self.ticket_file.as_deref()) {
+            Ok(Some(ticket)) if cluster::of(&store)? == Some(ticket.cluster()) => {
+                let invite = ticket.invite_envelope().to_json();
+                let wants = match &pending {
+                    Some(pending) => !pending.statements.iter().any(|known| known.as_bytes() == invite),
+                    None => place(&store, &host, ticket.cluster())? == Place::Outside,
+                };
+                if wants {
                     persist(&store, &host, &name, &config.labels, &ticket)?;
                 }
-                Ok(_) => {}
-                Err(error) => warn!(%error, "the ticket is of no use; going on with the last one"),
             }
+            Ok(_) => {}
+            Err(error) if pending.is_some() => {
+                warn!(%error, "the ticket is of no use; going on with the last one");
+            }
+            // It was used, and may be old by now.
+            Err(_) => {}
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
