@@ -197,7 +197,6 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         Ok((copy.store.layers().map_err(Error::from)?, integrity))
     })
     .await?;
-    let damage = crate::scrub::alarms(&integrity);
     let peers = node.control.peers().await.map(|peers| peers.len()).unwrap_or_default();
     let now = now();
     let ledger = node.facts.ledger();
@@ -233,17 +232,17 @@ async fn status(node: &Arc<Node>) -> Result<Status> {
         leases: node.leases.open().len(),
         fetches,
         ungated,
-        alarms: ledger
-            .alarms(now)
-            .iter()
-            .map(ToString::to_string)
-            .chain(node.audit.alarm())
-            .chain(damage)
-            .chain(node.scrubber.alarms())
-            .chain(node.gc.alarm())
-            .collect(),
+        alarms: alarms(node, &ledger, &integrity),
         integrity,
     })
+}
+
+/// What a person should look at.
+pub(crate) fn alarms(node: &Node, ledger: &Ledger, integrity: &Integrity) -> Vec<String> {
+    let of_ledger = ledger.alarms(now());
+    let of_ledger = of_ledger.iter().map(ToString::to_string);
+    let of_store = crate::scrub::alarms(integrity).into_iter().chain(node.scrubber.alarms());
+    of_ledger.chain(node.audit.alarm()).chain(of_store).chain(node.gc.alarm()).collect()
 }
 
 /// The last revocation of `host`, if none of its admissions came after.

@@ -36,7 +36,9 @@ pub fn now() -> UnixTime {
 /// The name of this host for lists: as configured, else the system's.
 pub fn host_name(configured: Option<&str>) -> String {
     let uname = rustix::system::uname();
-    let name = configured.map_or_else(|| uname.nodename().to_string_lossy().into_owned(), str::to_owned);
+    let name = configured
+        .filter(|name| !name.is_empty())
+        .map_or_else(|| uname.nodename().to_string_lossy().into_owned(), str::to_owned);
     name.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 

@@ -20,6 +20,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tracing::warn;
 
+use crate::admin;
 use crate::cluster::now;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
@@ -143,10 +144,11 @@ fn wanted(node: &Node) -> u64 {
 /// Read at the moment of asking, so that nothing has to be counted twice.
 async fn gather(node: &Arc<Node>) -> Result<String> {
     let copy = node.clone();
-    let (layers, free, usage) = blocking(move || {
+    let (layers, free, usage, integrity) = blocking(move || {
+        let integrity = copy.scrubber.report(&copy.store)?;
         let layers = copy.store.layers().map_err(Error::from)?;
         let usage = copy.store.usage().map_err(Error::from)?;
-        Ok((layers, copy.store.available_bytes().map_err(Error::from)?, usage))
+        Ok((layers, copy.store.available_bytes().map_err(Error::from)?, usage, integrity))
     })
     .await?;
     let everything = What { all: true, dry_run: true, ..What::default() };
@@ -156,7 +158,7 @@ async fn gather(node: &Arc<Node>) -> Result<String> {
     let traffic = node.fetcher.traffic();
     let (members, alarms, statements) = {
         let ledger = node.facts.ledger();
-        (ledger.members(now()).count(), ledger.alarms(now()).len(), ledger.len())
+        (ledger.members(now()).count(), admin::alarms(node, &ledger, &integrity).len(), ledger.len())
     };
     let mut registry = Registry::with_prefix("weighlock");
     let audit = node.audit.numbers();

@@ -1,8 +1,8 @@
 //! Key files: the host key in the store, role keys outside it; each readable by its owner alone.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
@@ -97,13 +97,11 @@ pub fn save(path: &Path, key: &Keypair) -> Result<()> {
     let fail = |e: std::io::Error| Error::system(format!("cannot write key {}", path.display()), &e);
     let dir = path.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
-    let fresh = path.with_extension("new");
-    let _ = fs::remove_file(&fresh);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh).map_err(fail)?;
-    writeln!(file, "{MAGIC} {}", BASE64.encode(&key.seed())).and_then(|()| file.sync_all()).map_err(fail)?;
-    // A link, unlike a rename, does not replace a key that somebody else wrote meanwhile.
-    fs::hard_link(&fresh, path).map_err(fail)?;
-    fs::remove_file(&fresh).map_err(fail)?;
+    // Of a name that nobody else has, and mode 0600.
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(fail)?;
+    let text = format!("{MAGIC} {}\n", BASE64.encode(&key.seed()));
+    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
+    file.persist_noclobber(path).map_err(|e| fail(e.error))?;
     fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail)
 }
 
@@ -119,6 +117,14 @@ mod tests {
         assert_eq!(host_key(dir.path()).expect("loaded").key_id(), key.key_id());
         let path = dir.path().join("keys/host.key");
         assert!(save(&path, &generate().expect("key")).is_err(), "an old key was overwritten");
+        // Whatever names they have, and whatever lies beside them.
+        let (first, second) = (dir.path().join("promoter.new"), dir.path().join("promoter.key"));
+        let key = generate().expect("key");
+        save(&first, &key).expect("saved");
+        assert!(save(&first, &generate().expect("key")).is_err());
+        save(&second, &generate().expect("key")).expect("saved");
+        assert_eq!(load(&first).expect("there").key_id(), key.key_id());
+        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 3);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
         assert!(load(&path).expect_err("readable by all").hint.is_some());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");

@@ -125,6 +125,10 @@ fn take(
                 Err(weighlock_cache::StoreError::ChangedWhileRead { path, what }) => {
                     adopted.warnings.push(format!("{}: {what}", path.display()));
                 }
+                // One file that is gone or not to be read keeps nobody from the others.
+                Err(weighlock_cache::StoreError::Io { path: at, source, .. }) if at == path => {
+                    adopted.warnings.push(format!("{}: {source}", path.display()));
+                }
                 Err(e) => return Err(e.into()),
             }
         }

@@ -37,11 +37,15 @@ pub(super) fn pin(node: &Node, change: &PinChange) -> Result<Vec<PinRow>> {
             }
         }
         PinChange::Remove { references } => {
-            for (reference, digest) in resolve(references)? {
-                if !node.store.unpin(&digest).map_err(Error::from)? {
-                    return Err(Error::not_found(format!("{reference} is not pinned on this host"))
-                        .hint("`weighlock pin --list` tells what is"));
-                }
+            let going = resolve(references)?;
+            let pinned = node.store.pins().map_err(Error::from)?;
+            // All of them, or none.
+            if let Some((reference, _)) = going.iter().find(|(_, digest)| !pinned.contains_key(digest)) {
+                return Err(Error::not_found(format!("{reference} is not pinned on this host"))
+                    .hint("`weighlock pin --list` tells what is"));
+            }
+            for (_, digest) in going {
+                node.store.unpin(&digest).map_err(Error::from)?;
             }
         }
     }

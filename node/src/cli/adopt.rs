@@ -47,9 +47,13 @@ impl Adopt {
                 origin: None,
             };
             let added: Added = context.ask(&request)?;
+            for warning in &added.warnings {
+                eprintln!("warning: {warning}");
+            }
             return context.output.print(&added, |a| {
                 format!(
-                    "added {} {}\n{} in {}, {} new: {} share their disk blocks, {} copied\n{}",
+                    "{} {} {}\n{} in {}, {} new: {} share their disk blocks, {} copied\n{}",
+                    if a.new { "added" } else { "already there:" },
                     a.reference,
                     a.digest,
                     bytes(a.total_bytes),

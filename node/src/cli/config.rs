@@ -1,13 +1,12 @@
 //! `weighlock config show|check|reload`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use serde_json::json;
 
 use super::Context;
 use super::output::table;
-use crate::config::Loaded;
 use crate::error::{Error, Result};
 use crate::local::fleet::Reloaded;
 use crate::local::message::AdminRequest;
@@ -36,14 +35,19 @@ pub(super) enum ConfigCommand {
 }
 
 impl ConfigCommand {
+    /// The file that is to be checked, where one is named.
+    pub(super) fn file(&self) -> Option<&Path> {
+        match self {
+            ConfigCommand::Check { file, .. } => file.as_deref(),
+            _ => None,
+        }
+    }
+
     pub(super) fn run(self, context: &Context) -> Result<()> {
         match self {
             ConfigCommand::Show => show(context),
-            ConfigCommand::Check { file, file_only } => {
-                let loaded = match &file {
-                    Some(file) => Loaded::new(Some(file))?,
-                    None => context.loaded.clone(),
-                };
+            ConfigCommand::Check { file: _, file_only } => {
+                let loaded = &context.loaded;
                 let found = if file_only {
                     Vec::new()
                 } else {

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::Context;
 use super::output::{bytes, table};
+use super::rate::percent;
 use crate::error::Result;
 use crate::local::message::{AdminRequest, ArtifactRow};
 
@@ -31,7 +32,7 @@ impl Ls {
                 let here = match (row.complete, row.held_bytes) {
                     (true, _) => "all".into(),
                     (false, 0) => "-".into(),
-                    (false, held) => format!("{:.0} %", 100.0 * held as f64 / row.total_bytes.max(1) as f64),
+                    (false, held) => percent(held, row.total_bytes),
                 };
                 let digest = row.digest.map_or("CONFLICT".into(), |digest| digest.short());
                 let files = row.files.map_or("?".into(), |n| n.to_string());

@@ -55,11 +55,16 @@ impl Tracking {
     /// The server that is named, else the one that was asked before.
     pub(super) fn client(&self, before: Option<&str>) -> Result<Client> {
         let named = self.mlflow_uri.as_deref().filter(|uri| !uri.trim().is_empty());
-        let uri = named.or(before).ok_or_else(|| {
-            Error::invalid("no MLflow server is named")
-                .hint(format!("name it with --mlflow-uri, or in {}", crate::mlflow::URI_ENV))
-        })?;
-        Server::new(uri.trim()).map(Client::new)
+        let server = match (named, before) {
+            (Some(uri), _) => Server::new(uri.trim()),
+            // Whoever published the artifact wrote it there, so it gets nobody's credentials.
+            (None, Some(uri)) => Server::without_credentials(uri.trim()),
+            (None, None) => {
+                return Err(Error::invalid("no MLflow server is named")
+                    .hint(format!("name it with --mlflow-uri, or in {}", crate::mlflow::URI_ENV)));
+            }
+        };
+        server.map(Client::new)
     }
 }
 

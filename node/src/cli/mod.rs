@@ -221,8 +221,14 @@ impl Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
     let json = cli.global.json;
+    if let Command::Config(command) = &cli.command
+        && let Some(file) = command.file()
+    {
+        // The one in force may be what is to be put right.
+        cli.global.config = Some(file.to_owned());
+    }
     let mut context = match Context::new(cli.global) {
         Ok(context) => context,
         Err(error) => return output::fail(&error, json),
@@ -368,8 +374,14 @@ pub(crate) fn connect(socket: &std::path::Path) -> Result<Client> {
     Client::connect(socket).map_err(|e| {
         let why = match e.kind() {
             std::io::ErrorKind::PermissionDenied => {
-                return Error::refused(format!("may not use the socket {}", socket.display()))
-                    .hint("join the group that owns it (configuration key sockets.loader_group)");
+                let is_loader = socket.file_name().is_some_and(|name| name == "loader.sock");
+                return Error::refused(format!("may not use the socket {}", socket.display())).hint(
+                    if is_loader {
+                        "join the group that owns it (configuration key sockets.loader_group)"
+                    } else {
+                        "it is for the daemon's own user: run the command as that user, or as root"
+                    },
+                );
             }
             std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => String::new(),
             _ => format!(": {e}"),

@@ -61,8 +61,11 @@ impl Rollout {
                     return Ok(());
                 }
                 let after = patience.as_secs();
-                return Err(Error::unavailable(format!("not done after {after} s: {}", open.join("; ")))
-                    .hint("`weighlock peers` shows who is in touch, `weighlock top` what is being fetched"));
+                return Err(Error::unavailable(format!(
+                    "not done after {after} s: {}",
+                    open.join(", ").replace("; ", ", ")
+                ))
+                .hint("`weighlock peers` shows who is in touch, `weighlock top` what is being fetched"));
             }
             std::thread::sleep(LOOK_INTERVAL);
         }

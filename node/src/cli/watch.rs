@@ -9,7 +9,7 @@ use weighlock_protocol::{ManifestDigest, Reference, Selector};
 
 use super::{Context, connect};
 use crate::error::{Error, Kind, Result};
-use crate::local::message::{AdminRequest, ChannelHead, Event, LoaderRequest, OpenFor, Viewed};
+use crate::local::message::{AdminRequest, ChannelHead, Event, Introduction, LoaderRequest, OpenFor, Viewed};
 use crate::sandbox;
 
 /// Pause before a daemon that is gone is looked for again.
@@ -55,6 +55,10 @@ impl Watch {
         let hook = hook.map_err(|e| Error::invalid(format!("--exec: {e}")))?;
         let id = getrandom::u64().map_err(Error::internal)?;
         let hook = hook.map(|words| Hook { id, words });
+        if hook.is_some() {
+            // Who may watch may not have views made; better said now than when a head has moved.
+            let _: Introduction = context.ask(&AdminRequest::Introduction)?;
+        }
         let mut last: Option<ChannelHead> = None;
         let mut first = true;
         loop {

@@ -82,7 +82,7 @@ pub(super) fn overlay(
         })?;
         let value = read(&path, &value).map_err(|e| {
             Error::invalid(format!("environment variable {name}: {e}")).hint(
-                "`weighlock config show` prints every key; section and key are separated by two underscores",
+                "without it, `weighlock config show` prints every key; section and key are separated by two underscores",
             )
         })?;
         put(&mut file, &path, value);

@@ -52,7 +52,7 @@ impl Loaded {
         let file = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         let wrong = |e: &toml::de::Error| {
             Error::invalid(format!("configuration {file}{}: {}", line_of(&text, e.span()), e.message()))
-                .hint("`weighlock config show` prints every key with its value")
+                .hint("`weighlock --config /dev/null config show` prints every key")
         };
         // By itself first, so that an error names the line.
         toml::from_str::<Config>(&text).map_err(|e| wrong(&e))?;

@@ -48,6 +48,14 @@ impl Server {
         Self::with_variables(uri, variable)
     }
 
+    /// The server that an artifact names, as nobody.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn without_credentials(uri: &str) -> Result<Self> {
+        Self::with_variables(uri, |_| None).map(|server| Self { authorization: None, ..server })
+    }
+
     pub(super) fn with_variables(uri: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let shown = uri.rsplit('@').next().unwrap_or_default();
         let no = |what: &str| {
