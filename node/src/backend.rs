@@ -102,14 +102,15 @@ impl Backend for ControlBackend {
                 return Acceptance::Reject;
             };
             // Looked at before; signatures cost much more than this.
-            if self.facts.ledger().has_all_of(&envelope) {
-                continue;
-            }
-            anything_new = true;
+            let is_known = self.facts.ledger().has_all_of(&envelope);
             let Ok(signed) = Signed::parse(envelope) else {
                 return Acceptance::Reject;
             };
             named.extend(facts::brings(&signed.body().kind));
+            if is_known {
+                continue;
+            }
+            anything_new = true;
             if self.facts.ledger().check(signed.envelope()).is_err() {
                 return Acceptance::Reject;
             }

@@ -95,7 +95,7 @@ pub fn parse(text: &str) -> Option<Keypair> {
 /// There is one already, or the disk says no.
 pub fn save(path: &Path, key: &Keypair) -> Result<()> {
     let fail = |e: std::io::Error| Error::system(format!("cannot write key {}", path.display()), &e);
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
     // Of a name that nobody else has, and mode 0600.
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(fail)?;

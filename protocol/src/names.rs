@@ -207,7 +207,7 @@ impl FromStr for Tag {
                 "use letters, digits, `.`, `_`, `-` and `+`, starting with a letter, a digit or `_`",
             ));
         }
-        if let Ok(stage) = s.parse::<Stage>() {
+        if let Some(stage) = Stage::ALL.into_iter().find(|stage| stage.as_str().eq_ignore_ascii_case(s)) {
             return Err(NameError::ReservedTag(stage));
         }
         if s.eq_ignore_ascii_case("latest") {
@@ -401,6 +401,8 @@ mod tests {
             assert!(text.parse::<Reference>().is_err(), "{text} was accepted");
         }
         assert!("production".parse::<Tag>().is_err());
+        // Whoever reads it would take it for the channel.
+        assert!("Production".parse::<Tag>().is_err() && "CANARY".parse::<Tag>().is_err());
         assert!(format!("a/b:{}", "x".repeat(129)).parse::<Reference>().is_err());
     }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 use similar::{ChangeTag, TextDiff as Lines};
 
 use super::DiffConfig;
+use crate::inspect::json::parse_as_python;
 
 /// Longest search for the smallest set of changed lines; past it a larger one is told.
 const SEARCH_MAX: Duration = Duration::from_secs(2);
@@ -73,7 +74,7 @@ pub(super) fn normal_json(text: &str) -> String {
 
 /// The chat templates that a tokenizer configuration or `chat_template.json` holds, by name.
 pub(super) fn templates_in_json(text: &str) -> Vec<(String, String)> {
-    let Ok(value) = serde_json::from_str::<Value>(text) else { return Vec::new() };
+    let Ok(value) = parse_as_python(text) else { return Vec::new() };
     let text = |value: &Value| value.as_str().map(str::to_owned);
     match &value["chat_template"] {
         Value::String(template) => vec![("default".into(), template.clone())],

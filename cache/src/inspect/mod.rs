@@ -15,7 +15,7 @@ pub mod dvc;
 pub mod ggml;
 pub mod gguf;
 mod hf;
-mod json;
+pub(crate) mod json;
 mod kind;
 pub mod safetensors;
 mod scan;

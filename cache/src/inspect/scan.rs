@@ -150,6 +150,9 @@ impl Home {
             || name.ends_with(".incomplete")
             || (self.blobs.is_some() && name.ends_with(".lock"))
             || path == self.root.join(".cache/huggingface")
+            // The mark of `weighlock path` and `pull`, and what a project pins: of no artifact, whichever command looks.
+            || path == self.root.join(".weighlock")
+            || path == self.root.join("weighlock.lock")
     }
 
     /// Where `path` really lies, which must be in the root or, for files, in the Hub cache's blobs.

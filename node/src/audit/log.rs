@@ -385,7 +385,8 @@ impl Log {
             let next_ms = self.kept.get(1).or(self.active.as_ref().map(|active| &active.kept));
             let is_old = next_ms.is_some_and(|next| next.began_ms < oldest_ms);
             // Room for the file that begins now.
-            if !is_old && self.bytes() + self.bounds.segment_bytes <= self.bounds.bytes_max {
+            let next_bytes = self.bounds.segment_bytes + self.bounds.segment_bytes / 2;
+            if !is_old && self.bytes() + next_bytes <= self.bounds.bytes_max {
                 return;
             }
             if let Err(e) = fs::remove_file(&first.path)

@@ -93,6 +93,9 @@ impl Eval {
         let purpose = sign::to_evaluate(context, &exact, &keys[0])?;
         let viewed: Viewed =
             context.ask(&AdminRequest::View { reference: exact.to_string(), purpose, door: Door::Eval })?;
+        if let Some(said) = &sides::without_reports(context, &reference, &weighed)?.contract {
+            sides::check_contract(&viewed.path, said)?;
+        }
         let mut ran = self.limits.run(context, &self.run, &viewed.path, &self.key)?;
         self.about.fill(&mut ran.loaded, context)?;
         let run = Some((ran.log.as_path(), ran.sandbox.as_str()));

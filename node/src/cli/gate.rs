@@ -120,12 +120,11 @@ impl Gate {
         let mut candidate = self.candidate(context, lock.as_ref())?;
         self.add_reports(&mut candidate, &self.report, &self.samples, Some(context))?;
         if let (Some(command), Some(path)) = (&self.run, &self.candidate) {
-            let mut ran = self.limits.run(
-                context,
-                command,
-                &self.place(context, path, candidate.digest)?,
-                &self.key,
-            )?;
+            let place = self.place(context, path, candidate.digest)?;
+            if let Some(said) = &candidate.contract {
+                sides::check_contract(&place, said)?;
+            }
+            let mut ran = self.limits.run(context, command, &place, &self.key)?;
             candidate.check_unchanged()?;
             self.about.fill(&mut ran.loaded, context)?;
             candidate.add_report(ran.loaded, None)?;
@@ -381,8 +380,19 @@ fn parent(path: &Path) -> &Path {
 /// Whole or not at all; but what is no plain file, such as `/dev/stdout`, is written to and stays.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let fail = |e: std::io::Error| Error::invalid(format!("cannot write {}: {e}", path.display()));
-    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-        let mut file = std::fs::OpenOptions::new().write(true).open(path).map_err(fail)?;
+    // What is printed goes to the same place, which may be a file.
+    match path.to_str() {
+        Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => {
+            return std::io::Write::write_all(&mut std::io::stdout(), bytes).map_err(fail);
+        }
+        Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => {
+            return std::io::Write::write_all(&mut std::io::stderr(), bytes).map_err(fail);
+        }
+        _ => {}
+    }
+    let is_special = ["/dev", "/proc"].iter().any(|of| path.starts_with(of));
+    if is_special || std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        let mut file = std::fs::OpenOptions::new().append(true).open(path).map_err(fail)?;
         return std::io::Write::write_all(&mut file, bytes).map_err(fail);
     }
     // A link stays one, too.

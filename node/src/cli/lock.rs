@@ -7,8 +7,8 @@ use clap::Args;
 use serde::Serialize;
 use weighlock_cache::inspect;
 use weighlock_protocol::gate::report::HostProfile;
-use weighlock_protocol::lock::{Lock as LockFile, Package, Target, check, check_sizes};
-use weighlock_protocol::manifest::Manifest;
+use weighlock_protocol::lock::{Difference, Lock as LockFile, Package, Target, check, check_sizes};
+use weighlock_protocol::manifest::{Contract, Manifest};
 use weighlock_protocol::names::Selector;
 use weighlock_protocol::{Artifact, ManifestDigest, Reference};
 
@@ -199,7 +199,7 @@ impl Lock {
         if read {
             let side = sides::of_path(context, path)?;
             if let (Some(manifest), Some(contract)) = (&side.manifest, &side.contract) {
-                differences = check(package, manifest, contract);
+                differences = against(package, manifest, contract);
             }
         }
         let checked = Checked {
@@ -250,4 +250,17 @@ impl Lock {
 /// For a report that does not say where it ran.
 fn anywhere() -> HostProfile {
     HostProfile { hardware: "any".to_owned(), model: String::new(), memory_gib: None }
+}
+
+/// What differs, but for what no file tells: on what it was trained, and in which run.
+fn against(package: &Package, manifest: &Manifest, contract: &Contract) -> Vec<Difference> {
+    let pinned = package.contract();
+    let contract =
+        Contract { datasets: pinned.datasets.clone(), lineage: pinned.lineage.clone(), ..contract.clone() };
+    let mut differences = check(package, manifest, &contract);
+    if !pinned.datasets.is_empty() || pinned.lineage.is_some() {
+        // It was published with more than a path has.
+        differences.retain(|difference| !matches!(difference, Difference::Manifest { .. }));
+    }
+    differences
 }

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use weighlock_cache::ImportProgress;
+use weighlock_cache::{ImportProgress, inspect};
 use weighlock_protocol::audit::Door;
+use weighlock_protocol::manifest::Contract;
 use weighlock_protocol::names::Selector;
 use weighlock_protocol::statement::Findings;
 use weighlock_protocol::{ManifestDigest, Reference, Sha256};
@@ -92,6 +93,46 @@ pub(super) fn without_reports(context: &Context, reference: &Reference, weighed:
     })
 }
 
+/// What the gate compares of two contracts.
+const COMPARED: [&str; 10] = [
+    "architecture",
+    "param_count",
+    "precision",
+    "quantization",
+    "max_seq_len",
+    "tokenizer_sha256",
+    "chat_template_sha256",
+    "generation_config_sha256",
+    "prompt_schema",
+    "adapter",
+];
+
+/// Whether the files in `path` are what a published contract says of them: whoever published it wrote it, and whoever signs
+/// for it signs for both.
+///
+/// # Errors
+/// They are not, or cannot be read.
+pub(super) fn check_contract(path: &Path, said: &Contract) -> Result<()> {
+    let found = inspect::plan(path, &Side::options()).map_err(Error::from)?.contract;
+    let plain = |contract: &Contract| serde_json::to_value(contract).map_err(Error::internal);
+    // A release that reads more from files than the one that published says so by its version.
+    let is_alike = said.version == found.version;
+    let (said, found) = (plain(said)?, plain(&found)?);
+    let differs = |key: &&str| {
+        let (said, found) = (&said[*key], &found[*key]);
+        said != found && (is_alike || !(said.is_null() || found.is_null()))
+    };
+    let wrong: Vec<&str> = COMPARED.into_iter().filter(differs).collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(Error::integrity(format!(
+        "the contract that was published is not that of the files: {}",
+        wrong.join(", ")
+    ))
+    .hint("nothing was signed; whoever published it can publish the files anew under another tag"))
+}
+
 /// Fetches the report of an evaluation and proves that it is the one that was signed.
 pub(super) fn stored(context: &Context, said: &SaidRow<Findings>, about: ManifestDigest) -> Result<Loaded> {
     let viewed: Viewed = context.ask(&AdminRequest::Evidence { digest: said.said.evidence })?;
@@ -134,4 +175,27 @@ fn newest<'a>(weighed: &'a Weighed, hardware: Option<&str>) -> Result<Vec<&'a Sa
         of_suite.insert(said.said.suite, said);
     }
     Ok(of_suite.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_contract_that_is_not_of_the_files_is_told_by_what_differs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("tokenizer.json"), "{\"model\":{\"vocab\":{}}}").expect("written");
+        std::fs::write(dir.path().join("config.json"), "{\"max_position_embeddings\":512}").expect("written");
+        let true_one = inspect::plan(dir.path(), &Side::options()).expect("a plan").contract;
+        assert!(true_one.tokenizer_sha256.is_some() && true_one.max_seq_len.is_some());
+        check_contract(dir.path(), &true_one).expect("it is");
+        let other = Contract {
+            tokenizer_sha256: Some(Sha256::of(b"another")),
+            max_seq_len: None,
+            lineage: None,
+            ..true_one.clone()
+        };
+        let error = check_contract(dir.path(), &other).expect_err("it is not");
+        assert!(error.message.contains("max_seq_len, tokenizer_sha256"), "{}", error.message);
+    }
 }

@@ -138,7 +138,7 @@ pub(super) fn input(inner: &Inner, answer: Answer) -> Input {
         // Who of the two is wrong nobody knows, the size being the publisher's word: no reason for a ban.
         GetError::Size { .. } => {
             warn!(peer = %from, %layer, error = %e, "a host and a manifest say different sizes of a layer");
-            Fault::Lost
+            Fault::Size
         }
         GetError::Lost(_) => Fault::Lost,
         GetError::Cancelled => Fault::Cancelled,

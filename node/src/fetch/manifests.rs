@@ -45,23 +45,18 @@ impl Fetcher {
     async fn ask_for_manifest(&self, peers: &[KeyId], digest: ManifestDigest) -> Result<bool> {
         let mut waiting = peers.iter().copied();
         let mut asked = FuturesUnordered::new();
-        let mut is_next = true;
         loop {
-            if is_next || asked.is_empty() {
-                match waiting.next() {
-                    Some(peer) => asked.push(self.inner.control.request_manifest(peer, digest)),
-                    None if asked.is_empty() => return Ok(false),
-                    None => {}
-                }
+            // At first, and whenever one has answered that it has it not, or has kept silent for long.
+            if asked.len() < ASKED_MAX
+                && let Some(peer) = waiting.next()
+            {
+                asked.push(self.inner.control.request_manifest(peer, digest));
             }
-            is_next = false;
             let answer = tokio::select! {
-                Some(answer) = asked.next() => answer,
-                () = tokio::time::sleep(SILENCE_MAX), if asked.len() < ASKED_MAX => {
-                    is_next = true;
-                    continue;
-                }
+                answer = asked.next() => answer,
+                () = tokio::time::sleep(SILENCE_MAX), if !asked.is_empty() => continue,
             };
+            let Some(answer) = answer else { return Ok(false) };
             let Ok(bytes) = answer else { continue };
             let store = self.inner.store.clone();
             match blocking(move || store.put_manifest(&bytes).map_err(Error::from)).await {

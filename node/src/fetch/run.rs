@@ -120,7 +120,8 @@ fn missing(store: &Store, layers: &[(LayerId, u64)]) -> Result<Result<Begun, (u6
     match store.reserve(&fresh) {
         Ok(room) => Ok(Ok(Begun { open, wants, _room: room })),
         Err(e @ (StoreError::NoSpace { .. } | StoreError::Quota { .. })) => {
-            let needed = fresh.iter().fold(0u64, |sum, (_, size)| sum.saturating_add(size + size / 256));
+            let needed =
+                fresh.iter().fold(0u64, |sum, (_, size)| sum.saturating_add(size.saturating_add(size / 256)));
             Ok(Err((needed, Error::from(e))))
         }
         Err(e) => Err(e.into()),

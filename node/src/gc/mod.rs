@@ -147,11 +147,12 @@ pub(crate) async fn collect(node: &Arc<Node>, what: What) -> Result<Collected> {
     let _turn = node.gc.turn.lock().await;
     let mut collected = Collected { dry_run: what.dry_run, ..Collected::default() };
     let copy = node.clone();
-    let (garbage, mut short) = blocking(move || {
+    let (garbage, mut short, mut own) = blocking(move || {
         copy.store.refill_reserve();
         Ok((
             copy.store.garbage().map_err(Error::from)?,
             copy.store.short_bytes(what.more).map_err(Error::from)?,
+            copy.store.short_bytes(0).map_err(Error::from)?,
         ))
     })
     .await?;
@@ -172,7 +173,7 @@ pub(crate) async fn collect(node: &Arc<Node>, what: What) -> Result<Collected> {
                 }
             }
         };
-        short = short.saturating_sub(bytes);
+        (short, own) = (short.saturating_sub(bytes), own.saturating_sub(bytes));
         if bytes > 0 || one.kind == GarbageKind::View {
             collected.gone.push(gone(&one, bytes));
         }
@@ -183,7 +184,11 @@ pub(crate) async fn collect(node: &Arc<Node>, what: What) -> Result<Collected> {
     let copy = node.clone();
     let known = blocking(move || known(&copy)).await?;
     let held: Vec<keep::Held> = known.iter().map(|one| one.held.clone()).collect();
-    let plan = keep::plan(&held, if what.all { u64::MAX } else { short });
+    let mut plan = keep::plan(&held, if what.all { u64::MAX } else { short });
+    if !what.all && plan.freed_bytes < short {
+        // There is no room for what was asked for, whatever goes: then nothing goes for it.
+        plan = keep::plan(&held, own);
+    }
     for (digest, bytes) in plan.go {
         let Some(one) = known.iter().find(|one| one.held.digest == digest) else { continue };
         let kind = if one.complete { "artifact" } else { "partial fetch" };

@@ -113,10 +113,11 @@ impl Manifest {
     }
 }
 
-/// Whether `path` is safe to join to a directory: relative, normal components only, no NUL, at most 1,024 bytes.
+/// Whether `path` is safe to join to a directory and to print: relative, normal components only, no control characters,
+/// at most 1,024 bytes.
 pub fn path_is_safe(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= 1024
-        && !path.contains(['\0', '\\'])
+        && !path.contains(|c: char| c == '\\' || c.is_control())
         && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }

@@ -9,6 +9,7 @@ use super::{
     path_is_safe,
 };
 use crate::id::{LayerId, ManifestDigest, Sha256};
+use crate::wire::bao::LAYER_BYTES_MAX;
 
 const MEDIA_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const ARTIFACT_TYPE: &str = "application/vnd.cncf.model.manifest.v1+json";
@@ -129,6 +130,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
             if contract.replace(layer).is_some() {
                 return Err(form("it has two contracts"));
             }
+        } else if layer.path.starts_with(OWN_DIR) {
+            // Where directories of an artifact keep what they are.
+            return Err(ManifestError::Path(layer.path));
         } else {
             files.push(layer);
         }
@@ -165,6 +169,9 @@ fn descriptor(layer: &Layer) -> Descriptor {
     }
 }
 
+/// Directory in which an artifact's own layers stand, and the mark of a directory of it.
+const OWN_DIR: &str = ".weighlock/";
+
 fn layer(descriptor: &Descriptor) -> Result<Layer, ManifestError> {
     let path = descriptor
         .annotations
@@ -172,6 +179,9 @@ fn layer(descriptor: &Descriptor) -> Result<Layer, ManifestError> {
         .ok_or_else(|| ManifestError::Form(format!("a layer has no {NOTE_PATH} annotation")))?;
     if !path_is_safe(path) {
         return Err(ManifestError::Path(path.chars().take(200).collect()));
+    }
+    if descriptor.size > LAYER_BYTES_MAX {
+        return Err(ManifestError::TooBig { what: "bytes in a layer", limit: LAYER_BYTES_MAX });
     }
     // An unknown kind comes from a newer version: still a file that we can carry.
     let kind = descriptor
@@ -236,11 +246,24 @@ mod tests {
 
     #[test]
     fn unsafe_or_doubled_paths_are_refused() {
-        for path in ["../x", "/x", "a//b", "a/./b", "", "a\0b", ".weighlock/contract.json"] {
+        for path in [
+            "../x",
+            "/x",
+            "a//b",
+            "a/./b",
+            "",
+            "a\0b",
+            "a\u{1b}[2Jb",
+            ".weighlock/contract.json",
+            ".weighlock/stamps",
+        ] {
             assert!(build(&[file(path)], &file("c"), &file("m")).is_err(), "{path:?} was accepted");
         }
         assert!(build(&[file("a"), file("a")], &file("c"), &file("m")).is_err());
         assert!(build(&[file("a"), file("a/b")], &file("c"), &file("m")).is_err());
+        let huge = Layer { size: LAYER_BYTES_MAX + 1, ..file("a") };
+        let error = build(&[huge], &file("c"), &file("m")).expect_err("no layer is that large");
+        assert!(matches!(error, ManifestError::TooBig { .. }), "{error}");
         assert!(Manifest::parse(b"{}").is_err());
         assert!(Manifest::parse(&vec![b' '; MANIFEST_BYTES_MAX + 1]).is_err());
     }

@@ -342,6 +342,14 @@ impl Ledger {
         }
         held.signers.sort_unstable();
         let changed = held.signers != before;
+        let more = Room::of_signatures(held.signers.len().saturating_sub(before.len()));
+        let said = held.statement.kind.namespace().is_some();
+        if changed && let Err(refusal) = self.check_all(more, said) {
+            held.signers = before;
+            self.set.insert(id, held);
+            return Err(Applied::Refused(refusal));
+        }
+        self.bytes += more.bytes;
         if changed {
             if let Some(mut kept) = held.envelope.take() {
                 kept.merge(envelope, |key| self.prefers(&held.statement, key));

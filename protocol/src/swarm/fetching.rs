@@ -298,8 +298,20 @@ impl Swarm {
                 None
             }
             (Fault::Cancelled, Some(Why::NoUse)) => None,
-            (Fault::Lost | Fault::Cancelled | Fault::Local | Fault::NoSpace, _) => {
+            (Fault::Size | Fault::Lost | Fault::Cancelled | Fault::Local | Fault::NoSpace, _) => {
                 conduct.failed(&self.config, now, slot.started);
+                // What somebody says to have who never sent anything is not counted on.
+                let is_in_doubt = fault == Fault::Lost && bytes == 0 && !conduct.has_served();
+                if let Some(work) = self.works.get_mut(&slot.work)
+                    && let Some(at) = work.find(slot.link)
+                {
+                    if fault == Fault::Size {
+                        // It has something else under that name.
+                        work.forget(at, slot.piece);
+                    } else if is_in_doubt {
+                        work.doubt(at, true);
+                    }
+                }
                 None
             }
         };

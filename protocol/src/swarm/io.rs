@@ -185,6 +185,8 @@ pub enum Fault {
     Verify,
     /// The peer refused or did not have it: what it declared of this piece is forgotten.
     Miss,
+    /// Its layer of that id has another size than the manifest says: what it declared of this piece is forgotten.
+    Size,
     /// Too slow.
     Timeout,
     /// The connection or the stream broke.

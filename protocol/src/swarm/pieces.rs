@@ -19,6 +19,10 @@ pub(super) struct Progress {
     pub(super) all_complete: bool,
 }
 
+/// Range boundaries and layers that a host declares of a manifest, at most: what is beyond is told piece by piece as it
+/// becomes whole. More at once would count as a flood.
+const DECLARED_MAX: usize = 400_000;
+
 /// Owns possession of one manifest.
 #[derive(Debug)]
 pub(super) struct Pieces {
@@ -133,13 +137,17 @@ impl Pieces {
     /// What is here of each layer, by place in the manifest, in chunks of at most `weight_max` layers and boundaries.
     pub(super) fn have(&self, weight_max: usize) -> Vec<Vec<(u32, GroupSet)>> {
         let mut chunks: Vec<Vec<(u32, GroupSet)>> = Vec::new();
-        let mut weight = usize::MAX;
+        let (mut weight, mut declared) = (usize::MAX, 0);
         for (layer, place) in self.space.places().into_iter().enumerate() {
             let have = self.layer_have(layer);
             if have.is_empty() {
                 continue;
             }
             let more = 1 + have.boundaries().len();
+            declared += more;
+            if declared > DECLARED_MAX {
+                break;
+            }
             if weight.saturating_add(more) > weight_max {
                 chunks.push(Vec::new());
                 weight = 0;

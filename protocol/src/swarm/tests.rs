@@ -268,7 +268,7 @@ fn rates_are_charged_for_what_is_sent_and_not_for_what_was_asked() {
     let mut swarm = Swarm::new(config, 1, key(0), None);
     let want = LayerWant { layer: layer(0), size: 64 << 20, missing: GroupSet::empty() };
     swarm.handle(Time(1), Input::Open { work: WorkId(1), layers: vec![want] });
-    let mut served = |at: u64, layer: LayerId, bytes: u64| {
+    let mut served = |at: u64, layer: LayerId, bytes: u64, complete: bool| {
         let request = RequestId(at);
         let asked = Input::Asked { request, peer: key(1), layer, range: 0..u64::MAX };
         swarm.handle(Time(at), asked);
@@ -277,18 +277,18 @@ fn rates_are_charged_for_what_is_sent_and_not_for_what_was_asked() {
             is_served |= action == Action::Serve { request };
         }
         if is_served {
-            swarm.handle(Time(at), Input::Served { request, bytes, complete: bytes > 0 });
+            swarm.handle(Time(at), Input::Served { request, bytes, complete });
             while let Poll::Action(_) = swarm.poll() {}
         }
         is_served
     };
     // A layer that nobody has: nothing is sent, so nobody waits for it.
     for n in 0..20 {
-        assert!(served(10 + n, layer(9), 0), "{n}");
+        assert!(served(10 + n, layer(9), 0, false), "{n}");
     }
-    // All of a layer, though its end was left open: at this rate the next one waits for a minute.
-    assert!(served(100, layer(0), 64 << 20));
-    assert!(!served(30_000_000_000, layer(0), 1));
+    // All of a layer but for its end, which was left open: at this rate the next one waits for a minute.
+    assert!(served(100, layer(0), 63 << 20, false));
+    assert!(!served(30_000_000_000, layer(0), 1, true));
 }
 
 /// A host that lacks a layer of eight pieces, with one neighbour that has begun and has nothing.

@@ -113,7 +113,11 @@ pub async fn serve_stream(
             let _ = send.set_priority(PRIORITY_SHORT);
             return possession.link(peer, manifest, send, recv);
         }
-        Ok(Ok(request)) => request,
+        Ok(Ok((request, leave))) => {
+            // A get waits for its turn with all that it asks for.
+            let leave = if matches!(request, Ok(Request::Get { .. })) { leave } else { None };
+            (request, leave)
+        }
         Ok(Err(e)) => return debug!(%peer, error = e, "request could not be read"),
         Err(_) => {
             debug!(%peer, "a stream was opened and not used");
@@ -143,35 +147,36 @@ pub async fn serve_stream(
                 let reader = look.reader(&layer).ok_or_else(|| refuse("layer is not here"))?;
                 Answer::new(reader, &chunks, batch_bytes, &buffers)
             };
-            let sent = match tokio::task::spawn_blocking(open).await.map_err(refuse).flatten() {
+            let (bytes, end) = match tokio::task::spawn_blocking(open).await.map_err(refuse).flatten() {
                 Ok(Answer::Groups(groups)) => stream_groups(&*possession, peer, &mut send, groups).await,
                 Ok(Answer::Parts(parts)) => {
                     stream(&*possession, peer, &mut send, move |batches| parts.read(batches)).await
                 }
-                Err(refused) => Err(refused),
+                Err(refused) => (0, Err(refused)),
             };
-            if sent.is_ok() {
+            if end.is_ok() {
                 // What waits in buffers is still on its way: the upload lasts until the asker has taken all of it.
                 let _ = send.finish();
                 let _ = tokio::time::timeout(TAKE_MAX, send.stopped()).await;
             }
-            pass.end(*sent.as_ref().unwrap_or(&0), sent.is_ok());
-            sent
+            // Also what was sent of an answer that was not finished: rates are charged for it.
+            pass.end(bytes, end.is_ok());
+            end
         }
         Ok(Request::Tree { layer }) => {
             let Ok(_share) = uploads[0].acquire().await else { return };
             let Ok(_permit) = uploads[1].acquire().await else { return };
             let (look, batch_bytes) = (possession.clone(), config.batch_bytes);
             let read = move |batches: &_| read_tree(&*look, &layer, batch_bytes, batches);
-            stream(&*possession, peer, &mut send, read).await
+            stream(&*possession, peer, &mut send, read).await.1
         }
         Ok(Request::Observe { layer }) => {
             let _ = send.set_priority(PRIORITY_SHORT);
-            observe(possession, layer, &mut send).await.map(|()| 0)
+            observe(possession, layer, &mut send).await
         }
         Ok(Request::Doubt { layer, at }) => {
             possession.doubted(peer, layer, at);
-            Ok(0)
+            Ok(())
         }
         Ok(Request::Link { .. }) => Err(refuse("it was answered above")),
         Err(RequestError::Unsupported(what)) => {
@@ -180,7 +185,7 @@ pub async fn serve_stream(
         Err(e) => Err(Refusal { code: reset::INTERNAL, why: e.to_string() }),
     };
     match refused {
-        Ok(_) => {
+        Ok(()) => {
             let _ = send.finish();
         }
         Err(Refusal { code, why }) => {
@@ -207,7 +212,7 @@ async fn stream_groups(
     peer: KeyId,
     send: &mut SendStream,
     mut groups: Groups,
-) -> Result<u64, Refusal> {
+) -> (u64, Result<(), Refusal>) {
     let (mut sent, begun) = (0, Instant::now());
     let end = loop {
         let mut next = groups.next(Wait::Never);
@@ -236,7 +241,7 @@ async fn stream_groups(
         }
     };
     possession.sent(&peer, sent);
-    end.map(|()| sent)
+    (sent, end)
 }
 
 /// Sends what `read` hands on, batch by batch; `read` runs on a blocking thread and ends when nobody takes more.
@@ -245,7 +250,7 @@ async fn stream(
     peer: KeyId,
     send: &mut SendStream,
     read: impl FnOnce(&mpsc::Sender<Bytes>) -> Result<(), Refusal> + Send + 'static,
-) -> Result<u64, Refusal> {
+) -> (u64, Result<(), Refusal>) {
     // Two batches: one on its way to the wire, one being read.
     let (batches, mut ready) = mpsc::channel::<Bytes>(1);
     let reading = tokio::task::spawn_blocking(move || read(&batches));
@@ -260,8 +265,8 @@ async fn stream(
     }
     drop(ready);
     possession.sent(&peer, sent);
-    reading.await.map_err(refuse)??;
-    cut.map(|()| sent)
+    let read = reading.await.map_err(refuse).flatten();
+    (sent, read.and(cut))
 }
 
 /// Puts bytes into a stream, as fast as the asker takes them; with them `sent` since `begun`.

@@ -146,7 +146,8 @@ prop_compose! {
 fn a_package() -> impl Strategy<Value = Package> {
     let name = prop::sample::select(vec!["acme/a", "acme/a-b", "acme/b", "a/c"]);
     let version = prop::sample::select(vec!["1.0.0", "2.0.0-rc.1+x", "step-12000"]);
-    let path = hostile().prop_map(|text| format!("f{text}").replace(['/', '\0', '\\'], "_"));
+    let plain = |c: char| if c.is_control() || matches!(c, '/' | '\\') { '_' } else { c };
+    let path = hostile().prop_map(move |text| format!("f{text}").chars().map(plain).collect::<String>());
     let keys = btree_set(prop::sample::select(vec!["any", "cpu/x86-64-v4", "nvidia/sm_90"]), 0..3);
     let targets = keys.prop_flat_map(|keys| keys.into_iter().map(a_report).collect::<Vec<_>>());
     let stage = option::of(prop::sample::select(Stage::ALL.to_vec()));

@@ -6,7 +6,7 @@ use std::ops::Add;
 use super::{Checked, Ledger, Refusal, SAID_SHARE};
 use crate::id::KeyId;
 use crate::statement::body::{Kind, Role, Root, Statement};
-use crate::statement::envelope::Envelope;
+use crate::statement::envelope::{Envelope, Signature};
 
 /// What statements take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,7 +70,7 @@ impl Ledger {
     /// Whether there is room for one more at all. `said` leaves a part of it to what changes authority.
     pub(super) fn check_all(&self, room: Room, said: bool) -> Result<(), Refusal> {
         let of = |max: usize| if said { max - max / SAID_SHARE } else { max };
-        full("statements_max", self.set.len() + 1, of(self.config.statements_max))?;
+        full("statements_max", self.set.len() + room.statements, of(self.config.statements_max))?;
         full("bytes_max", self.bytes + room.bytes, of(self.config.bytes_max))
     }
 
@@ -108,6 +108,11 @@ impl Room {
     pub(super) fn of(envelope: &Envelope) -> Self {
         let signatures = size_of_val(envelope.signatures());
         Self { statements: 1, bytes: envelope.payload().len() + signatures }
+    }
+
+    /// What further signatures of a statement take.
+    pub(super) fn of_signatures(count: usize) -> Self {
+        Self { statements: 0, bytes: count * size_of::<Signature>() }
     }
 
     fn less(self, other: Self) -> Self {
