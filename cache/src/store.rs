@@ -228,7 +228,9 @@ impl Store {
             return Err(StoreError::AlreadySealed(*id));
         }
         let paths = PartialPaths::new(&self.layout().partial(), id);
-        let found = match live.upgrade() {
+        let in_use = live.upgrade();
+        let is_in_use = in_use.is_some();
+        let found = match in_use {
             Some(layer) => Some(layer),
             None => self.resume_files(id, paths.clone())?,
         };
@@ -237,7 +239,8 @@ impl Store {
                 *live = Arc::downgrade(&layer);
                 return Ok(layer);
             }
-            if layer.have_count() > 0 {
+            // A size is whatever some manifest says until the end is proven: one that is wrong must not keep others out.
+            if layer.have_count() > 0 && (is_in_use || layer.has_end()) {
                 return Err(StoreError::SizeMismatch { layer: *id, known: layer.size(), given: size });
             }
             layer.remove()?;

@@ -9,7 +9,7 @@ use weighlock_cache::{Store, StoreError};
 use weighlock_protocol::LayerId;
 use weighlock_protocol::wire::bao::{BLOCK, GROUP_BYTES, GroupSet, Verified, all_groups, group_count, tree};
 
-use crate::support::{config, data, layer_path, open, proven};
+use crate::support::{config, data, layer_path, open, proven, proven_as};
 
 const G: usize = GROUP_BYTES as usize;
 
@@ -122,6 +122,29 @@ fn a_size_that_nothing_was_proven_under_gives_way() {
     layer.write(&items).expect("write");
     store.seal(&layer).expect("seal");
     assert!(store.partial(&LayerId::of(b"x"), u64::MAX).is_err());
+}
+
+#[test]
+fn a_wrong_size_gives_way_until_the_end_is_proven() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = open(dir.path());
+    let bytes = data(2, 8 * G);
+    // The first half of the tree is the same with a group less.
+    let (id, wrong) = proven_as(&bytes, &GroupSet::from(0..4), 7 * GROUP_BYTES);
+    let layer = store.partial(&id, 7 * GROUP_BYTES).expect("begun");
+    layer.write(&wrong).expect("write");
+    assert_eq!(layer.have_count(), 4);
+    let mismatch = |size| matches!(store.partial(&id, size), Err(StoreError::SizeMismatch { .. }));
+    assert!(mismatch(8 * GROUP_BYTES), "it is being fetched");
+    drop(layer);
+    let layer = store.partial(&id, 8 * GROUP_BYTES).expect("nobody needs the other");
+    layer.write(&proven(&bytes, &GroupSet::from(6..8)).1).expect("write");
+    drop(layer);
+    assert!(mismatch(7 * GROUP_BYTES), "its end is proven");
+    let layer = store.partial(&id, 8 * GROUP_BYTES).expect("it goes on");
+    assert_eq!(layer.have_count(), 2);
+    layer.write(&proven(&bytes, &GroupSet::from(0..6)).1).expect("write");
+    store.seal(&layer).expect("seal");
 }
 
 #[test]

@@ -37,12 +37,17 @@ pub(crate) fn open(dir: &Path) -> Store {
 
 /// Proven items of `groups`, the way they come off the wire.
 pub(crate) fn proven(data: &[u8], groups: &GroupSet) -> (LayerId, Vec<Verified>) {
+    proven_as(data, groups, data.len() as u64)
+}
+
+/// As somebody takes them who was told that the layer has `said` bytes.
+pub(crate) fn proven_as(data: &[u8], groups: &GroupSet, said: u64) -> (LayerId, Vec<Verified>) {
     let outboard = PreOrderMemOutboard::create(data, BLOCK);
     let size = data.len() as u64;
     let mut wire = Vec::new();
     encode_ranges(data, &outboard, &canonical_chunks(groups, size), &mut wire).expect("in memory");
     let id = LayerId(*outboard.root.as_bytes());
-    let mut decoder = Decoder::new(id, size, groups);
+    let mut decoder = Decoder::new(id, said, groups);
     let mut rest = Bytes::from(wire);
     let mut items = Vec::new();
     while let Some(need) = decoder.need() {

@@ -51,7 +51,9 @@ impl Output {
             object.insert("schema_version".into(), json!(SCHEMA_VERSION));
             Value::Object(object).to_string()
         } else {
-            text(value)
+            // Names and texts of models and peers are in it: nothing that a terminal would act on.
+            let plain = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c };
+            text(value).chars().map(plain).collect()
         };
         let mut out = std::io::stdout().lock();
         let newline = if line.ends_with('\n') || line.is_empty() { "" } else { "\n" };

@@ -123,6 +123,12 @@ impl PartialLayer {
         self.state().have.count()
     }
 
+    /// Whether the last group is proven, and with it the size.
+    pub(crate) fn has_end(&self) -> bool {
+        let last = group_count(self.size).saturating_sub(1);
+        self.state().have.has(last)
+    }
+
     /// Whether all groups are proven and written.
     pub fn complete(&self) -> bool {
         self.state().have.is_full()
