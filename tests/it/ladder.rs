@@ -165,6 +165,19 @@ fn nothing_opens_anywhere_without_evidence_and_a_kill_moves_no_head() {
     }
     until_head(&fleet.hosts, "production", &second);
     assert_eq!(fleet.hosts[0].run(&["rm", "acme/bot:1.0.0"]).code, Some(5), "it may be rolled back to");
+
+    // Nor does it go where nobody follows the channel; what is nobody's head does.
+    let [alpha, _, gamma] = &fleet.hosts;
+    alpha.add(&model(&fleet.lab, "plain", 9), "plain/thing:1.0.0");
+    gamma.hears_of("plain/thing:1.0.0");
+    gamma.ok(&["pull", "plain/thing:1.0.0"]);
+    assert_eq!(opens(gamma, "acme/bot:production"), Ok(()));
+    let is_here = |reference: &str| gamma.listed(reference).is_some_and(|row| row["complete"] == true);
+    until("the collector takes what is no head", || {
+        gamma.ok(&["gc", "--all"]);
+        (!is_here("plain/thing:1.0.0")).then_some(())
+    });
+    assert!(is_here("acme/bot:1.0.0") && is_here("acme/bot:1.1.0"));
 }
 
 #[test]

@@ -21,6 +21,24 @@ from weighlock import _socket
 
 
 class Files(Case):
+    def test_threads_that_ask_at_once_share_one_number(self):
+        self.put("a", b"abc")
+        for _ in range(20):
+            with LoaderServer(self.root) as server, weighlock.open(REF, socket=server.path) as artifact:
+                start, numbers = threading.Barrier(8), []
+
+                def first():
+                    start.wait()
+                    numbers.append(artifact["a"].fileno())
+
+                threads = [threading.Thread(target=first) for _ in range(8)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                self.assertEqual([os.pread(number, 3, 0) for number in numbers], [b"abc"] * 8)
+                self.assertEqual(len(set(numbers)), 1)
+
     def test_lists_and_reads_files(self):
         self.put("config.json", b'{"hidden_size": 4}')
         self.put("sub/empty.txt", b"")

@@ -183,6 +183,22 @@ class Streaming(Case):
             self.assertEqual([name for name, _ in stream], ["c"])
             self.assertEqual(stream.artifact["m.safetensors"].read(), data)
 
+    def test_private_memory_is_of_the_file_that_bytes_land_in(self):
+        data = weights("a", "b")
+        with self.streaming({"m.safetensors": data}) as (server, stream):
+            a, b = self.place(data, "m", "a"), self.place(data, "m", "b")
+            server.land("m.safetensors", 0, a[1])
+            next(stream)
+            first = stream.artifact._private_map("m.safetensors")
+            self.assertIs(stream.artifact._private_map("m.safetensors"), first)
+            server.replace("m.safetensors")
+            server.land("m.safetensors", *b)
+            next(stream)
+            second = stream.artifact._private_map("m.safetensors")
+            self.assertEqual(second[b[0] : b[1]], data[b[0] : b[1]])
+            self.assertIsNot(second, first)
+            server.land("m.safetensors")
+
     def test_who_stops_early_leaves_nothing_open(self):
         data = weights("a", "b")
         with LandingServer(self.root, {"m.safetensors": data}) as server:

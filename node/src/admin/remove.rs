@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 
 use tracing::info;
-use weighlock_protocol::statement::Channel;
 use weighlock_protocol::{ManifestDigest, Reference};
 
 use super::list::copies_elsewhere;
 use crate::cli::counted;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
+use crate::facts;
+use crate::gc::kept_by;
 use crate::local::message::Removed;
-use crate::{facts, follow};
 
 /// Drops it. Blocks on the disk.
 ///
@@ -31,7 +31,7 @@ pub(super) fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
     let complete = node.store.manifest_complete(&manifest).map_err(Error::from)?;
     let last_copy = copies_elsewhere(node, &node.control.host_records(), &digest) == 0;
     if !force {
-        if let Some(channel) = keeps(node, &digest) {
+        if let Some(channel) = kept_by(node, &digest) {
             return Err(Error::refused(format!(
                 "{reference} is what {channel} runs, or may be rolled back to"
             ))
@@ -77,16 +77,4 @@ pub(super) fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
 fn is_begun(node: &Node, digest: &ManifestDigest) -> Result<bool> {
     let holdings = node.store.holdings().map_err(Error::from)?;
     Ok(holdings.iter().any(|holding| holding.sealed && holding.manifest.digest() == *digest))
-}
-
-/// A channel whose head, or one of the two before, is this manifest.
-fn keeps(node: &Node, digest: &ManifestDigest) -> Option<String> {
-    let ledger = node.facts.ledger();
-    let artifacts: BTreeSet<_> = ledger.publishes_of(digest).map(|p| p.publish.artifact).collect();
-    let channels = artifacts.iter().flat_map(|artifact| ledger.heads_of(artifact)).map(|head| head.channel);
-    let keeps = |channel: &Channel| {
-        let Channel { artifact, stage, hardware } = channel;
-        ledger.kept_in(artifact, *stage, hardware, follow::PREVIOUS_HEADS).contains(digest)
-    };
-    channels.filter(keeps).last().map(|channel| channel.to_string())
 }

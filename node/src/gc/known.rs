@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weighlock_protocol::keep::{Because, Held, Holder, Verdict, judge_copies};
-use weighlock_protocol::statement::{Ledger, NamespaceGlob};
+use weighlock_protocol::statement::{Channel, Ledger, NamespaceGlob};
 use weighlock_protocol::{KeyId, ManifestDigest};
 
 use crate::cluster::now;
@@ -43,8 +43,9 @@ pub(crate) fn known(node: &Node) -> Result<Vec<Known>> {
         if let Some(pin) = pins.get(&digest) {
             because.push(Because::Pinned { reason: pin.reason.clone() });
         }
-        if let Some(channel) = channels.get(&digest) {
-            because.push(Because::Channel { channel: channel.clone() });
+        // What is followed may be wanted before it is a head; heads and what they may be rolled back to stay in any case.
+        if let Some(channel) = channels.get(&digest).cloned().or_else(|| kept_by(node, &digest)) {
+            because.push(Because::Channel { channel });
         }
         if let Some(loaders) = leases.get(&digest) {
             because.push(Because::Open { loaders: *loaders });
@@ -103,6 +104,18 @@ pub(crate) fn copies(node: &Node, ledger: &Ledger, digest: &ManifestDigest) -> V
     let wanted = wanted.max().unwrap_or_else(|| min_copies(node, "*"));
     let own = Holder { host: node.host, rack: rack(&node.config.labels) };
     judge_copies(digest, &own, &others, &publishers, wanted, &racks)
+}
+
+/// A channel whose head, or one of the two before, is this manifest.
+pub(crate) fn kept_by(node: &Node, digest: &ManifestDigest) -> Option<String> {
+    let ledger = node.facts.ledger();
+    let artifacts: BTreeSet<_> = ledger.publishes_of(digest).map(|p| p.publish.artifact).collect();
+    let channels = artifacts.iter().flat_map(|artifact| ledger.heads_of(artifact)).map(|head| head.channel);
+    let keeps = |channel: &Channel| {
+        let Channel { artifact, stage, hardware } = channel;
+        ledger.kept_in(artifact, *stage, hardware, follow::PREVIOUS_HEADS).contains(digest)
+    };
+    channels.filter(keeps).last().map(|channel| channel.to_string())
 }
 
 /// How many hosts should hold what is in a namespace: as the longest glob that covers it says.

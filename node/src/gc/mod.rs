@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::local::store::{Collected, Gone, Kept};
 
-pub(crate) use known::{Known, known};
+pub(crate) use known::{Known, kept_by, known};
 
 /// How often it looks without being asked.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);

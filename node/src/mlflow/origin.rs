@@ -147,7 +147,10 @@ pub(crate) fn find(client: &Client, uri: &ModelUri) -> Result<Found> {
         |key: &str| !key.starts_with(OUR_TAGS) && (!key.starts_with("mlflow.") || OWN_TAGS.contains(&key));
     // What the version says beats the model, which beats the run.
     let tags = [&run.tags, &model.tags, &version.tags];
-    let tags = bounded("tags", tags.into_iter().flatten().filter(|tag| is_told(&tag.key)), &mut warnings);
+    let mut tags = bounded("tags", tags.into_iter().flatten().filter(|tag| is_told(&tag.key)), &mut warnings);
+    for (_, value) in tags.iter_mut().filter(|(key, _)| OWN_TAGS.contains(&key.as_str())) {
+        *value = public(value);
+    }
     let mut aliases = version.aliases.clone();
     aliases.sort();
     aliases.truncate(MLFLOW_ENTRIES_MAX);
@@ -155,7 +158,7 @@ pub(crate) fn find(client: &Client, uri: &ModelUri) -> Result<Found> {
         server: client.server.base.clone(),
         model: version.name.clone(),
         version: version.version.clone(),
-        source: version.source.clone(),
+        source: public(&version.source),
         run: Some(run_id).filter(|run| !run.is_empty()),
         aliases,
         params: bounded("parameters", [&run.params, &model.params].into_iter().flatten(), &mut warnings),
@@ -164,6 +167,16 @@ pub(crate) fn find(client: &Client, uri: &ModelUri) -> Result<Found> {
     };
     origin.check().map_err(|what| Error::invalid(format!("{uri}: {what}")))?;
     Ok(Found { version, origin, warnings })
+}
+
+/// An address without what lets its bearer in: a contract goes to every host and stays. Other texts as they are.
+fn public(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    let path =
+        if scheme.starts_with("http") { path.split(['?', '#']).next().unwrap_or_default() } else { path };
+    format!("{scheme}://{host}{path}")
 }
 
 /// The entries that fit a contract, later ones in place of earlier ones of the same key.
@@ -199,4 +212,22 @@ fn bounded<'a>(
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn addresses_lose_what_lets_their_bearer_in() {
+        for (text, public) in [
+            ("https://ci:s3cret@git.example/acme/bot.git", "https://git.example/acme/bot.git"),
+            ("https://store.example/a/b?sig=abc&x=1#top", "https://store.example/a/b"),
+            ("https://u:p@store.example?sig=abc", "https://store.example"),
+            ("s3://key@bucket/path?versionId=1", "s3://bucket/path?versionId=1"),
+            ("models:/bot/3", "models:/bot/3"),
+            ("train.py", "train.py"),
+            ("", ""),
+        ] {
+            assert_eq!(super::public(text), public);
+        }
+    }
 }

@@ -175,12 +175,14 @@ fn what_is_lost_here_is_fetched_again_and_no_longer_offered() {
 
 #[test]
 fn upload_and_download_rates_hold() {
-    for (up, down) in [(Some(1 << 20), None), (None, Some(1 << 20))] {
+    let rate = Some(1 << 20);
+    for (up, up_per_peer, down) in [(rate, None, None), (None, rate, None), (None, None, rate)] {
         let mut model = Model::new(9, small(), &[8 << 20]);
         model.config.upload_bytes_per_s = up;
+        model.config.upload_per_peer_bytes_per_s = up_per_peer;
         model.work(1, &[0]);
         model.host(Kind::Honest, None, &[0]);
-        model.config.upload_bytes_per_s = None;
+        (model.config.upload_bytes_per_s, model.config.upload_per_peer_bytes_per_s) = (None, None);
         model.config.download_bytes_per_s = down;
         model.host(Kind::Honest, None, &[]);
         model.open(0, 1);
@@ -221,6 +223,49 @@ fn floods_and_nonsense_end_in_a_ban() {
         assert_eq!(bans, [charge], "{frame:?}");
         assert_eq!(swarm.links(WorkId(1)), []);
     }
+}
+
+#[test]
+fn near_the_end_a_piece_that_is_held_up_is_fetched_twice_and_the_slower_one_is_cancelled() {
+    let mut swarm = Swarm::new(small(), 1, key(0), None);
+    let want = LayerWant { layer: layer(0), size: 128 << 10, missing: all_groups(128 << 10) };
+    swarm.handle(Time(1), Input::Open { work: WorkId(1), layers: vec![want] });
+    for n in [1, 2] {
+        let link = LinkId(n);
+        let peer = key(usize::try_from(n).expect("small"));
+        swarm.handle(Time(1), Input::LinkUp { link, work: WorkId(1), peer, rack: None, ours: false });
+        let begin = Frame::Begin { piece_bytes: 64 << 10, rack: None, releasing: false };
+        swarm.handle(Time(1), Input::Frame { link, frame: begin });
+        let all = Frame::Bitfield { layers: vec![(0, all_groups(128 << 10))] };
+        swarm.handle(Time(1), Input::Frame { link, frame: all });
+    }
+    let seconds = |n: u64| Time(n * 1_000_000_000);
+    let mut granted = |at: Time, link: u32, stored: Option<(SlotId, u64)>| {
+        if let Some((slot, bytes)) = stored {
+            swarm.handle(at, Input::Stored { slot, bytes });
+        }
+        swarm.handle(at, Input::Frame { link: LinkId(link), frame: Frame::Grant { piece: None } });
+        let (mut fetches, mut cancelled) = (Vec::new(), Vec::new());
+        loop {
+            match swarm.poll() {
+                Poll::Action(Action::Fetch { slot, from, parts, .. }) => fetches.push((slot, from, parts)),
+                Poll::Action(Action::Cancel { slot }) => cancelled.push(slot),
+                Poll::Idle { .. } => return (fetches, cancelled),
+                _ => {}
+            }
+        }
+    };
+    let (held_up, _) = granted(Time(2), 1, None);
+    let (quick, _) = granted(Time(2), 2, None);
+    assert_eq!((held_up.len(), quick.len()), (1, 1));
+    // The second is done at once; the first sends nothing.
+    let (early, _) = granted(Time(50_000_000), 2, Some((quick[0].0, 64 << 10)));
+    assert_eq!(early, [], "it may be on its way");
+    let (twice, _) = granted(seconds(5), 2, None);
+    assert_eq!(twice.len(), 1);
+    assert_eq!((twice[0].1, &twice[0].2), (key(2), &held_up[0].2), "the same piece, of the other host");
+    let (_, cancelled) = granted(Time(5_050_000_000), 2, Some((twice[0].0, 64 << 10)));
+    assert_eq!(cancelled, [held_up[0].0]);
 }
 
 #[test]

@@ -151,9 +151,17 @@ class File:
         end = self.size if length is None else min(self.size, offset + length)
         if offset >= end:
             return b""
-        self.wait(offset, end)
         if end - offset > _READ_BYTES_MAX:
-            return self._mapping()[offset:end]
+            return self._ready_mapping(offset, end)[offset:end]
+        while True:
+            self.wait(offset, end)
+            inode = self._inode
+            data = self._pread(offset, end)
+            # Else another file took its place in between, of which other bytes are here.
+            if self._session.complete or (self._inode == inode and self._has(offset, end)):
+                return data
+
+    def _pread(self, offset: int, end: int) -> bytes:
         fd = self._fd()
         data = os.pread(fd.number, end - offset, offset)
         while len(data) < end - offset:
@@ -185,15 +193,32 @@ class File:
         """As `mmap`, without waiting: what is not ready reads as zeros until it is."""
         if self.size == 0:
             return b""
-        mapped = self._mapped
-        mapping = mapped() if mapped is not None else None
-        if mapping is None:
+        while True:
+            mapped, inode = self._mapped, self._inode
+            mapping = mapped() if mapped is not None else None
+            if mapping is not None:
+                return mapping
             # Two threads may map at once; either mapping is right.
             # Held, lest another thread has it closed while it is being mapped.
             fd = self._fd()
             mapping = memory_map.mmap(fd.number, self.size, access=memory_map.ACCESS_READ)
-            self._mapped = weakref.ref(mapping)
-        return mapping
+            with self._lock:
+                if self._inode == inode:
+                    self._mapped = weakref.ref(mapping)
+                    return mapping
+            # Another file took its place meanwhile.
+
+    def _ready_mapping(self, start: int, end: int) -> Any:
+        """The whole file mapped, once the bytes from `start` to `end` are in that very mapping."""
+        while True:
+            self.wait(start, end)
+            mapping = self._mapping()
+            if self._session.complete or self.size == 0:
+                return mapping
+            with self._lock:
+                mapped = self._mapped
+                if mapped is not None and mapped() is mapping and self._ready.covers(start, end):
+                    return mapping
 
     def _private_mapping(self) -> Union[memory_map.mmap, bytearray]:
         if self.size == 0:
@@ -378,12 +403,15 @@ class Artifact:
         return torch_tensor(info, self._private_map(info.path))
 
     def _private_map(self, path: str) -> Any:
-        # One private mapping per file for as long as a tensor uses it.
-        mapping = self._private.get(path)
+        # One private mapping per file for as long as a tensor uses it; while a file is on its way another may take its
+        # place, in which alone more bytes appear.
+        file = self[path]
+        key = (path, file._inode)
+        mapping = self._private.get(key)
         if mapping is None:
-            mapping = self[path]._private_mapping()
-            if isinstance(mapping, memory_map.mmap):
-                self._private[path] = mapping
+            mapping = file._private_mapping()
+            if isinstance(mapping, memory_map.mmap) and file._inode == key[1]:
+                self._private[key] = mapping
         return mapping
 
     def _header(self, file: File) -> List[TensorInfo]:

@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, Union
 
 from ._client import client
 from ._errors import Closed, ConnectionError, Error, Invalid, ProtocolError, TimeoutError, from_frame
@@ -301,6 +301,8 @@ class Session:
         self._name = ""
         self._partial = False
         self._idle: List[Session] = []
+        # Those on which somebody waits.
+        self._waiting: List[Session] = []
         self.complete = True
         """Whether all files are known to be on this host."""
         self._held: OrderedDict[str, Fd] = OrderedDict()
@@ -319,6 +321,10 @@ class Session:
         """Ends the lease. Descriptors close as soon as no reader is using them; mappings stay."""
         self._closed = True
         if self._pid == os.getpid():
+            for side in list(self._waiting):
+                # Each has a lease of its own.
+                side._closed = True
+                side._connection.hang_up()
             # Waits for a request that is under way: its socket must not be closed, and its number reused, under it.
             with self._lock:
                 self._drop()
@@ -404,6 +410,7 @@ class Session:
     def wait(self, path: str, ranges: List[Tuple[int, int]], progress: Optional[Callable] = None) -> int:
         """Returns once all of `ranges` of a file is ready, with the inode of the file that has them."""
         side = self.side()
+        self._waiting.append(side)
         inode: List[int] = []
 
         def on_frame(frame: Dict[str, Any], _fds: List[Fd]) -> bool:
@@ -423,6 +430,8 @@ class Session:
         except BaseException:
             side.close()
             raise
+        finally:
+            self._waiting.remove(side)
         self._give_back(side)
         return inode[0]
 
@@ -485,7 +494,9 @@ class Session:
         if fd is None:
             fd = self._ask([path], {path: size})[path]
         if pin:
-            self._pinned[path] = fd
+            with self._lock:
+                # The first one stays: somebody may have its number.
+                fd = self._pinned.setdefault(path, fd)
         return fd
 
     def fetch(self, sizes: Mapping[str, int]) -> None:
@@ -495,7 +506,7 @@ class Session:
             self._ask(missing, sizes)
 
     def _ask(self, paths: List[str], sizes: Mapping[str, int]) -> Dict[str, Fd]:
-        wanted = set(paths)
+        wanted: Set[str] = set()
         got: Dict[str, Fd] = {}
 
         def on_frame(frame: Dict[str, Any], fds: List[Fd]) -> bool:
@@ -514,15 +525,20 @@ class Session:
 
         def ask() -> None:
             got.clear()
-            self._talk({"op": "fds", "digest": self._digest, "paths": paths}, on_frame)
+            self._talk({"op": "fds", "digest": self._digest, "paths": sorted(wanted)}, on_frame)
 
         with self._exchanging():
-            self._lasting(ask, locked=True)
+            # Another thread may have asked while this one waited for its turn.
+            here = {path: self._pinned.get(path) or self._held.get(path) for path in paths}
+            known = {path: fd for path, fd in here.items() if fd is not None}
+            wanted.update(path for path in paths if path not in known)
+            if wanted:
+                self._lasting(ask, locked=True)
             for path, fd in got.items():
                 self._held[path] = fd
             while len(self._held) > HELD_FDS_MAX:
                 self._held.popitem(last=False)
-        return got
+        return {**known, **got}
 
     def _lasting(self, ask: Callable[[], None], locked: bool = False) -> None:
         """Asks, and asks again after opening the artifact again where the daemon was restarted."""
@@ -534,15 +550,21 @@ class Session:
     def _patiently(self, ask: Callable[[], None], again: Callable[[ConnectionError], None]) -> None:
         """Asks until it is answered or patience ends; `again` makes up for what was lost. A daemon that is ending still
         has its socket for a moment, so that one more try may not be enough."""
-        until = time.monotonic() + patience_of(os.environ)
+        patience = patience_of(os.environ)
+        until: Optional[float] = None
         lost: Optional[ConnectionError] = None
         while True:
+            begun = time.monotonic()
             try:
                 if lost is not None:
                     again(lost)
                 return ask()
             except ConnectionError as error:
-                if self._closed or time.monotonic() + RETRY_PAUSE_SECONDS > until:
+                now = time.monotonic()
+                # From the loss on: what was asked for may have taken hours.
+                if until is None or now - begun > patience:
+                    until = now + patience
+                if self._closed or now + RETRY_PAUSE_SECONDS > until:
                     raise
                 if lost is not None:
                     time.sleep(RETRY_PAUSE_SECONDS)

@@ -111,13 +111,13 @@ class Tensors(Mapping):
         info = self.info(name)
         numpy = _numpy()
         dtype, shape = self._layout(info, numpy)
-        self._files[info.path].wait(info.offset, info.offset + info.nbytes)
         if info.nbytes == 0:
+            self._files[info.path].wait(info.offset, info.offset)
             array = numpy.empty(shape, dtype)
             array.flags.writeable = False
             return array
         count = info.nbytes // dtype.itemsize
-        return numpy.frombuffer(self._map(info.path), dtype, count, info.offset).reshape(shape)
+        return numpy.frombuffer(self._map(info), dtype, count, info.offset).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index)
@@ -143,12 +143,12 @@ class Tensors(Mapping):
         info = self.info(name)
         if info.nbytes == 0:
             return memoryview(b"")
-        self._files[info.path].wait(info.offset, info.offset + info.nbytes)
-        return memoryview(self._map(info.path))[info.offset : info.offset + info.nbytes]
+        return memoryview(self._map(info))[info.offset : info.offset + info.nbytes]
 
-    def _map(self, path: str) -> Any:
+    def _map(self, info: TensorInfo) -> Any:
         # Not from the table: while a file is on its way another may take its place.
-        mapping = self._maps[path] = self._files[path]._mapping()
+        mapping = self._files[info.path]._ready_mapping(info.offset, info.offset + info.nbytes)
+        self._maps[info.path] = mapping
         return mapping
 
     def _layout(self, info: TensorInfo, numpy: Any) -> Tuple[Any, Tuple[int, ...]]:
