@@ -259,6 +259,9 @@ impl Driver {
                     fetch.stalled.get_or_insert((Instant::now(), missing_bytes));
                 }
             }
+            Event::Silent { peer } => {
+                warn!(%peer, "a host says that it has something, and sends nothing; others are asked");
+            }
             Event::Paused { missing_bytes } => {
                 warn!(missing_bytes, "the disk is full: fetching goes on when there is room");
             }

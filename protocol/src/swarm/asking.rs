@@ -9,6 +9,7 @@ use super::io::{Action, Event, PieceNo, WorkId};
 use super::racks::may_import;
 use super::timers::Due;
 use super::work::{Asked, Doubts, Link, Work};
+use crate::id::KeyId;
 use crate::wire::swarm::Frame;
 
 /// Why a piece is asked for by name.
@@ -179,9 +180,15 @@ impl Swarm {
                 && !link.is_silent()
                 && !peers.near(link.seat, &link.peer).is_some_and(|conduct| conduct.has_served())
         };
-        let silent: Vec<usize> =
-            work.links().iter().enumerate().filter(|(_, link)| is_silent(link)).map(|(at, _)| at).collect();
-        silent.iter().for_each(|at| work.doubt(*at, true));
+        let silent = work.links().iter().enumerate().filter(|(_, link)| is_silent(link));
+        let silent: Vec<(usize, KeyId, bool)> =
+            silent.map(|(at, link)| (at, link.peer, !link.doubts().0)).collect();
+        silent.iter().for_each(|(at, ..)| work.doubt(*at, true));
+        for (_, peer, is_new) in &silent {
+            if *is_new {
+                self.tell(Event::Silent { peer: *peer });
+            }
+        }
         !silent.is_empty()
     }
 

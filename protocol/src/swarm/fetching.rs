@@ -55,10 +55,18 @@ impl Swarm {
         if let (Some(piece), Some(work)) = (named, self.works.get_mut(&id)) {
             let link = work.links()[at].id;
             asked = work.asks.get(&piece).copied().filter(|ask| ask.of == link);
-            work.ask_ended(piece);
+            // One that somebody else was asked for is answered by nobody else: it may be of no use here.
+            if asked.is_some() {
+                work.ask_ended(piece);
+            }
         }
         match self.pick(id, at, named, asked) {
-            Some(piece) if self.start(id, at, piece) => {}
+            Some(piece) if self.start(id, at, piece) => {
+                // Whoever else was asked for it need not answer.
+                if let Some(work) = self.works.get_mut(&id) {
+                    work.ask_ended(piece);
+                }
+            }
             _ => {
                 let frame = Frame::Decline { piece: named, load: self.load() };
                 self.send_with_news(id, at, frame);
@@ -283,7 +291,11 @@ impl Swarm {
                     if let Some(work) = self.works.get_mut(&slot.work).filter(|_| !served)
                         && let Some(at) = work.find(slot.link)
                     {
+                        let is_new = !work.links()[at].doubts().0;
                         work.doubt(at, true);
+                        if is_new {
+                            self.tell(Event::Silent { peer: slot.from });
+                        }
                     }
                     charge
                 } else {

@@ -317,6 +317,12 @@ pub enum Event {
         /// Bytes still missing.
         missing_bytes: u64,
     },
+    /// A neighbour that never sent anything does not send what it promised, or does not answer: what it says to have is not
+    /// counted on until it does. Said once for each link.
+    Silent {
+        /// Who.
+        peer: KeyId,
+    },
     /// The disk is full: nothing more is asked for until [`Input::Room`].
     Paused {
         /// Bytes still missing over all manifests.

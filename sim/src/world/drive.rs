@@ -105,7 +105,7 @@ impl World {
                     self.see(&Seen::SaysLayerComplete { by: index, layer });
                 }
             }
-            Heard::Stopped { .. } => {}
+            Heard::Stopped { .. } | Heard::Silent { .. } => {}
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::process::Stdio;
-use std::sync::atomic::Ordering;
 
 use rustix::process::Signal;
 use weighlock_protocol::ManifestDigest;
@@ -19,8 +18,8 @@ const MEMORY_BYTES_MAX: u64 = 400 << 20;
 enum Named {
     /// It is banned, for this.
     Banned(&'static str),
-    /// It need not be: it is merely slow, or tedious.
-    Not,
+    /// It is merely slow, or tedious: this is said of it.
+    Said(&'static str),
 }
 
 /// Beta fetches from alpha and from a member that does `wrong`. Alpha is stopped until the member did it, so that it
@@ -64,7 +63,7 @@ async fn beside(wrong: Wrong, named: Named) {
             });
             assert!(logged(charge), "not for what it did:\n{}", beta.log());
         }
-        Named::Not => beta.until("it was heard", || member.said.load(Ordering::SeqCst) > 300),
+        Named::Said(what) => beta.until("the culprit is named", || logged(what)),
     }
     alpha.signal(Signal::CONT);
     let ended = tokio::task::spawn_blocking(move || pulling.wait().expect("it ends"));
@@ -94,7 +93,7 @@ async fn a_member_that_declares_what_it_lacks_is_banned() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_member_that_grants_and_never_serves_holds_nobody_up() {
-    beside(Wrong::Silent, Named::Not).await;
+    beside(Wrong::Silent, Named::Said("sends nothing")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
