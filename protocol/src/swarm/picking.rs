@@ -50,7 +50,10 @@ impl Swarm {
         }
         if let Some(piece) = named {
             let anyway = link.near || asked.is_some_and(|ask| ask.anyway);
-            let fits = idle.contains(piece) && (anyway || !work.near_set.contains(piece));
+            // What this host has asked somebody else for is nobody else's to bring.
+            let own = u32::from(work.asks.contains_key(&piece));
+            let others = work.near.get(piece as usize).is_some_and(|count| u32::from(*count) > own);
+            let fits = idle.contains(piece) && (anyway || !others);
             return if fits { Some(piece) } else { self.pick_duplicate(id, at, named) };
         }
         let urgent = work.urgent.iter().find(|piece| idle.contains(**piece) && link.have().contains(**piece));

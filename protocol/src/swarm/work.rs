@@ -178,7 +178,7 @@ pub(super) struct Work {
     available: Vec<u16>,
     /// Neighbours in the rack that have each piece or fetch it, and this host if it fetches it from outside. Empty where
     /// this host knows no rack of its own: then everybody is near.
-    near: Vec<u16>,
+    pub(super) near: Vec<u16>,
     /// Pieces for which `near` is not zero.
     pub(super) near_set: PieceSet,
     /// Held here, owned by this host, and with no neighbour: to be released. Empty unless this host is an origin.
