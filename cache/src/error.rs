@@ -1,10 +1,14 @@
 //! What can go wrong in the store, each in one line that says where and what to do.
 
+mod unreadable;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use weighlock_protocol::manifest::ManifestError;
 use weighlock_protocol::{LayerId, ManifestDigest};
+
+pub(crate) use unreadable::is_unreadable;
 
 /// An error of the store. Messages are for users: what is wrong, where, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -198,16 +202,6 @@ pub(crate) fn at<'a>(path: &'a Path, op: &'static str) -> impl Fn(io::Error) -> 
         }
         StoreError::Io { path: path.to_owned(), op, source }
     }
-}
-
-/// Whether an error of a read says that the disk does not give back what was written: a bad sector, a file system that finds
-/// itself damaged, a file that ends too early.
-pub(crate) fn is_unreadable(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    const DAMAGE: [Errno; 6] =
-        [Errno::IO, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO, Errno::UCLEAN, Errno::BADMSG];
-    error.kind() == io::ErrorKind::UnexpectedEof
-        || Errno::from_io_error(error).is_some_and(|error| DAMAGE.contains(&error))
 }
 
 /// Whether an error says that the disk or the quota is full.

@@ -13,6 +13,11 @@ mod frame;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../../cache/src/layers/have.rs"]
 mod have;
+#[path = "../../../cache/src/error/unreadable.rs"]
+mod unreadable;
+mod error {
+    pub(crate) use crate::unreadable::is_unreadable;
+}
 
 /// Larger frames than this are refused.
 const FRAME_MAX: usize = 1 << 16;
