@@ -117,6 +117,9 @@ struct Home {
     blobs: Option<PathBuf>,
 }
 
+/// The mark of `weighlock path` and `pull`, and what a project pins: about an artifact, and not in it, whichever command looks.
+const OF_NO_ARTIFACT: [&str; 2] = [".weighlock", "weighlock.lock"];
+
 impl Home {
     fn new(root: PathBuf) -> Self {
         let blobs = root.ancestors().find_map(|at| {
@@ -150,9 +153,7 @@ impl Home {
             || name.ends_with(".incomplete")
             || (self.blobs.is_some() && name.ends_with(".lock"))
             || path == self.root.join(".cache/huggingface")
-            // The mark of `weighlock path` and `pull`, and what a project pins: of no artifact, whichever command looks.
-            || path == self.root.join(".weighlock")
-            || path == self.root.join("weighlock.lock")
+            || OF_NO_ARTIFACT.iter().any(|own| path == self.root.join(own))
     }
 
     /// Where `path` really lies, which must be in the root or, for files, in the Hub cache's blobs.

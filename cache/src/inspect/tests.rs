@@ -282,3 +282,17 @@ fn element_counts_do_not_overflow_around_zero() {
     assert_eq!(element_count(&[2, 0, 3]), Some(0));
     assert_eq!(element_count(&[u64::MAX, 0, 2]), None);
 }
+
+#[test]
+fn what_only_speaks_of_an_artifact_is_left_out_at_the_top_and_nowhere_else() {
+    let dir = tempfile::tempdir().expect("dir");
+    for path in ["model.txt", ".weighlock/digest", "weighlock.lock", "sub/weighlock.lock"] {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("has a parent")).expect("dir");
+        std::fs::write(path, "x").expect("written");
+    }
+    let plan = plan(dir.path(), &Options::default()).expect("a plan");
+    let paths: Vec<&str> = plan.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(paths.len(), 2, "{paths:?}");
+    assert!(paths.contains(&"model.txt") && paths.contains(&"sub/weighlock.lock"), "{paths:?}");
+}

@@ -19,7 +19,6 @@ use crate::daemon::Node;
 use crate::error::{Error, Result};
 use crate::local::frame;
 use crate::local::message::*;
-use crate::weigh::lock::LOCK_FILE;
 
 /// What an import takes.
 pub(super) struct Taken {
@@ -81,9 +80,7 @@ fn import(
     step: &(dyn Fn(ImportProgress) + Sync),
     cancel: &AtomicBool,
 ) -> Result<Added> {
-    let Taken { path, include, mut exclude, datasets, origin } = taken;
-    // What a project pins is about the artifact, not in it.
-    exclude.push(LOCK_FILE.to_owned());
+    let Taken { path, include, exclude, datasets, origin } = taken;
     let options = inspect::Options { include, exclude, ..inspect::Options::default() };
     let mut plan = inspect::plan(&path, &options).map_err(Error::from)?;
     for file in &datasets {

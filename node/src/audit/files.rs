@@ -128,9 +128,12 @@ pub(super) fn recover(dir: &Path) -> io::Result<Found> {
         if read.is_damaged {
             warn!(file = %last.path.display(), "the audit log is damaged; `weighlock audit verify` tells where");
         } else if read.good < bytes.len() {
-            warn!(file = %last.path.display(), bytes = bytes.len() - read.good, "cut off a line of the audit log that was not finished");
-            is_torn =
-                cut(&last.path, read.good as u64).inspect_err(|e| warn!(error = %e, "not yet")).is_err();
+            warn!(file = %last.path.display(), bytes = bytes.len() - read.good, "cutting off a line of the audit log that was not finished");
+            let cut = cut(&last.path, read.good as u64);
+            is_torn = cut.is_err();
+            if let Err(e) = cut {
+                warn!(error = %e, "it could not be cut off; that is tried again before the next line");
+            }
             last.bytes = read.good as u64;
         }
         let Tail { at, last_ms, opens, lost, is_damaged, .. } = read;

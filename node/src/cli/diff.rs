@@ -142,9 +142,7 @@ fn side(context: &Context, text: &str) -> Result<Side> {
 }
 
 fn open(path: &Path) -> Result<Side> {
-    // The mark of `weighlock path` and `pull` is no part of the artifact.
-    let options = inspect::Options { exclude: vec![".weighlock/".into()], ..inspect::Options::default() };
-    Side::open(path, &options).map_err(trouble)
+    Side::open(path, &inspect::Options::default()).map_err(trouble)
 }
 
 fn trouble(error: DiffError) -> Error {

@@ -20,7 +20,6 @@ use crate::local::message::{AdminRequest, ManifestText, Weighed};
 use crate::weigh::lock::{LOCK_FILE, read, read_if_there};
 use crate::weigh::policy;
 use crate::weigh::report::Loaded;
-use crate::weigh::side::Side;
 
 const AFTER_HELP: &str = "\
 Without a daemon, --path pins what lies on disk under the name that is given:
@@ -192,7 +191,7 @@ impl Lock {
         })?;
         let package = self.meant(&lock)?;
         // What sizes tell, they tell at once.
-        let plan = inspect::plan(path, &Side::options()).map_err(Error::from)?;
+        let plan = inspect::plan(path, &inspect::Options::default()).map_err(Error::from)?;
         let sizes = plan.files.iter().map(|file| (file.path.as_str(), file.size));
         let mut differences = check_sizes(package, sizes);
         let read = differences.is_empty();

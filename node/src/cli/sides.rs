@@ -113,7 +113,7 @@ const COMPARED: [&str; 10] = [
 /// # Errors
 /// They are not, or cannot be read.
 pub(super) fn check_contract(path: &Path, said: &Contract) -> Result<()> {
-    let found = inspect::plan(path, &Side::options()).map_err(Error::from)?.contract;
+    let found = inspect::plan(path, &inspect::Options::default()).map_err(Error::from)?.contract;
     let plain = |contract: &Contract| serde_json::to_value(contract).map_err(Error::internal);
     // A release that reads more from files than the one that published says so by its version.
     let is_alike = said.version == found.version;
@@ -186,7 +186,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("tokenizer.json"), "{\"model\":{\"vocab\":{}}}").expect("written");
         std::fs::write(dir.path().join("config.json"), "{\"max_position_embeddings\":512}").expect("written");
-        let true_one = inspect::plan(dir.path(), &Side::options()).expect("a plan").contract;
+        let true_one = inspect::plan(dir.path(), &inspect::Options::default()).expect("a plan").contract;
         assert!(true_one.tokenizer_sha256.is_some() && true_one.max_seq_len.is_some());
         check_contract(dir.path(), &true_one).expect("it is");
         let other = Contract {

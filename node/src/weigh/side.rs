@@ -13,7 +13,6 @@ use weighlock_protocol::gate::{Evidence, Samples};
 use weighlock_protocol::manifest::{CONTRACT_BYTES_MAX, Contract, Manifest};
 use weighlock_protocol::{Artifact, ManifestDigest, Sha256};
 
-use super::lock::LOCK_FILE;
 use super::report::Loaded;
 use crate::error::{Error, Result};
 
@@ -62,7 +61,7 @@ impl Side {
     /// # Errors
     /// It cannot be imported.
     pub(crate) fn of_path(path: &Path, progress: &(dyn Fn(ImportProgress) + Sync)) -> Result<Self> {
-        let plan = inspect::plan(path, &Self::options()).map_err(Error::from)?;
+        let plan = inspect::plan(path, &inspect::Options::default()).map_err(Error::from)?;
         let stamps = Some(Stamps::of(path, &plan)?);
         let known = identify(&plan, &StoreConfig::default(), progress, &AtomicBool::new(false))?;
         Ok(Self {
@@ -79,18 +78,12 @@ impl Side {
     /// They are not.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         let Some(stamps) = &self.stamps else { return Ok(()) };
-        let plan = inspect::plan(&stamps.path, &Self::options()).map_err(Error::from)?;
+        let plan = inspect::plan(&stamps.path, &inspect::Options::default()).map_err(Error::from)?;
         if Stamps::of(&stamps.path, &plan)? == *stamps {
             return Ok(());
         }
         Err(Error::invalid(format!("{} changed while it was evaluated", stamps.path.display()))
             .hint("evaluate it again, and let nothing write to it meanwhile"))
-    }
-
-    /// How a path is read: the mark of `weighlock path` and `pull` is no part of the artifact, nor is a lock file.
-    pub(crate) fn options() -> inspect::Options {
-        let exclude = vec![".weighlock/".into(), LOCK_FILE.into()];
-        inspect::Options { exclude, ..inspect::Options::default() }
     }
 
     /// A manifest, with its contract where that is at hand.
