@@ -377,6 +377,7 @@ mod tests {
             have: 1,
             in_flight,
             uploads,
+            silent: false,
         };
         let status = weighlock_protocol::swarm::WorkStatus {
             pieces: 1,

@@ -464,9 +464,10 @@ impl Driver {
     }
 }
 
-/// True while something is on its way, or a neighbour has more than this host: it need only wait for its turn.
+/// True while something is on its way, or a neighbour has more than this host: it need only wait for its turn. Who
+/// does not answer does not count.
 fn somebody_has_more(swarm: &Swarm, id: WorkId) -> bool {
     swarm.status(id).is_some_and(|status| {
-        status.in_flight > 0 || swarm.links(id).iter().any(|link| link.have > status.held)
+        status.in_flight > 0 || swarm.links(id).iter().any(|link| !link.silent && link.have > status.held)
     })
 }

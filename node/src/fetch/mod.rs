@@ -446,7 +446,11 @@ impl Inner {
     }
 
     fn ban(&self, peer: KeyId, duration: Duration, lied: bool) {
-        self.bans.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Instant::now() + duration);
+        let until = Instant::now() + duration;
+        // A short one never ends a longer one.
+        let mut bans = self.bans.lock().unwrap_or_else(PoisonError::into_inner);
+        bans.entry(peer).and_modify(|old| *old = until.max(*old)).or_insert(until);
+        drop(bans);
         self.count(&peer, |traffic| traffic.lies += u64::from(lied));
     }
 }

@@ -6,9 +6,10 @@ use rand::RngExt;
 
 use super::Swarm;
 use super::io::{Action, Event, PieceNo, WorkId};
+use super::link::Link;
 use super::racks::may_import;
 use super::timers::Due;
-use super::work::{Asked, Doubts, Link, Work};
+use super::work::{Asked, Work};
 use crate::id::KeyId;
 use crate::wire::swarm::Frame;
 
@@ -37,7 +38,7 @@ impl Swarm {
             {
                 return;
             }
-            let mut best: Option<((Doubts, u32, u32), usize, PieceNo)> = None;
+            let mut best: Option<((u16, u32, u32), usize, PieceNo)> = None;
             for (at, link) in work.links().iter().enumerate() {
                 // A first holder gives each piece to somebody anyway; asking it would upset its order.
                 if link.near || link.releasing || !link.begun || !self.peers.is_free(&link.peer, now) {
@@ -91,10 +92,10 @@ impl Swarm {
         };
         let link = work.link_mut(at);
         link.asked += 1;
-        let link = link.id;
+        let (link, is_silent) = (link.id, link.is_silent());
         work.asks.insert(piece, Asked { of: link, at: now, anyway: because != Because::Turn });
         // Somebody has something: when nobody has, that is to be told anew.
-        work.stalled = false;
+        work.stalled &= is_silent;
         work.near_more(piece);
         let urgent = because == Because::Urgent;
         self.act(Action::Send { link, frame: Frame::Ask { piece, urgent } });
@@ -132,7 +133,8 @@ impl Swarm {
         let Some(work) = self.works.get(&id).filter(|work| !work.stopped) else {
             return;
         };
-        if self.paused || work.in_flight > 0 || !work.asks.is_empty() {
+        // Whoever let an ask lie once is asked again, but not waited for.
+        if self.paused || work.in_flight > 0 || work.waits_for(|link| link.ignored == 0) {
             return;
         }
         let since =
@@ -141,32 +143,36 @@ impl Swarm {
         let far = now.since(since) >= Duration::from_millis(self.config.rack_turn_ms);
         if far && self.doubt_silent(id) {
             self.import(id);
-            if self.works.get(&id).is_none_or(|work| !work.asks.is_empty()) {
+            if self.works.get(&id).is_none_or(|work| work.waits_for(|link| link.ignored == 0)) {
                 return;
             }
         }
-        // Rather one that failed than nobody.
-        match self.rescue(id, far, false).or_else(|| if far { self.rescue(id, far, true) } else { None }) {
-            Some((at, piece)) => self.ask(id, at, piece, Because::Rescue),
-            None => {
-                let Some(work) = self.works.get_mut(&id) else { return };
-                let paused = work.links().iter().any(|link| {
-                    link.begun
-                        && !link.is_silent()
-                        && has_something(work, link)
-                        && !self.peers.is_banned(&link.peer, now)
-                });
-                if !paused {
-                    self.swap_neighbour(id);
-                }
-                let Some(work) = self.works.get_mut(&id) else { return };
-                // Told anew when somebody had something in between.
-                let was_stalled = std::mem::replace(&mut work.stalled, !paused);
-                if !was_stalled && !paused {
-                    let missing_bytes = work.pieces.missing_bytes();
-                    self.tell(Event::Stalled { work: id, missing_bytes });
-                }
+        if self.works.get(&id).is_some_and(|work| work.asks.is_empty()) {
+            // Rather one that failed than nobody.
+            let rescue = self.rescue(id, far, false);
+            if let Some((at, piece)) = rescue.or_else(|| if far { self.rescue(id, far, true) } else { None })
+            {
+                self.ask(id, at, piece, Because::Rescue);
             }
+        }
+        let Some(work) = self.works.get(&id).filter(|work| !work.waits_for(|link| !link.is_silent())) else {
+            return;
+        };
+        let hope = work.links().iter().any(|link| {
+            link.begun
+                && !link.is_silent()
+                && has_something(work, link)
+                && !self.peers.is_banned(&link.peer, now)
+        });
+        if !hope {
+            self.swap_neighbour(id);
+        }
+        let Some(work) = self.works.get_mut(&id) else { return };
+        // Told anew when somebody had something in between.
+        let was_stalled = std::mem::replace(&mut work.stalled, !hope);
+        if !was_stalled && !hope {
+            let missing_bytes = work.pieces.missing_bytes();
+            self.tell(Event::Stalled { work: id, missing_bytes });
         }
     }
 
@@ -176,13 +182,13 @@ impl Swarm {
         let Self { works, peers, .. } = self;
         let Some(work) = works.get_mut(&id) else { return false };
         let is_silent = |link: &Link| {
-            link.doubts().1 > 0
+            link.ignored > 0
                 && !link.is_silent()
                 && !peers.near(link.seat, &link.peer).is_some_and(|conduct| conduct.has_served())
         };
         let silent = work.links().iter().enumerate().filter(|(_, link)| is_silent(link));
         let silent: Vec<(usize, KeyId, bool)> =
-            silent.map(|(at, link)| (at, link.peer, !link.doubts().0)).collect();
+            silent.map(|(at, link)| (at, link.peer, !link.doubted)).collect();
         silent.iter().for_each(|(at, ..)| work.doubt(*at, true));
         for (_, peer, is_new) in &silent {
             if *is_new {
@@ -198,7 +204,7 @@ impl Swarm {
         let now = self.now;
         let work = self.works.get(&id)?;
         let idle = work.pieces.idle();
-        let mut best: Option<((Doubts, bool, u32), usize, PieceNo)> = None;
+        let mut best: Option<((u16, bool, u32), usize, PieceNo)> = None;
         for (at, link) in work.links().iter().enumerate() {
             let free = self.peers.is_free(&link.peer, now);
             if !link.begun || !(free || anybody && !self.peers.is_banned(&link.peer, now)) {

@@ -5,8 +5,9 @@ use smallvec::SmallVec;
 
 use super::Swarm;
 use super::io::{PieceNo, WorkId};
+use super::link::Link;
 use super::timers::Due;
-use super::work::{Link, Work};
+use super::work::Work;
 use crate::time::Time;
 
 /// A neighbour that declined so often in a row, or let as many promises pass, is not preferred for being quick.

@@ -173,10 +173,13 @@ impl Conduct {
         self.expected(config, bytes).saturating_mul(config.deadline_factor).clamp(floor, ceiling)
     }
 
-    /// It delivered.
-    pub(super) fn delivered(&mut self, bytes: u64, took: Duration) {
+    /// It delivered; `is_short` if so little that the time on the way counts for more than its rate.
+    pub(super) fn delivered(&mut self, bytes: u64, took: Duration, is_short: bool) {
         (self.failures, self.misses, self.silences) = (0, 0, 0);
-        self.measure(bytes, took);
+        self.has_served |= bytes > 0;
+        if !is_short {
+            self.measure(bytes, took);
+        }
     }
 
     /// Takes one more measurement of its rate into account.
@@ -283,7 +286,7 @@ mod tests {
         assert_eq!(peer.free_at(), ms(300));
         assert!(peer.failed(&config, ms(300), ms(300)));
         assert_eq!(peer.free_at(), ms(650), "the ceiling");
-        peer.delivered(1, Duration::from_secs(1));
+        peer.delivered(1, Duration::from_secs(1), false);
         assert!(peer.failed(&config, ms(1_000), ms(1_000)));
         assert_eq!(peer.free_at(), ms(1_100));
         assert_eq!(doubled(1, 200, 9), Duration::from_millis(9), "no overflow");
@@ -297,7 +300,8 @@ mod tests {
         let one = peers.of(&config, Time(0), key(1));
         assert_eq!(one.missed(&config, Time(0), Time(0)), None);
         assert_eq!(one.missed(&config, Time(0), Time(0)), None);
-        one.delivered(1, Duration::from_secs(1));
+        one.delivered(1, Duration::from_secs(1), true);
+        assert_eq!(one.rate_bytes_per_s, None, "so little tells nothing of its rate");
         assert_eq!(one.missed(&config, Time(0), Time(0)), None, "a delivery clears it");
         for _ in 0..5 {
             assert_eq!(one.silent(&config, Time(0), Time(0), false), None, "it has served before");

@@ -100,6 +100,9 @@ pub struct SwarmConfig {
     pub ban_ms_max: u64,
     /// Peers whose conduct is remembered.
     pub peers_max: usize,
+    /// Layers and ends of ranges that a host declares of a manifest when it links, and that are remembered of a neighbour:
+    /// what is beyond is told piece by piece as it becomes whole. More at once would count as a flood.
+    pub declared_max: usize,
     /// Frames per second that a link may send on average.
     pub frames_per_s_max: u32,
     /// Frames that it may send at once.
@@ -154,6 +157,7 @@ impl Default for SwarmConfig {
             ban_ms: 600_000,
             ban_ms_max: 24 * 3_600_000,
             peers_max: 4_096,
+            declared_max: 400_000,
             frames_per_s_max: 1_000,
             frames_burst_max: 10_000,
         }

@@ -197,8 +197,9 @@ impl Swarm {
         };
         self.settle(slot.bytes, bytes);
         let took = self.now.since(slot.started);
+        let piece_bytes = self.works.get(&slot.work).map_or(0, |work| work.pieces.space.piece_bytes());
         if let Some(conduct) = self.peers.near_mut(slot.seat, &slot.from) {
-            conduct.delivered(bytes, took);
+            conduct.delivered(bytes, took, bytes.saturating_mul(2) < piece_bytes);
         }
         self.pace(slot.started);
         self.last_received = Some(self.now);
@@ -291,7 +292,7 @@ impl Swarm {
                     if let Some(work) = self.works.get_mut(&slot.work).filter(|_| !served)
                         && let Some(at) = work.find(slot.link)
                     {
-                        let is_new = !work.links()[at].doubts().0;
+                        let is_new = !work.links()[at].doubted;
                         work.doubt(at, true);
                         if is_new {
                             self.tell(Event::Silent { peer: slot.from });

@@ -106,7 +106,12 @@ impl Swarm {
         let mut turns = work.turns.take();
         for (place, groups) in layers {
             let Some(layer) = work.pieces.space.layer_at(*place) else { continue };
-            for (piece, part, range) in work.pieces.space.split(layer, groups) {
+            // Who declares more than anybody does is not remembered in all detail.
+            let link = work.link_mut(at);
+            link.more.declared = link.more.declared.saturating_add(groups.boundaries().len());
+            let in_detail = link.more.declared <= self.config.declared_max;
+            let mut split = work.pieces.space.split(layer, groups).into_iter().peekable();
+            while let Some((piece, part, range)) = split.next() {
                 let parts = work.pieces.space.parts(piece);
                 let whole = parts.len() == 1 && parts[0].groups == range;
                 if let Some(turns) = &mut turns
@@ -118,15 +123,19 @@ impl Swarm {
                     work.learn(at, piece);
                     continue;
                 }
+                let mut boundaries = vec![range.start, range.end];
+                while let Some((.., range)) = split.next_if(|(p, q, _)| (*p, *q) == (piece, part)) {
+                    boundaries.extend([range.start, range.end]);
+                }
                 let all: Vec<GroupSet> =
                     parts.iter().map(|part| GroupSet::from(part.groups.clone())).collect();
                 let link = work.link_mut(at);
-                if link.have().contains(piece) {
+                if link.have().contains(piece) || !in_detail {
                     continue;
                 }
                 let have =
                     link.partial_mut().entry(piece).or_insert_with(|| vec![GroupSet::empty(); all.len()]);
-                have[part] |= GroupSet::from(range);
+                have[part] |= GroupSet::new(boundaries.into()).unwrap_or_else(GroupSet::empty);
                 if *have == all {
                     work.learn(at, piece);
                 }

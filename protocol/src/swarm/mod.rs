@@ -5,7 +5,7 @@
 //! holders release each piece once, in loading order) and else leaves the choice to the receiver. Pieces are asked
 //! for by name where a loader waits, where they must cross racks, and where nothing moves.
 //!
-//! State has owners: `pieces` what is here, `work` the neighbours of one manifest, `uploads` and `serving` uploads,
+//! State has owners: `pieces` what is here, `work` one manifest and `link` each of its neighbours, `uploads` and `serving` uploads,
 //! `picking` and `fetching` fetches, `conduct` what is remembered of peers, `racks` whose turn it is, `timers` what is
 //! due.
 //!
@@ -20,6 +20,7 @@ mod config;
 mod fetching;
 mod hearing;
 mod io;
+mod link;
 mod neighbours;
 mod picking;
 mod pieces;
@@ -126,6 +127,8 @@ pub struct LinkStatus {
     pub in_flight: u32,
     /// Pieces promised to it or on their way.
     pub uploads: u32,
+    /// It never sent anything and does not answer: what it says that it has is not counted on.
+    pub silent: bool,
 }
 
 impl Swarm {
@@ -257,13 +260,14 @@ impl Swarm {
     /// The neighbours of a manifest.
     pub fn links(&self, work: WorkId) -> Vec<LinkStatus> {
         let links = self.works.get(&work).map_or(&[][..], |work| work.links());
-        let status = |link: &work::Link| LinkStatus {
+        let status = |link: &link::Link| LinkStatus {
             link: link.id,
             peer: link.peer,
             near: link.near,
             have: link.have().len(),
             in_flight: link.in_flight,
             uploads: link.jobs,
+            silent: link.is_silent(),
         };
         links.iter().map(status).collect()
     }
@@ -406,6 +410,8 @@ impl Swarm {
     }
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

@@ -6,9 +6,9 @@ use rand::RngExt;
 
 use super::Swarm;
 use super::io::{Action, Candidate, Charge, LinkId, RackId, WorkId};
+use super::link::Link;
 use super::racks;
 use super::timers::Due;
-use super::work::Link;
 use crate::id::KeyId;
 use crate::time::Time;
 use crate::wire::swarm::Frame;
@@ -175,7 +175,7 @@ impl Swarm {
         work.add_link(Link::new(id, peer, (ours, near), now, count));
         let releasing = !work.release.is_empty();
         let begin = Frame::Begin { piece_bytes: work.pieces.space.piece_bytes(), rack: self.rack, releasing };
-        let have = work.pieces.have(BITFIELD_WEIGHT_MAX);
+        let have = work.pieces.have(BITFIELD_WEIGHT_MAX, self.config.declared_max);
         self.link_work.insert(id, work_id);
         let conduct = self.peers.of(&self.config, now, peer);
         conduct.returned(now);

@@ -19,10 +19,6 @@ pub(super) struct Progress {
     pub(super) all_complete: bool,
 }
 
-/// Range boundaries and layers that a host declares of a manifest, at most: what is beyond is told piece by piece as it
-/// becomes whole. More at once would count as a flood.
-const DECLARED_MAX: usize = 400_000;
-
 /// Owns possession of one manifest.
 #[derive(Debug)]
 pub(super) struct Pieces {
@@ -134,8 +130,9 @@ impl Pieces {
         parts.map(|(at, part)| (at, GroupSet::from(part.groups.clone()))).collect()
     }
 
-    /// What is here of each layer, by place in the manifest, in chunks of at most `weight_max` layers and boundaries.
-    pub(super) fn have(&self, weight_max: usize) -> Vec<Vec<(u32, GroupSet)>> {
+    /// What is here of each layer, by place in the manifest, in chunks of at most `weight_max` layers and boundaries, of which
+    /// there are about `declared_max` in all.
+    pub(super) fn have(&self, weight_max: usize, declared_max: usize) -> Vec<Vec<(u32, GroupSet)>> {
         let mut chunks: Vec<Vec<(u32, GroupSet)>> = Vec::new();
         let (mut weight, mut declared) = (usize::MAX, 0);
         for (layer, place) in self.space.places().into_iter().enumerate() {
@@ -145,7 +142,7 @@ impl Pieces {
             }
             let more = 1 + have.boundaries().len();
             declared += more;
-            if declared > DECLARED_MAX {
+            if declared > declared_max {
                 break;
             }
             if weight.saturating_add(more) > weight_max {
@@ -334,16 +331,16 @@ mod tests {
         assert!(!pieces.store(2, 0, &GroupSet::from(64..65)).piece_complete);
         pieces.end(2, SlotId(1));
         assert_eq!(pieces.idle().iter().collect::<Vec<_>>(), [1, 2, 3]);
-        let have: Vec<_> = pieces.have(1_000).concat();
+        let have: Vec<_> = pieces.have(1_000, 10_000).concat();
         assert_eq!(have, [(0, GroupSet::from(0..1)), (1, GroupSet::from(0..2)), (2, GroupSet::from(64..65))]);
         let all = GroupSet::from(0..);
         assert!(pieces.store(1, 0, &all).piece_complete && pieces.store(3, 0, &all).piece_complete);
-        let have: Vec<_> = pieces.have(1_000).concat();
+        let have: Vec<_> = pieces.have(1_000, 10_000).concat();
         assert_eq!(have[2].1, &(&GroupSet::from(0..65) | &GroupSet::from(128..192)) & &GroupSet::from(0..));
         let last = pieces.store(2, 0, &all);
         assert_eq!((last.layers_complete, last.all_complete), (vec![2], true));
         assert_eq!(pieces.missing_bytes(), 0);
-        assert_eq!(pieces.have(2).len(), 3, "cut to the weight");
+        assert_eq!(pieces.have(2, 10_000).len(), 3, "cut to the weight");
     }
 
     #[test]

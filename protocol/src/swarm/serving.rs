@@ -30,10 +30,6 @@ const DECLINES_ALIKE: u32 = 8;
 /// Groups that a request for a layer of no manifest here counts for, at most: 1 TiB.
 const UNKNOWN_GROUPS_MAX: u64 = 1 << 26;
 
-/// Bytes that rates are charged for a request before it is served, at most: about a piece. The rest comes with its end,
-/// for nobody knows yet how much of it will be sent.
-const CHARGED_BYTES_MAX: u64 = 64 << 20;
-
 fn bytes_of(range: &Range<u64>) -> u64 {
     range.end.saturating_sub(range.start).saturating_mul(GROUP_BYTES)
 }
@@ -144,7 +140,8 @@ impl Swarm {
 
     fn serve(&mut self, request: RequestId, peer: KeyId, bytes: u64) {
         let now = self.now;
-        let bytes = bytes.min(CHARGED_BYTES_MAX);
+        // Rates are charged for a piece at most. The rest comes with the end, for nobody knows how much will be sent.
+        let bytes = bytes.min(self.config.piece_bytes_max);
         if let Some((.., charged)) = self.uploads.by_request.iter_mut().find(|(other, ..)| *other == request)
         {
             *charged = bytes;

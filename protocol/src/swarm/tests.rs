@@ -1,12 +1,10 @@
-//! The swarm's rules, one by one and under drawn conditions.
-
-use proptest::prelude::*;
+//! The swarm's rules, one by one.
 
 use super::model::{Kind, Model, key, layer};
 use super::*;
 use crate::wire::bao::all_groups;
 
-fn small() -> SwarmConfig {
+pub(super) fn small() -> SwarmConfig {
     SwarmConfig { piece_bytes_min: 64 << 10, piece_count_max: 100, ..SwarmConfig::default() }
 }
 
@@ -291,42 +289,6 @@ fn many_requests_of_one_peer_are_refused_beyond_the_limit() {
 }
 
 #[test]
-fn a_rack_mate_that_declares_all_and_grants_nothing_stops_nobody() {
-    for seed in 0..4 {
-        let mut model = Model::new(seed, small(), &[3_000_000]);
-        model.work(1, &[0]);
-        let silent = model.host(Kind::Silent, Some(0), &[0]);
-        let fast = model.host(Kind::Honest, Some(1), &[0]);
-        let waiting = model.host(Kind::Honest, Some(0), &[]);
-        for host in [silent, fast, waiting] {
-            model.open(host, 1);
-        }
-        model.introduce(1);
-        // At a piece for each rescue it would take minutes.
-        assert!(model.run(40, |m| m.all_complete(1)), "{:?}", model.hosts[waiting].swarm.status(WorkId(1)));
-    }
-}
-
-#[test]
-fn one_that_grants_nothing_stops_nobody_wherever_it_stands() {
-    // Beside a first holder that releases the same piece, and between the racks.
-    for (silent, racks) in [(Some(0), &[1][..]), (None, &[1, 1, 1]), (Some(1), &[1, 1, 0])] {
-        for (seed, size) in (0..8).zip([0, 0, 70_000, 3_000_000].into_iter().cycle()) {
-            let mut model = Model::new(seed, small(), &[size]);
-            model.work(1, &[0]);
-            model.host(Kind::Honest, Some(0), &[0]);
-            model.host(Kind::Silent, silent, &[0]);
-            for rack in racks {
-                model.host(Kind::Honest, Some(*rack), &[]);
-            }
-            (0..model.hosts.len()).for_each(|host| model.open(host, 1));
-            model.introduce(1);
-            assert!(model.run(120, |m| m.all_complete(1)), "{silent:?} {racks:?} {seed} {size}");
-        }
-    }
-}
-
-#[test]
 fn rates_are_charged_for_what_is_sent_and_not_for_what_was_asked() {
     let config = SwarmConfig { upload_bytes_per_s: Some(1 << 20), ..small() };
     let mut swarm = Swarm::new(config, 1, key(0), None);
@@ -413,44 +375,4 @@ fn who_fetches_as_much_as_is_here_is_offered_nothing() {
     swarm.handle(Time(5), Input::Grown { layer: layer(0), groups: GroupSet::from(12..16) });
     let news = Frame::News { held: vec![0, 1, 2, 3], load: 0 };
     assert_eq!(frames(&mut swarm)[..2], [news, Frame::Grant { piece: None }], "a fourth is new to it");
-}
-
-fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![
-        6 => Just(Kind::Honest),
-        1 => (1..4u32).prop_map(Kind::Liar),
-        1 => Just(Kind::Boaster),
-        1 => Just(Kind::Mute),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-
-    /// Whatever others do, honest hosts end with everything, ask for nothing they have, and ban no honest host.
-    #[test]
-    fn honest_hosts_finish(
-        seed in any::<u64>(),
-        sizes in prop::collection::vec(prop_oneof![0..40_000u64, 100_000..3_000_000u64], 1..5),
-        others in prop::collection::vec((kinds(), prop::option::of(0..2u64)), 1..8),
-        loss_percent in 0..20u32,
-        racks in any::<bool>(),
-    ) {
-        let mut model = Model::new(seed, small(), &sizes);
-        model.loss_percent = loss_percent;
-        let all: Vec<u8> = (0..u8::try_from(sizes.len()).expect("few")).collect();
-        model.work(1, &all);
-        model.host(Kind::Honest, racks.then_some(0), &all);
-        for (kind, rack) in &others {
-            let has: &[u8] = if matches!(kind, Kind::Liar(_) | Kind::Mute) { &all } else { &[] };
-            model.host(*kind, rack.filter(|_| racks), has);
-        }
-        for host in 0..model.hosts.len() {
-            model.open(host, 1);
-        }
-        model.introduce(1);
-        let done = model.run(3_600, |m| m.all_complete(1));
-        prop_assert!(done, "not all finished: {:?}", model.hosts.iter().map(|h| h.swarm.status(WorkId(1))).collect::<Vec<_>>());
-        model.check_disks();
-    }
 }

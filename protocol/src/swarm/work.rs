@@ -1,22 +1,17 @@
 //! One manifest's share of the swarm: its neighbours, what they have, and what follows from both.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use smallvec::SmallVec;
 
-use super::bucket::Meter;
-use super::conduct::Seat;
 use super::io::{LinkId, PieceNo, WorkId};
+use super::link::Link;
 use super::neighbours::Known;
 use super::pieces::Pieces;
 use super::racks::Turns;
 use super::set::PieceSet;
 use crate::id::KeyId;
 use crate::time::Time;
-use crate::wire::bao::GroupSet;
-
-/// What speaks against asking a neighbour.
-pub(super) type Doubts = (bool, u8);
 
 /// A piece that was asked for by name.
 #[derive(Debug, Clone, Copy)]
@@ -25,145 +20,6 @@ pub(super) struct Asked {
     pub(super) at: Time,
     /// Whoever else may have it: a loader waits for it, or nothing moves.
     pub(super) anyway: bool,
-}
-
-/// One neighbour of one manifest. What every frame and every choice of a neighbour looks at stands first, in one line of
-/// the processor's cache; the set of what it has follows in the next.
-#[derive(Debug)]
-#[repr(C, align(64))]
-pub(super) struct Link {
-    /// It declined; nothing is offered before.
-    pub(super) declined_until: Time,
-    load_told: Time,
-    pub(super) frames: Meter,
-    pub(super) more: Box<More>,
-    pub(super) id: LinkId,
-    /// Pieces promised to it or on their way.
-    pub(super) jobs: u32,
-    /// Pieces that are whole here and not there.
-    surplus: u32,
-    /// Fetches in flight from it.
-    pub(super) in_flight: u32,
-    /// Pieces asked of it and not granted yet.
-    pub(super) asked: u32,
-    /// So many of the pieces that are to be told were told to it already, or more.
-    told: u16,
-    /// Fetches that it has in flight, as it last told.
-    load: u8,
-    /// Same rack, or racks are not known.
-    pub(super) near: bool,
-    /// Its first frame came.
-    pub(super) begun: bool,
-    /// It releases each piece once: what it has is not near yet.
-    pub(super) releasing: bool,
-    /// It promised a piece that did not come, and never sent any: what it says that it has does not keep others of the
-    /// rack from fetching it from outside.
-    doubted: bool,
-    /// How often it declined since it last took a piece or had news.
-    pub(super) declines: u8,
-    /// Asks that it did not answer since anything came from it: who only offers what it may not have stays last.
-    ignored: u8,
-    /// It may have pieces in part.
-    has_parts: bool,
-    pub(super) ours: bool,
-    /// Pieces that it has whole.
-    have: PieceSet,
-    pub(super) peer: KeyId,
-    /// Where its conduct is.
-    pub(super) seat: Seat,
-}
-
-/// What is seldom looked at.
-#[derive(Debug)]
-pub(super) struct More {
-    /// Pieces that it asks for.
-    pub(super) asks: VecDeque<(PieceNo, bool)>,
-    pub(super) since: Time,
-    /// What it has of pieces that it does not have whole, by part. Bounded by the count of pieces.
-    partial: BTreeMap<PieceNo, Vec<GroupSet>>,
-    /// Pieces that it fetches from outside the rack.
-    coming: PieceSet,
-}
-
-impl Link {
-    pub(super) fn new(
-        id: LinkId,
-        peer: KeyId,
-        (ours, near): (bool, bool),
-        since: Time,
-        count: usize,
-    ) -> Self {
-        let more =
-            More { asks: VecDeque::new(), since, partial: BTreeMap::new(), coming: PieceSet::new(count) };
-        Self {
-            declined_until: Time(0),
-            load_told: Time(0),
-            frames: Meter::default(),
-            more: Box::new(more),
-            id,
-            jobs: 0,
-            surplus: 0,
-            in_flight: 0,
-            asked: 0,
-            told: 0,
-            load: 0,
-            near,
-            begun: false,
-            releasing: false,
-            doubted: false,
-            declines: 0,
-            ignored: 0,
-            has_parts: false,
-            ours,
-            have: PieceSet::new(count),
-            peer,
-            seat: Seat::default(),
-        }
-    }
-
-    /// It did not answer, and what it has is not counted on.
-    pub(super) fn is_silent(&self) -> bool {
-        self.doubted && self.ignored > 0
-    }
-
-    /// What it has counts as being in the rack.
-    fn is_in_rack(&self) -> bool {
-        self.near && !self.releasing && !self.doubted
-    }
-
-    /// What speaks against asking it, the least first: that it promised a piece that did not come and never sent any,
-    /// and how many asks it did not answer.
-    pub(super) fn doubts(&self) -> Doubts {
-        (self.doubted, self.ignored)
-    }
-
-    pub(super) fn have(&self) -> &PieceSet {
-        &self.have
-    }
-
-    /// What it has of pieces that it does not have whole, by part.
-    pub(super) fn partial(&self) -> &BTreeMap<PieceNo, Vec<GroupSet>> {
-        &self.more.partial
-    }
-
-    pub(super) fn partial_mut(&mut self) -> &mut BTreeMap<PieceNo, Vec<GroupSet>> {
-        self.has_parts = true;
-        &mut self.more.partial
-    }
-
-    pub(super) fn told_load(&mut self, now: Time, load: u8) {
-        (self.load, self.load_told) = (load, now);
-    }
-
-    /// One of its fetches, from this host, is over.
-    pub(super) fn one_less(&mut self) {
-        self.load = self.load.saturating_sub(1);
-    }
-
-    /// Fetches that it has in flight, as far as is known: what it told long ago counts for nothing.
-    pub(super) fn load(&self, now: Time, stale_ns: u64) -> u32 {
-        if now.0.saturating_sub(self.load_told.0) > stale_ns { 0 } else { u32::from(self.load) }
-    }
 }
 
 /// One manifest.
@@ -271,6 +127,11 @@ impl Work {
             "what a neighbour lacks is counted"
         );
         link.surplus > link.jobs + fetched
+    }
+
+    /// True if a piece was asked for by name of such a neighbour.
+    pub(super) fn waits_for(&self, such: impl Fn(&Link) -> bool) -> bool {
+        self.asks.values().any(|ask| self.find(ask.of).is_some_and(|at| such(&self.links[at])))
     }
 
     pub(super) fn available(&self, piece: PieceNo) -> u16 {
