@@ -79,6 +79,9 @@ pub struct RunArgs {
     /// Hosts that grant and never send
     #[arg(long)]
     pub mutes: Option<u32>,
+    /// Hosts that declare what they have and never grant
+    #[arg(long)]
+    pub silents: Option<u32>,
     /// Crashes with a restart
     #[arg(long)]
     pub crashes: Option<u32>,
@@ -137,6 +140,7 @@ impl RunArgs {
         set(&mut options.hostile.liars, self.liars);
         set(&mut options.hostile.false_announcers, self.false_announcers);
         set(&mut options.hostile.mutes, self.mutes);
+        set(&mut options.hostile.silents, self.silents);
         set(&mut options.faults.crashes, self.crashes);
         set(&mut options.faults.partitions, self.partitions);
         set(&mut options.faults.cut_permille, self.cut_permille);

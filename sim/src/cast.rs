@@ -22,6 +22,8 @@ pub enum Role {
     FalseAnnouncer,
     /// Holds everything, grants, and never sends.
     Mute,
+    /// Holds everything, says so, and never grants.
+    Silent,
     /// Holds everything and sends far too many frames.
     Flooder,
     /// Holds everything and sends frames that make no sense.
@@ -93,6 +95,7 @@ pub fn usual(options: &Options, layout: &Layout, rng: &mut ChaCha8Rng) -> Vec<Pl
         (Role::Flooder, hostile.flooders as usize),
         (Role::Garbler, hostile.garblers as usize),
         (Role::Greedy, hostile.greedy as usize),
+        (Role::Silent, hostile.silents as usize),
     ];
     let mut cast: Vec<Player> = Vec::new();
     for (role, count) in roles {

@@ -7,6 +7,9 @@ use weighlock_protocol::wire::bao::GROUP_BYTES;
 use crate::options::{Faults, Hostile, Options};
 use crate::scenario::Scenario;
 
+/// Worlds from this seed on may have silent hosts. Those of the corpus have earlier ones, and stay what they were.
+const SILENT_FROM: u64 = 1_000;
+
 /// Draws a world of at most 64 hosts and 256 pieces per manifest, or a little more where small files make pieces of
 /// their own.
 pub fn draw(scenario: Scenario, seed: u64) -> Options {
@@ -63,6 +66,10 @@ pub fn draw(scenario: Scenario, seed: u64) -> Options {
     if one_in(rng, 2) {
         options.hostile = hostile(rng);
     }
+    if seed >= SILENT_FROM {
+        // Drawn apart, so that all else is as it would be without.
+        options.hostile.silents = some(&mut ChaCha8Rng::seed_from_u64(!seed), 2, 3);
+    }
     scenario.apply(&mut options);
     options.pace();
     options
@@ -92,6 +99,7 @@ fn hostile(rng: &mut ChaCha8Rng) -> Hostile {
         flooders: some(rng, 4, 1),
         garblers: some(rng, 4, 2),
         greedy: some(rng, 4, 2),
+        silents: 0,
     }
 }
 

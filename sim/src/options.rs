@@ -102,6 +102,8 @@ pub struct Hostile {
     pub garblers: u32,
     /// Ask for everything at once without a grant.
     pub greedy: u32,
+    /// Declare what they have and never grant.
+    pub silents: u32,
 }
 
 /// What is set of [`SwarmConfig`]; the rest is as the daemon has it.
@@ -313,14 +315,15 @@ impl fmt::Display for Options {
         )?;
         write!(
             f,
-            "  hostile: {} liars (one request in {}), {} false announcers, {} mutes, {} flooders, {} garblers, {} greedy",
+            "  hostile: {} liars (one request in {}), {} false announcers, {} mutes, {} flooders, {} garblers, {} greedy, {} silent",
             hostile.liars,
             hostile.lie_one_in,
             hostile.false_announcers,
             hostile.mutes,
             hostile.flooders,
             hostile.garblers,
-            hostile.greedy
+            hostile.greedy,
+            hostile.silents
         )
     }
 }

@@ -119,6 +119,9 @@ impl World {
 
     pub(super) fn send_frame(&mut self, index: u32, link: LinkId, frame: Frame) {
         if let Some(link) = self.carrying(index, link.0) {
+            if matches!(frame, Frame::Grant { .. }) && self.is_silent(index) {
+                return;
+            }
             self.counts.frames_sent += 1;
             self.queue.send(self.now, link.lane, Event::Frame { to: link.peer, link: link.peer_link, frame });
         }
@@ -138,6 +141,10 @@ impl World {
                 self.queue.send(self.now, lane, Event::Frames { to, frame: frame.clone() });
             }
         }
+    }
+
+    fn is_silent(&self, index: u32) -> bool {
+        self.hosts[index as usize].player.role == Role::Silent
     }
 
     /// A link that takes frames. Those on a link that is cut or closed go nowhere.

@@ -138,7 +138,8 @@ fn worlds_that_once_went_wrong_go_well() {
 #[test]
 fn a_small_sweep_of_hostile_worlds() {
     let mut seen = Counts::default();
-    for seed in 1..=10 {
+    // Silent hosts come with the later ones.
+    for seed in (1..=10).chain(1_000..=1_003) {
         for scenario in Scenario::ALL {
             let report = World::new(draw(scenario, seed)).run();
             assert_eq!(report.violations, [], "replay {seed} --scenario {scenario}");
