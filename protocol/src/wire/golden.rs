@@ -104,6 +104,12 @@ fn lines(text: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
+fn the_bytes_that_this_build_must_send_are_those_of_its_own_version() {
+    let why = "a new version freezes bytes of its own: set CURRENT, then run `write_golden_file`";
+    assert_eq!(CURRENT, env!("CARGO_PKG_VERSION"), "{why}");
+}
+
+#[test]
 fn bytes_of_every_release_are_read() {
     let mut read = 0;
     for release in releases() {

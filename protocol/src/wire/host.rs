@@ -14,8 +14,9 @@ use crate::wire::control::{Blob, WireError, at_most};
 pub const HOST_RECORD_BYTES_MAX: usize = 64 << 10;
 /// Addresses of one plane in a record, at most.
 pub const ADDRS_MAX: usize = 16;
-/// Manifests that a record lists, at most.
-pub const HELD_MAX: usize = 256;
+/// Manifests that a record lists, at most: as many as fit beside everything else at its longest. Nobody counts on a host
+/// for copies that it does not list.
+pub const HELD_MAX: usize = 1_400;
 /// Labels in a record, at most.
 pub const LABELS_MAX: usize = 32;
 /// Longest text in a record, in bytes.
@@ -271,10 +272,15 @@ pub(super) mod tests {
 
         let mut many = record();
         many.hold(
-            (0..300u16)
-                .map(|n| HeldManifest { digest: ManifestDigest::of(&n.to_le_bytes()), complete: n == 299 }),
+            (0..1_500u16)
+                .map(|n| HeldManifest { digest: ManifestDigest::of(&n.to_le_bytes()), complete: n == 1_499 }),
         );
         assert!(many.held_truncated && many.held.len() == HELD_MAX && many.held[0].complete);
+        assert!(signed(&many, &key(2)).verify(ClusterId([1; 32])).is_ok());
+        // All else at its longest, too: a record that is too long would make the host invisible.
+        let text = |n: usize| format!("{n:0>width$}", width = TEXT_BYTES_MAX);
+        many.labels = (0..LABELS_MAX).map(|n| (text(n), text(n))).collect();
+        (many.hardware, many.version) = (text(0), text(0));
         assert!(signed(&many, &key(2)).verify(ClusterId([1; 32])).is_ok());
     }
 }
