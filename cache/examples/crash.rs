@@ -4,7 +4,7 @@
 //! after each. `crash check STORE SOURCE BOOT ACKED LIVE` opens what a crash left after ACKED steps, looks at all of
 //! it, and goes through the steps once more to their end; LIVE is 1 where only the process died.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -16,7 +16,9 @@ use bao_tree::io::outboard::PreOrderMemOutboard;
 use bao_tree::io::sync::{Outboard, encode_ranges};
 use bytes::Bytes;
 use weighlock_cache::plan::{Plan, PlanFile};
-use weighlock_cache::{Commit, ImportOptions, PartialLayer, Scrubbed, Store, StoreConfig, StoreError};
+use weighlock_cache::{
+    Commit, ImportOptions, PartialLayer, Scrubbed, Store, StoreConfig, StoreError, Wanted,
+};
 use weighlock_protocol::manifest::{Contract, LayerKind, Manifest};
 use weighlock_protocol::wire::bao::{
     BLOCK, Decoder, GROUP_BYTES, GroupSet, Verified, all_groups, canonical_chunks, tree,
@@ -26,7 +28,7 @@ use weighlock_protocol::{LayerId, StatementId};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Steps after the store is open.
-const STEPS: usize = 16;
+const STEPS: usize = 17;
 /// The layer that arrives from peers, in groups, and how it comes.
 const FETCHED_LEN: usize = 40 * GROUP_BYTES as usize + 9;
 const SYNCED: std::ops::Range<u64> = 0..20;
@@ -47,6 +49,9 @@ const HEALED: usize = 12;
 const SCRUBBED: usize = 13;
 const HEALED_AGAIN: usize = 14;
 const LET_GO: usize = 15;
+const ADOPTED: usize = 16;
+/// What another tool has brought, beside the artifacts.
+const FOUND: &str = "found.bin";
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -89,7 +94,14 @@ fn prepare(source: &Path) -> Result<()> {
             std::fs::write(source.join(name).join(path), bytes)?;
         }
     }
+    std::fs::write(source.join(FOUND), found().1)?;
     Ok(())
+}
+
+/// The layer that is found in a file, and its bytes.
+fn found() -> (LayerId, Vec<u8>) {
+    let bytes = data(5, 70_000);
+    (LayerId::of(&bytes), bytes)
 }
 
 /// Bytes that follow from a seed.
@@ -175,6 +187,8 @@ impl Life {
         store.evict(&b.digest())?;
         self.sweep()?;
         ack(LET_GO)?;
+        self.adopt()?;
+        ack(ADOPTED)?;
         store.append_statements(&[statement("last")])?;
         ack(STEPS)?;
         Ok(())
@@ -261,6 +275,19 @@ impl Life {
         let file = std::fs::OpenOptions::new().write(true).open(&path)?;
         file.write_all_at(&[self.fetched[at] ^ 1], at as u64)?;
         Ok(true)
+    }
+
+    /// A layer that a fetch has begun is found in a file.
+    fn adopt(&self) -> Result<()> {
+        let (id, bytes) = found();
+        match self.store.partial(&id, bytes.len() as u64) {
+            Ok(_) | Err(StoreError::AlreadySealed(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let lease = self.store.lease_layers(BTreeSet::new())?;
+        let wanted = Wanted { layers: BTreeSet::from([id]), dry_run: false };
+        let taken = self.store.take_layer(&self.source.join(FOUND), &wanted, &lease)?;
+        taken.map(drop).ok_or_else(|| "the file was not taken for the layer that it is".into())
     }
 
     /// All leftovers go, but for the layer that came without an artifact.
@@ -365,6 +392,7 @@ impl Life {
             .map(|(_, bytes)| (LayerId(*blake3::hash(&bytes).as_bytes()), bytes))
             .collect();
         originals.insert(self.fetched_id, self.fetched.clone());
+        originals.extend([found()]);
         for (id, bytes) in &originals {
             let Some(_) = self.store.layer(id)? else { continue };
             match self.store.open_sealed(id) {
@@ -381,6 +409,9 @@ impl Life {
                     if *id == self.fetched_id && [DAMAGED, SCRUBBED].contains(&(acked + 1)) => {}
                 Err(e) => return Err(format!("layer {}: {e}", id.short()).into()),
             }
+        }
+        if acked >= ADOPTED && self.store.layer(&found().0)?.is_none() {
+            return Err(format!("after step {acked} the adopted layer is gone").into());
         }
         let sealed = self.store.layer(&self.fetched_id)?.is_some();
         if !sealed && ((SEALED..REMOVED_A).contains(&acked) || acked >= HEALED_AGAIN) {

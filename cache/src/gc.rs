@@ -9,6 +9,7 @@ use weighlock_protocol::{LayerId, ManifestDigest};
 use crate::artifacts::layer_ids;
 use crate::error::{StoreError, at};
 use crate::fs;
+use crate::layers::damage::aside_since;
 use crate::layers::partial::PartialPaths;
 use crate::room::taken;
 use crate::store::Store;
@@ -49,10 +50,27 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoManifest`]; the database failed or an io error.
     pub fn evict(&self, digest: &ManifestDigest) -> Result<Option<u64>, StoreError> {
-        let change = self.change_lock();
+        self.evict_if(digest, || Ok(true))
+    }
+
+    /// As [`evict`](Self::evict), if `still` says so at the last moment. Nobody has a lease on it then, and who wants one
+    /// waits until it is decided. `still` may ask the store, but for such a lease, and may wait for who changes it.
+    ///
+    /// # Errors
+    /// As [`evict`](Self::evict), and what `still` says.
+    pub fn evict_if<E: From<StoreError>>(
+        &self,
+        digest: &ManifestDigest,
+        still: impl FnOnce() -> Result<bool, E>,
+    ) -> Result<Option<u64>, E> {
         let Some(going) = self.leases_book().going(*digest) else {
             return Ok(None);
         };
+        // Before the lock: it may wait for somebody who writes statements, which takes the lock.
+        if !still()? {
+            return Ok(None);
+        }
+        let change = self.change_lock();
         if self.meta().is_pinned(digest)? {
             return Ok(None);
         }
@@ -60,7 +78,7 @@ impl Store {
         // From here on whoever opens it finds it missing and fetches it; the bytes go meanwhile.
         drop((going, change));
         self.drop_view(digest)?;
-        self.remove_gone(gone).map(Some)
+        Ok(Some(self.remove_gone(gone)?))
     }
 
     /// What nobody needs: damaged layers that were set aside, layers of no held artifact, directories that are idle.
@@ -71,12 +89,18 @@ impl Store {
         let (now, config, layout) = (now(), self.config(), self.layout());
         let age = |path: &PathBuf| now.saturating_sub(mtime(path));
         let mut found = Vec::new();
-        let mut aside: Vec<PathBuf> = entries(&layout.quarantine())?;
-        aside.sort_by_key(|path| std::cmp::Reverse(mtime(path)));
+        let mut aside = Vec::new();
+        for path in entries(&layout.quarantine())? {
+            // One that went meanwhile counts nothing.
+            let since = std::fs::symlink_metadata(&path).map_or((0, 0), |meta| aside_since(&meta));
+            aside.push((since, path));
+        }
+        aside.sort();
         let mut kept = 0u64;
-        for path in aside {
+        // The newest first.
+        for ((since_s, _), path) in aside.into_iter().rev() {
             let bytes = fs::path_bytes(&path)?;
-            let old = age(&path) > config.quarantine_keep_s;
+            let old = now.saturating_sub(u64::try_from(since_s).unwrap_or(0)) > config.quarantine_keep_s;
             let due = old || kept.saturating_add(bytes) > config.quarantine_bytes_max;
             kept = kept.saturating_add(if due { 0 } else { bytes });
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -101,9 +125,8 @@ impl Store {
         }
         for path in entries(&layout.views())? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let digest = format!("sha256:{name}").parse::<ManifestDigest>();
-            let Ok(digest) = digest else { continue };
-            if self.view_used(&digest).is_some_and(|used| now.saturating_sub(used) <= config.view_keep_s) {
+            let Some(digest) = of_view(&name) else { continue };
+            if !self.view_is_idle(&digest) {
                 continue;
             }
             let bytes = if crate::materialise::is_shared(&path) { 0 } else { fs::dir_bytes(&path)? };
@@ -113,11 +136,12 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes something that nobody needs, if that is still so. Returns the bytes freed.
+    /// Removes something that nobody needs, if that is still so. Returns the bytes freed, or `None` if it is needed again
+    /// or gone already, and nothing changed.
     ///
     /// # Errors
     /// The database failed or an io error.
-    pub fn sweep(&self, one: &Garbage) -> Result<u64, StoreError> {
+    pub fn sweep(&self, one: &Garbage) -> Result<Option<u64>, StoreError> {
         match one.kind {
             GarbageKind::Quarantined => {
                 if one.path.is_dir() {
@@ -127,37 +151,40 @@ impl Store {
                 }
             }
             GarbageKind::View => {
+                let Some(digest) = of_view(&one.name) else { return Ok(None) };
                 let _views = self.view_lock();
-                if !one.path.exists() {
-                    return Ok(0);
+                // Handed out again since, perhaps while this waited for the lock.
+                if !one.path.exists() || !self.view_is_idle(&digest) {
+                    return Ok(None);
                 }
                 fs::remove_dir_at_once(&one.path)?;
             }
             GarbageKind::Partial | GarbageKind::Layer => {
-                let Ok(id) = one.name.parse::<LayerId>() else { return Ok(0) };
+                let Ok(id) = one.name.parse::<LayerId>() else { return Ok(None) };
                 let change = self.change_lock();
                 if self.wanted_layers()?.0.contains(&id) {
-                    return Ok(0);
+                    return Ok(None);
                 }
                 if one.kind == GarbageKind::Partial {
                     if self.is_live(&id) {
-                        return Ok(0);
+                        return Ok(None);
                     }
                     self.remove_partial(&id)?;
                 } else {
                     let gone = self.drop_layers(&BTreeSet::from([id]), None)?;
                     drop(change);
-                    return self.remove_gone(gone);
+                    return self.remove_gone(gone).map(Some);
                 }
             }
         }
-        Ok(one.bytes)
+        Ok(Some(one.bytes))
     }
 
-    /// Forgets an artifact and its layers that no other held artifact has. The caller holds the change lock.
+    /// Forgets an artifact and its layers that no other held artifact has and nobody leases. The caller holds the change
+    /// lock.
     pub(crate) fn drop_artifact(&self, digest: &ManifestDigest) -> Result<Gone, StoreError> {
         let bytes = self.manifest(digest)?.ok_or(StoreError::NoManifest(*digest))?;
-        let mut ids: BTreeSet<LayerId> = layer_ids(&Manifest::parse(&bytes)?);
+        let mut ids: BTreeSet<LayerId> = &layer_ids(&Manifest::parse(&bytes)?) - &self.leased_layers();
         for other in self.held()?.into_iter().filter(|other| other != digest) {
             if let Some(bytes) = self.manifest(&other)? {
                 let used = layer_ids(&Manifest::parse(&bytes)?);
@@ -179,9 +206,9 @@ impl Store {
         self.remove_view(digest, || !self.meta().is_held(digest).unwrap_or(true)).map(drop)
     }
 
-    /// Layers of held artifacts, and the held artifacts that are complete.
+    /// Layers of held artifacts and leased ones, and the held artifacts that are complete.
     fn wanted_layers(&self) -> Result<(BTreeSet<LayerId>, BTreeSet<ManifestDigest>), StoreError> {
-        let (mut wanted, mut complete) = (BTreeSet::new(), BTreeSet::new());
+        let (mut wanted, mut complete) = (self.leased_layers(), BTreeSet::new());
         for digest in self.held()? {
             if let Some(bytes) = self.manifest(&digest)? {
                 let manifest = Manifest::parse(&bytes)?;
@@ -192,6 +219,12 @@ impl Store {
             }
         }
         Ok((wanted, complete))
+    }
+
+    /// Whether a directory was handed out to nobody for so long that it may go.
+    fn view_is_idle(&self, digest: &ManifestDigest) -> bool {
+        let used = self.view_used(digest);
+        used.is_none_or(|used| now().saturating_sub(used) > self.config().view_keep_s)
     }
 
     fn partial_size(&self, id: &LayerId) -> Result<u64, StoreError> {
@@ -209,6 +242,11 @@ pub(crate) struct Gone {
     pub(crate) layers: Vec<LayerId>,
     pub(crate) files: Vec<PathBuf>,
     pub(crate) freed: u64,
+}
+
+/// The artifact that a directory is of, by its name.
+fn of_view(name: &str) -> Option<ManifestDigest> {
+    format!("sha256:{name}").parse().ok()
 }
 
 fn entries(dir: &PathBuf) -> Result<Vec<PathBuf>, StoreError> {

@@ -36,7 +36,7 @@ pub use layers::recover::Recovery;
 pub use layers::scrub::{SCRUB_BLOCK_BYTES, Scrubbed};
 pub use layers::take::{Taken, Wanted};
 pub use layers::{LayerReader, SealedLayer, TreeWindow, Wait};
-pub use leases::Lease;
+pub use leases::{LayerLease, Lease};
 pub use materialise::{MaterialiseOptions, MaterialiseReport};
 pub use meta::{HeadChange, LayerInfo};
 pub use room::Reservation;

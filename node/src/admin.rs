@@ -10,6 +10,7 @@ mod list;
 mod observe;
 mod open;
 mod remove;
+mod room;
 mod scrub;
 mod store;
 

@@ -109,6 +109,58 @@ fn a_full_quota_lets_go_of_the_least_recently_used_and_of_nothing_in_use() {
 }
 
 #[test]
+fn adopting_makes_room_by_nothing_that_it_took_and_for_nothing_but_layers() {
+    let (old, new) = ("acme/old:1.0.0", "acme/new:1.0.0");
+    let lab = Lab::new();
+    let alpha = lab.founder("alpha");
+    alpha.add(&model(&lab, "old", 1, 2048), old);
+    let source = lab.path("new");
+    for (name, seed) in [("one", 2), ("two", 3)] {
+        let part = Part { name: name.into(), bytes: 1 << 20, seed };
+        checkpoint::tensors(&source.join(format!("{name}.safetensors")), "", &[part]);
+    }
+    alpha.add(&source, new);
+    let mut beta = lab.joined("beta", &alpha);
+    beta.term();
+    // One model fits, and half of the other.
+    beta.configure("[store]\nquota_bytes = 3500000\n");
+    beta.start();
+    beta.hears_of(old);
+    beta.hears_of(new);
+    beta.ok(&["pull", old, "--to", &text(&lab.path("out"))]);
+    until("alpha is known to hold it", || (because(&beta, old).as_deref() == Some("")).then_some(()));
+    until("beta has the manifest", || (number(&beta.listed(new)?["files"]) > 0).then_some(()));
+    // As large as one half, and something else: two of them do not fit, and nothing goes for them.
+    let impostors = lab.path("impostors");
+    fs::create_dir(&impostors).expect("made");
+    let bytes = fs::read(source.join("one.safetensors")).expect("read").len();
+    fs::write(impostors.join("0"), vec![7; bytes]).expect("written");
+    fs::copy(source.join("one.safetensors"), impostors.join("1")).expect("copied");
+    fs::write(impostors.join("2"), vec![8; bytes]).expect("written");
+    let adopted = beta.ok(&["adopt", &text(&impostors)]);
+    assert_eq!(
+        (&adopted["files"], &adopted["artifacts"][0]["files_here"]),
+        (&1.into(), &1.into()),
+        "{adopted}"
+    );
+    assert!(complete(&beta, old), "nothing went for files that are no layers");
+
+    // What is here of it belongs to no artifact yet, and is what goes first; but not while the rest is taken in.
+    let fetched = || http::metrics(beta.http())["weighlock_fetched_bytes_total"] as u64;
+    let before = fetched();
+    let adopted = beta.ok(&["adopt", &text(&source)]);
+    assert_eq!(
+        (&adopted["files"], &adopted["artifacts"][0]["files_here"]),
+        (&1.into(), &2.into()),
+        "{adopted}"
+    );
+    assert!(!complete(&beta, old), "it made room");
+    until("all of it is here", || complete(&beta, new).then_some(()));
+    assert!(fetched() - before < 64 << 10, "only what no other tool has came over the network");
+    assert!(number(&beta.ok(&["df"])["used_bytes"]) <= 3_500_000);
+}
+
+#[test]
 fn an_original_goes_once_enough_others_hold_it_and_add_can_wait_for_them() {
     let lab = Lab::new();
     let alpha = lab.founder("alpha");

@@ -1,5 +1,6 @@
 //! Layers whose bytes are wrong: away from every door at once, and what of them holds kept, so that little is fetched.
 
+use std::fs::Metadata;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -196,9 +197,7 @@ impl Store {
         for entry in std::fs::read_dir(&dir).map_err(at(&dir, "list"))? {
             let path = entry.map_err(at(&dir, "list"))?.path();
             let meta = std::fs::symlink_metadata(&path).map_err(at(&path, "stat"))?;
-            // When it was set aside: a rename sets it.
-            let since = (meta.ctime(), meta.ctime_nsec());
-            files.push((since, meta.len(), path));
+            files.push((aside_since(&meta), meta.len(), path));
         }
         files.sort();
         let mut bytes: u64 = files.iter().map(|(_, len, _)| len).sum();
@@ -212,6 +211,12 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// When a file in quarantine was set aside, in seconds and nanoseconds since 1970. A rename sets the time of its last
+/// change; that of its content may be years ago.
+pub(crate) fn aside_since(meta: &Metadata) -> (i64, i64) {
+    (meta.ctime(), meta.ctime_nsec())
 }
 
 #[cfg(test)]
@@ -334,5 +339,24 @@ mod tests {
         assert_eq!(kept(&store), [two, three].into(), "the oldest went");
         let _ = put(4, 101);
         assert!(kept(&store).is_empty(), "over the bytes");
+    }
+
+    #[test]
+    fn the_time_that_a_layer_stays_aside_begins_when_it_is_set_aside() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = StoreConfig { quarantine_keep_s: 3600, free_floor_bytes: 0, ..StoreConfig::default() };
+        let store = Store::open(dir.path(), config).expect("opened");
+        let id = LayerId([1; 32]);
+        std::fs::create_dir_all(store.layout().layer_dir(&id)).expect("made");
+        let data = store.layout().layer(&id);
+        std::fs::write(&data, [1u8; 10]).expect("written");
+        // Sealed long ago.
+        let before = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+        let file = std::fs::File::options().write(true).open(&data).expect("opened");
+        file.set_modified(before).expect("set");
+        store.quarantine(&id).expect("set aside");
+        let garbage = store.garbage().expect("listed");
+        let due: Vec<(String, bool)> = garbage.into_iter().map(|one| (one.name, one.due)).collect();
+        assert_eq!(due, [(id.hex(), false)]);
     }
 }

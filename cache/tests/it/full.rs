@@ -1,11 +1,11 @@
 //! A disk that is full at any write of any phase: nothing is lost, nothing shows by halves, and work goes on with room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use weighlock_cache::{Commit, Store, StoreConfig, StoreError};
+use weighlock_cache::{Commit, Store, StoreConfig, StoreError, Wanted};
 use weighlock_protocol::manifest::Manifest;
 use weighlock_protocol::wire::bao::{GROUP_BYTES, GroupSet};
 use weighlock_protocol::{LayerId, StatementId};
@@ -78,25 +78,38 @@ pub(crate) fn statement(n: u64) -> (StatementId, Vec<u8>) {
 const ROOM: u64 = 16 << 20;
 const PAGE: u64 = 4096;
 /// What a store does, in this order. Each can be done again.
-const PHASES: [&str; 8] = ["commit", "add", "fetch", "view", "set aside", "heal", "let go", "sweep"];
+const PHASES: [&str; 9] = ["commit", "add", "fetch", "view", "set aside", "heal", "let go", "sweep", "adopt"];
 const COMMIT: usize = 0;
 const ADD: usize = 1;
 const FETCH: usize = 2;
 const SET_ASIDE: usize = 4;
 const HEAL: usize = 5;
 const LET_GO: usize = 6;
+const ADOPT: usize = 8;
 
 /// One life of a store.
 struct Life {
     sources: PathBuf,
     fetched: Vec<u8>,
     id: LayerId,
+    /// What another tool has brought, in a file of its own.
+    found: PathBuf,
+    found_id: LayerId,
 }
 
 impl Life {
     fn new(sources: &Path) -> Self {
-        let fetched = data(3, 100_000);
-        Self { sources: sources.to_owned(), id: LayerId::of(&fetched), fetched }
+        let (fetched, found) = (data(3, 100_000), data(4, 60_000));
+        std::fs::create_dir_all(sources).expect("dir");
+        let path = sources.join("found");
+        std::fs::write(&path, &found).expect("written");
+        Self {
+            sources: sources.to_owned(),
+            id: LayerId::of(&fetched),
+            fetched,
+            found: path,
+            found_id: LayerId::of(&found),
+        }
     }
 
     fn files() -> [(&'static str, Vec<u8>); 2] {
@@ -137,6 +150,12 @@ impl Life {
                 store.scrub(&self.id, 0, &mut |_| true).map(drop)
             }
             LET_GO => held()?.map_or(Ok(()), |manifest| store.evict(&manifest.digest()).map(drop)),
+            ADOPT => {
+                let lease = store.lease_layers(BTreeSet::new())?;
+                let wanted = Wanted { layers: BTreeSet::from([self.found_id]), dry_run: false };
+                store.take_layer(&self.found, &wanted, &lease)?.expect("it is the layer");
+                Ok(())
+            }
             _ => {
                 let healed = self.id.hex();
                 let unneeded = store.garbage()?.into_iter().filter(|one| one.name != healed);
@@ -166,6 +185,8 @@ impl Life {
             let bytes = std::fs::read(&sealed.path).expect("read");
             assert_eq!((LayerId::of(&bytes), bytes.len() as u64), (id, info.size), "{when}");
         }
+        let adopted = store.layer(&self.found_id).expect("read").is_some();
+        assert!(adopted || done <= ADOPT, "{when}: what was adopted is gone");
         let sealed = store.layer(&self.id).expect("read").is_some();
         if done > HEAL || (FETCH + 1..=SET_ASIDE).contains(&done) && !rots {
             assert!(sealed, "{when}: it was sealed");
@@ -241,7 +262,7 @@ fn a_disk_that_is_full_at_any_write_loses_nothing_and_work_goes_on_when_it_has_r
         }
     }
     eprintln!("the disk was full with so many bytes left: {stopped:?}");
-    for phase in ["commit", "add", "fetch", "view", "set aside", "heal"] {
+    for phase in ["commit", "add", "fetch", "view", "set aside", "heal", "adopt"] {
         assert!(stopped.contains_key(&(phase, false)), "no disk ended in {phase}: {stopped:?}");
     }
     // What must work on a full disk does, with the reserve.
@@ -249,7 +270,9 @@ fn a_disk_that_is_full_at_any_write_loses_nothing_and_work_goes_on_when_it_has_r
         assert_eq!(stopped.get(&(phase, true)), None, "{phase}");
     }
     let first = |phase| stopped.get(&(phase, true)).map(Vec::len);
-    assert!(first("add") > Some(10) && first("fetch") > Some(10) && first("view") > Some(10), "{stopped:?}");
+    for phase in ["add", "fetch", "view", "adopt"] {
+        assert!(first(phase) > Some(10), "{phase}: {stopped:?}");
+    }
 }
 
 #[test]

@@ -58,8 +58,9 @@ fn leftovers_are_found_and_go_and_nothing_else() {
     let garbage = store.garbage().expect("garbage");
     assert_eq!(kinds(&garbage), [(GarbageKind::Partial, true), (GarbageKind::Layer, true)]);
     for one in &garbage {
-        assert!(store.sweep(one).expect("swept") > 0);
-        assert_eq!(store.sweep(one).ok(), Some(if one.kind == GarbageKind::Layer { 0 } else { one.bytes }));
+        assert!(store.sweep(one).expect("swept").expect("not needed") > 0);
+        let again = if one.kind == GarbageKind::Layer { 0 } else { one.bytes };
+        assert_eq!(store.sweep(one).expect("swept"), Some(again));
     }
     assert!(store.layer(&id).expect("layer").is_none());
     assert!(tree(&store.dir().join("partial")).is_empty());
@@ -78,22 +79,83 @@ fn leftovers_are_found_and_go_and_nothing_else() {
 }
 
 #[test]
+fn a_directory_that_is_handed_out_again_before_it_goes_stays() {
+    let dir = tempfile::tempdir().expect("dir");
+    let an_hour = StoreConfig { view_keep_s: 3600, ..config("boot 1") };
+    let store = Store::open(dir.path().join("store"), an_hour).expect("opens");
+    let kept = add(&store, &plan(&dir.path().join("kept"), &[("a", data(1, 40_000))]));
+    let view = store.view(&kept).expect("view");
+    let idle = || {
+        let marker = std::fs::File::open(view.join(".weighlock/digest")).expect("marker");
+        marker.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200)).expect("set");
+    };
+    idle();
+    let garbage = store.garbage().expect("garbage");
+    assert_eq!(kinds(&garbage), [(GarbageKind::View, false)]);
+    assert_eq!(store.view(&kept).expect("view"), view);
+    assert_eq!(store.sweep(&garbage[0]).expect("asked"), None);
+    assert!(view.join("a").exists());
+    idle();
+    assert!(store.sweep(&garbage[0]).expect("swept").is_some());
+    assert!(!view.exists());
+    assert_eq!(store.sweep(&garbage[0]).expect("asked"), None, "gone already");
+}
+
+#[test]
+fn what_is_needed_again_at_the_last_moment_stays() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = open(&dir.path().join("store"));
+    let one = add(&store, &plan(&dir.path().join("one"), &[("a", data(1, 40_000))]));
+    let digest = one.digest();
+    // It became the head of a channel, say, after it was chosen.
+    let asked = store.evict_if(&digest, || {
+        assert!(store.try_lease(digest).is_none(), "nobody opens it until that is decided");
+        Ok::<_, StoreError>(false)
+    });
+    assert_eq!(asked.expect("asked"), None);
+    // A pin is a change, and does not wait for who looks.
+    let pin = Pin { name: "acme/bot:1.0.0".into(), reason: None, since: 7 };
+    let asked = store.evict_if(&digest, || store.pin(&digest, &pin).map(|()| true));
+    assert_eq!(asked.expect("asked"), None);
+    assert!(store.unpin(&digest).expect("unpinned"));
+    // Nobody can tell.
+    let asked = store.evict_if(&digest, || Err(StoreError::NoManifest(digest)));
+    assert!(matches!(asked, Err(StoreError::NoManifest(_))), "{asked:?}");
+    assert_eq!(store.held().expect("held"), [digest]);
+    assert!(store.manifest_complete(&one).expect("complete"));
+    // Somebody has it open: then there is nothing to ask.
+    let lease = store.try_lease(digest).expect("the mark was taken away each time");
+    let asked = store.evict_if(&digest, || -> Result<bool, StoreError> { panic!("it is leased") });
+    assert_eq!(asked.expect("asked"), None);
+    drop(lease);
+    let gone = store.evict_if(&digest, || Ok::<_, StoreError>(true)).expect("asked");
+    assert!(gone.is_some_and(|bytes| bytes >= 40_000), "{gone:?}");
+    assert!(store.held().expect("held").is_empty());
+}
+
+#[test]
 fn quarantine_is_bounded_by_age_and_bytes() {
     let dir = tempfile::tempdir().expect("dir");
     let bounded = StoreConfig { quarantine_bytes_max: 100_000, quarantine_keep_s: 3600, ..config("boot 1") };
     let store = Store::open(dir.path().join("store"), bounded).expect("opens");
-    let aside = |name: &str, age_s: u64| {
-        let path = store.dir().join("quarantine").join(name);
-        std::fs::write(&path, data(1, 60_000)).expect("written");
-        let file = std::fs::File::options().write(true).open(&path).expect("opened");
-        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(age_s)).expect("set");
+    for name in ["older", "newer"] {
+        std::fs::write(store.dir().join("quarantine").join(name), data(1, 60_000)).expect("written");
+        // Longer than a tick of the clock that file systems go by.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let due = |store: &Store| {
+        let garbage = store.garbage().expect("garbage");
+        ["older", "newer"].map(|name| garbage.iter().find(|one| one.name == name).map(|one| one.due))
     };
-    aside("new", 10);
-    aside("older", 100);
-    aside("old", 7200);
-    let garbage = store.garbage().expect("garbage");
-    let due = |name: &str| garbage.iter().find(|one| one.name == name).map(|one| one.due);
-    assert_eq!([due("new"), due("older"), due("old")], [Some(false), Some(true), Some(true)]);
+    assert_eq!(due(&store), [Some(true), Some(false)], "too many bytes");
+    drop(store);
+    let kept_for = |quarantine_keep_s: u64| {
+        let config = StoreConfig { quarantine_keep_s, ..config("boot 1") };
+        Store::open(dir.path().join("store"), config).expect("opens")
+    };
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(due(&kept_for(3600)), [Some(false), Some(false)]);
+    assert_eq!(due(&kept_for(0)), [Some(true), Some(true)], "too old");
 }
 
 #[test]

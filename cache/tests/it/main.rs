@@ -15,3 +15,4 @@ mod scrub;
 mod seal;
 mod sealed;
 mod support;
+mod take;

@@ -10,10 +10,11 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tracing::info;
 use weighlock_cache::inspect;
-use weighlock_cache::{ImportOptions, ImportProgress, StoreError};
+use weighlock_cache::{ImportOptions, ImportProgress};
 use weighlock_protocol::Reference;
 use weighlock_protocol::manifest::contract::MlflowOrigin;
 
+use super::room::with_room;
 use crate::cluster::now;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
@@ -96,16 +97,7 @@ fn import(
     let known: BTreeSet<_> =
         node.store.layers().map_err(Error::from)?.into_iter().map(|(id, _)| id).collect();
     let import = || node.store.import(&plan, &ImportOptions::default(), step, cancel);
-    let staged = match import() {
-        Err(StoreError::NoSpace { .. } | StoreError::Quota { .. }) if !cancel.load(Ordering::Relaxed) => {
-            // Files with their trees, which take a 256th of them.
-            let bytes = plan.total_bytes();
-            node.room.make_blocking(bytes.saturating_add(bytes / 256));
-            import()
-        }
-        staged => staged,
-    };
-    let staged = staged.map_err(Error::from)?;
+    let staged = with_room(node, plan.total_bytes(), cancel, import).map_err(Error::from)?;
     let manifest = staged.manifest().clone();
     // Of the files alone, as the total is: the contract and the configuration blob are ours.
     let new_files: BTreeMap<_, _> =

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tracing::{info, warn};
-use weighlock_cache::Wanted;
-use weighlock_protocol::manifest::Manifest;
+use weighlock_cache::{LayerLease, StoreError, Taken, Wanted};
+use weighlock_protocol::manifest::{Layer, Manifest};
 use weighlock_protocol::{LayerId, ManifestDigest};
 
+use super::room::{is_full, with_room};
 use super::{add, tell};
 use crate::daemon::Node;
 use crate::error::{Error, Result};
@@ -25,7 +26,7 @@ const FILES_MAX: usize = 1_000_000;
 /// Looks through the files below `path` for layers of published artifacts.
 ///
 /// # Errors
-/// The directory cannot be read; no space for copies; the store failed; the command line went away.
+/// The directory cannot be read; no space for copies, whatever may go; the store failed; the command line went away.
 pub(super) async fn adopt(
     node: &Arc<Node>,
     stream: &mut UnixStream,
@@ -37,7 +38,7 @@ pub(super) async fn adopt(
     let cancel = Arc::new(AtomicBool::new(false));
     let (worker, stop) = (node.clone(), cancel.clone());
     let mut working = tokio::task::spawn_blocking(move || take(&worker, &path, dry_run, &steps, &stop));
-    let mut adopted = loop {
+    let (mut adopted, lease) = loop {
         tokio::select! {
             done = &mut working => break done.map_err(|e| Error::internal(format!("a worker ended: {e}")))?,
             () = tokio::time::sleep(Duration::from_millis(100)) => {
@@ -63,6 +64,8 @@ pub(super) async fn adopt(
         }
         node.fetcher.note_change();
     }
+    // Not before what is whole is held: until then its layers belong to no artifact, and would go first.
+    drop(lease);
     adopted.seconds = started.elapsed().as_secs_f64();
     let Adopted { files, reflinked_bytes, copied_bytes, .. } = &adopted;
     info!(files, reflinked_bytes, copied_bytes, dry_run, "adopted");
@@ -75,15 +78,18 @@ struct Candidate {
     size: u64,
 }
 
-/// Blocking: finds candidates by size, takes those that hash right.
+/// Blocking: finds candidates by size, takes those that hash right. They stay as long as the lease.
 fn take(
     node: &Node,
     path: &Path,
     dry_run: bool,
     steps: &watch::Sender<Progress>,
     cancel: &AtomicBool,
-) -> Result<Adopted> {
+) -> Result<(Adopted, LayerLease)> {
     let manifests = published(node)?;
+    let ids = manifests.iter().flat_map(|(manifest, _)| manifest.files()).map(|layer| layer.id);
+    // What an adoption before this one has left counts as here, so it has to stay, too.
+    let lease = node.store.lease_layers(ids.collect()).map_err(Error::from)?;
     let (mut by_size, mut by_sha256) = (BTreeMap::<u64, BTreeSet<LayerId>>::new(), BTreeSet::new());
     let mut sealed = BTreeSet::new();
     for layer in manifests.iter().flat_map(|(manifest, _)| manifest.files()) {
@@ -99,15 +105,16 @@ fn take(
     let total_bytes = candidates.iter().map(|file| file.size).sum();
     let mut done_bytes = 0;
     let mut found = BTreeSet::new();
-    for Candidate { path, size } in candidates {
+    for file in candidates {
         if cancel.load(Ordering::Relaxed) {
             return Err(
                 Error::unavailable("adopting was stopped; what was taken is kept").hint("run it again")
             );
         }
+        let size = file.size;
         let layers = by_size.get(&size).cloned().unwrap_or_default();
         if !layers.is_empty() {
-            match node.store.take_layer(&path, &Wanted { layers, dry_run }) {
+            match take_file(node, &file, Wanted { layers, dry_run }, &lease, cancel) {
                 Ok(Some(taken)) => {
                     adopted.files += 1;
                     let bytes = if taken.reflinked {
@@ -122,12 +129,12 @@ fn take(
                     }
                 }
                 Ok(None) => {}
-                Err(weighlock_cache::StoreError::ChangedWhileRead { path, what }) => {
+                Err(StoreError::ChangedWhileRead { path, what }) => {
                     adopted.warnings.push(format!("{}: {what}", path.display()));
                 }
                 // One file that is gone or not to be read keeps nobody from the others.
-                Err(weighlock_cache::StoreError::Io { path: at, source, .. }) if at == path => {
-                    adopted.warnings.push(format!("{}: {source}", path.display()));
+                Err(StoreError::Io { path: at, source, .. }) if at == file.path => {
+                    adopted.warnings.push(format!("{}: {source}", at.display()));
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -139,19 +146,47 @@ fn take(
     if adopted.copied_bytes > 0 {
         adopted.copied_because = Some(add::copied_because(path, node.store.dir()));
     }
+    let mut here = found.clone();
+    for id in sealed {
+        // Some may have gone since, with an artifact that made room.
+        if node.store.layer(&id).map_err(Error::from)?.is_some() {
+            here.insert(id);
+        }
+    }
     for (manifest, names) in manifests {
-        let here = |id: &LayerId| found.contains(id) || sealed.contains(id);
         // What was here before is not this command's doing.
         if manifest.files().iter().any(|layer| found.contains(&layer.id)) {
+            let is_here = |file: &&Layer| file.size == 0 || here.contains(&file.id);
             adopted.artifacts.push(AdoptedArtifact {
                 digest: manifest.digest(),
                 names,
                 files: manifest.files().len(),
-                files_here: manifest.files().iter().filter(|file| file.size == 0 || here(&file.id)).count(),
+                files_here: manifest.files().iter().filter(is_here).count(),
             });
         }
     }
-    Ok(adopted)
+    Ok((adopted, lease))
+}
+
+/// Takes one file. Where there is no room, something goes for it, but only if it is a layer: files of other models have
+/// the same sizes.
+fn take_file(
+    node: &Node,
+    file: &Candidate,
+    wanted: Wanted,
+    lease: &LayerLease,
+    cancel: &AtomicBool,
+) -> std::result::Result<Option<Taken>, StoreError> {
+    let take = |wanted: &Wanted| node.store.take_layer(&file.path, wanted, lease);
+    match take(&wanted) {
+        Err(error) if is_full(&error) && !wanted.dry_run => {}
+        done => return done,
+    }
+    let asked = take(&Wanted { dry_run: true, ..wanted.clone() });
+    if let Ok(None) = asked {
+        return asked;
+    }
+    with_room(node, file.size, cancel, || take(&wanted))
 }
 
 /// Manifests that somebody published, with their names.

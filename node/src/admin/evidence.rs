@@ -8,6 +8,7 @@ use weighlock_cache::{ImportOptions, inspect};
 use weighlock_protocol::statement::{Channel, Said};
 use weighlock_protocol::{KeyId, ManifestDigest, Reference};
 
+use super::room::with_room;
 use crate::cluster::now;
 use crate::daemon::Node;
 use crate::error::{Error, Result};
@@ -33,7 +34,8 @@ pub(super) fn add(node: &Node, reference: &str, path: &Path, by: &KeyId) -> Resu
         return Err(Error::invalid(format!("{bytes} bytes of evidence are more than {most}")).hint(RAISE));
     }
     let never = AtomicBool::new(false);
-    let staged = node.store.import(&plan, &ImportOptions::default(), &|_| {}, &never).map_err(Error::from)?;
+    let import = || node.store.import(&plan, &ImportOptions::default(), &|_| {}, &never);
+    let staged = with_room(node, bytes, &never, import).map_err(Error::from)?;
     let kept = KeptEvidence {
         cluster: node.cluster,
         artifact: reference.artifact,

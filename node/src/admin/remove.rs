@@ -63,6 +63,8 @@ pub(super) fn remove(node: &Node, text: &str, force: bool) -> Result<Removed> {
         node.store.unpin(&digest).map_err(Error::from)?;
     }
     let freed_bytes = node.store.remove_artifact(&digest).map_err(Error::from)?;
+    // After the bytes went: who links anew before that would be told of them again.
+    node.fetcher.retire(&digest);
     node.fetcher.note_change();
     info!(%reference, %digest, freed_bytes, "dropped");
     let mut also: BTreeSet<String> = {

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::local::store::{Collected, Gone, Kept};
 
+use known::may_go;
 pub(crate) use known::{Known, kept_by, known};
 
 /// How often it looks without being asked.
@@ -160,12 +161,12 @@ pub(crate) async fn collect(node: &Arc<Node>, what: What) -> Result<Collected> {
         if !(one.due || what.all || short > 0) {
             continue;
         }
-        let bytes = if what.dry_run {
-            one.bytes
+        let swept = if what.dry_run {
+            Some(one.bytes)
         } else {
             let (copy, thing) = (node.clone(), one.clone());
             match blocking(move || copy.store.sweep(&thing).map_err(Error::from)).await {
-                Ok(bytes) => bytes,
+                Ok(swept) => swept,
                 Err(error) => {
                     // The rest goes all the same: others may wait for room.
                     warn!(name = one.name, %error, "could not be removed");
@@ -173,6 +174,8 @@ pub(crate) async fn collect(node: &Arc<Node>, what: What) -> Result<Collected> {
                 }
             }
         };
+        // Otherwise somebody needs it again.
+        let Some(bytes) = swept else { continue };
         (short, own) = (short.saturating_sub(bytes), own.saturating_sub(bytes));
         if bytes > 0 || one.kind == GarbageKind::View {
             collected.gone.push(gone(&one, bytes));
@@ -201,8 +204,7 @@ pub(crate) async fn collect(node: &Arc<Node>, what: What) -> Result<Collected> {
                 bytes,
                 last_used: Some(one.held.last_used),
             }),
-            // Opened since.
-            None => debug!(%digest, "stays: it was opened a moment ago"),
+            None => debug!(%digest, "stays: somebody needs it since it was chosen"),
         }
     }
     let went = |one: &&Known| !collected.gone.iter().any(|gone| gone.digest == Some(one.held.digest));
@@ -228,14 +230,19 @@ fn finished(node: &Node, mut collected: Collected) -> Collected {
     collected
 }
 
-/// Removes an artifact, unless somebody opened it since.
+/// Removes an artifact, unless there is a reason to keep it by now: what was chosen before it may have taken minutes.
 async fn let_go(node: &Arc<Node>, one: &Known) -> Result<Option<u64>> {
     let digest = one.held.digest;
     if one.held.abandoned {
+        // Not the fetch of what somebody waits for again.
+        let copy = node.clone();
+        if !blocking(move || may_go(&copy, &digest)).await? {
+            return Ok(None);
+        }
         node.fetcher.cancel(&digest).await;
     }
     let copy = node.clone();
-    let freed = blocking(move || copy.store.evict(&digest).map_err(Error::from)).await?;
+    let freed = blocking(move || copy.store.evict_if(&digest, || may_go(&copy, &digest))).await?;
     if freed.is_some() {
         node.fetcher.retire(&digest);
     }

@@ -23,7 +23,8 @@ const REMEMBER: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(60);
 /// Pause after a block that a peer doubted.
 const DOUBT_REST: Duration = Duration::from_millis(200);
-/// A fetch, or somebody who opens something, goes first, but does not hold up one block for longer.
+/// A fetch, or somebody who opens something, goes first, but does not hold up one block for longer, and none at all once
+/// a layer is late.
 const YIELD_MAX: Duration = Duration::from_secs(30);
 /// An open that was so recent is still being read.
 const OPEN_RECENT: Duration = Duration::from_secs(5);
@@ -96,6 +97,9 @@ fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
     let total: u64 = layers.iter().map(|(_, info)| info.size).sum();
     let period_s = settings.scrub_days.saturating_mul(86_400);
     let position: Option<Position> = node.store.setting(SETTING_POSITION).map_err(Error::from)?;
+    let rested = layers.iter().filter(|(id, _)| !node.scrubber.rests(id));
+    let proven: Vec<(LayerId, u64)> = rested.map(|(id, info)| (*id, info.proven_s)).collect();
+    let oldest_s = proven.iter().map(|(_, at)| *at).min().unwrap_or(u64::MAX);
     let begun = position.filter(|_| period_s > 0);
     let begun = begun.filter(|begun| layers.iter().any(|(id, _)| *id == begun.layer));
     let begun = begun.filter(|begun| !node.scrubber.rests(&begun.layer));
@@ -104,8 +108,6 @@ fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
     } else if let Some(begun) = begun {
         (begun.layer, begun.at)
     } else {
-        let rested = layers.iter().filter(|(id, _)| !node.scrubber.rests(id));
-        let proven: Vec<(LayerId, u64)> = rested.map(|(id, info)| (*id, info.proven_s)).collect();
         match due(&proven, period_s, now().0) {
             Some(layer) => (layer, 0),
             None => return Ok(None),
@@ -121,7 +123,9 @@ fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
             remembered = Instant::now();
             remember(node, Some(&Position { layer, at }));
         }
-        rest(node, Duration::from_secs_f64(bytes as f64 / rate as f64))
+        let pause = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        // Asked each time: one large layer may take days.
+        rest(node, pause, || is_late(oldest_s, period_s, now().0))
     };
     let scrubbed = node.store.scrub(&layer, from, &mut pace).map_err(Error::from);
     node.scrubber.tried(&layer, scrubbed.as_ref().err());
@@ -135,11 +139,11 @@ fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
 }
 
 /// Sleeps as long as the rate asks for, and while others need the disk. False when the daemon stops.
-fn rest(node: &Node, pause: Duration) -> bool {
+fn rest(node: &Node, pause: Duration, late: impl Fn() -> bool) -> bool {
     let since = Instant::now();
     loop {
         let busy = !node.fetcher.running().is_empty() || node.leases.taken_within(OPEN_RECENT);
-        let until = if busy { pause.max(YIELD_MAX) } else { pause };
+        let until = pause_of(pause, busy, late());
         let Some(left) = until.checked_sub(since.elapsed()) else { return !node.stop.is_cancelled() };
         if node.stop.is_cancelled() {
             return false;
@@ -160,6 +164,17 @@ fn due(proven: &[(LayerId, u64)], period_s: u64, now_s: u64) -> Option<LayerId> 
     let before = now_s.saturating_sub(period_s / 2);
     let due = proven.iter().filter(|(_, at)| period_s > 0 && *at <= before);
     due.min_by_key(|(_, at)| *at).map(|(layer, _)| *layer)
+}
+
+/// Whether three quarters of the period are over since the layer that was proven longest ago was: a host that is always
+/// busy would not be done in time.
+fn is_late(oldest_s: u64, period_s: u64, now_s: u64) -> bool {
+    period_s > 0 && now_s.saturating_sub(oldest_s) > period_s / 4 * 3
+}
+
+/// How long the next block waits.
+fn pause_of(pause: Duration, busy: bool, late: bool) -> Duration {
+    if busy && !late { pause.max(YIELD_MAX) } else { pause }
 }
 
 /// As configured, or so much that all is read in half of the period.
@@ -184,6 +199,23 @@ mod tests {
         assert_eq!(due(&proven, 0, now), None, "off");
         // A clock that was set back makes nothing due, and nothing panics.
         assert_eq!(due(&proven, 30 * DAY_S, 5), None);
+    }
+
+    #[test]
+    fn a_busy_host_goes_first_until_a_layer_is_late() {
+        let now = 1000 * DAY_S;
+        let usual = Duration::from_millis(250);
+        let pause = |busy: bool, age_days: u64, period_days: u64| {
+            pause_of(usual, busy, is_late(now - age_days * DAY_S, period_days * DAY_S, now))
+        };
+        assert_eq!(pause(true, 22, 30), YIELD_MAX);
+        assert_eq!(pause(true, 23, 30), usual, "late");
+        assert_eq!(pause(false, 22, 30), usual);
+        assert_eq!(pause(false, 23, 30), usual);
+        assert_eq!(pause(true, 900, 0), YIELD_MAX, "off: only what peers doubt is read");
+        assert_eq!(pause_of(YIELD_MAX * 2, true, false), YIELD_MAX * 2, "a slow rate stays slow");
+        // Nothing to read, or a clock that was set back.
+        assert!(!is_late(u64::MAX, 30 * DAY_S, now) && !is_late(now, 30 * DAY_S, 5));
     }
 
     #[test]
