@@ -1,11 +1,14 @@
-//! Local files and sockets: frames of the doors, and the have-map of a partial layer.
+//! Local files and sockets: frames of the doors, what loaders ask in them, and the have-map of a partial layer.
 #![no_main]
 
 use std::fs::File;
 use std::io::{Seek, Write};
 
 use libfuzzer_sys::fuzz_target;
+use serde::de::DeserializeOwned;
 use weighlock_protocol::LayerId;
+
+use loader::LoaderRequest;
 
 #[allow(dead_code)]
 #[path = "../../../node/src/local/frame.rs"]
@@ -13,10 +16,19 @@ mod frame;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../../cache/src/layers/have.rs"]
 mod have;
+#[allow(dead_code)]
+#[path = "../../../node/src/local/loader.rs"]
+mod loader;
 #[path = "../../../cache/src/error/unreadable.rs"]
 mod unreadable;
 mod error {
     pub(crate) use crate::unreadable::is_unreadable;
+}
+/// Only answers tell of files; no request does.
+mod local {
+    pub(crate) mod message {
+        pub(crate) use serde_json::Value as File;
+    }
 }
 
 /// Larger frames than this are refused.
@@ -28,9 +40,19 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn frames(bytes: &[u8]) {
-    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
     // What the buffer of a socket takes without a reader.
     let bytes = &bytes[..bytes.len().min(100_000)];
+    read_all(bytes, |_: serde_json::Value| {});
+    read_all(bytes, |request: LoaderRequest| {
+        let written = serde_json::to_vec(&request).expect("it came as JSON");
+        let again: LoaderRequest = serde_json::from_slice(&written).expect("what is written can be read");
+        assert_eq!(serde_json::to_vec(&again).expect("as before"), written);
+    });
+}
+
+/// Reads frames as a door does, until one is not understood.
+fn read_all<T: DeserializeOwned>(bytes: &[u8], take: impl Fn(T)) {
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
     theirs.write_all(bytes).expect("sent");
     drop(theirs);
     ours.set_nonblocking(true).expect("nonblocking");
@@ -38,8 +60,8 @@ fn frames(bytes: &[u8]) {
     runtime.block_on(async {
         let mut stream = tokio::net::UnixStream::from_std(ours).expect("a stream");
         let mut read = 0;
-        while let Ok(Some(value)) = frame::read::<serde_json::Value>(&mut stream, FRAME_MAX).await {
-            let _ = value;
+        while let Ok(Some(value)) = frame::read::<T>(&mut stream, FRAME_MAX).await {
+            take(value);
             read += 5;
         }
         assert!(read <= bytes.len());
