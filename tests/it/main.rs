@@ -7,6 +7,7 @@ mod audit;
 mod bad_files;
 mod bad_input;
 mod delta;
+mod deploy;
 mod diff;
 mod drain;
 mod fleet;

@@ -109,8 +109,19 @@ fn crates_depend_on_each_other_as_designed() {
 
 #[test]
 fn pure_crates_link_no_io() {
-    let forbidden =
-        ["tokio", "quinn", "libp2p", "iroh", "redb", "mio", "socket2", "async-std", "smol", "rustls"];
+    let forbidden = [
+        "tokio",
+        "quinn",
+        "libp2p",
+        "iroh",
+        "redb",
+        "mio",
+        "socket2",
+        "async-std",
+        "smol",
+        "rustls",
+        "getrandom",
+    ];
     for package in ["weighlock-protocol", "weighlock-sim"] {
         let output = cargo()
             .args([
@@ -176,6 +187,56 @@ fn pure_crates_use_no_clock_no_disk_no_net() {
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// The names right behind `root` in a line: `fs` of `std::fs::File` behind `std::`. Of a list in braces, the brace.
+fn behind<'a>(line: &'a str, root: &str) -> Vec<&'a str> {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let found =
+        line.match_indices(root).filter(|(at, _)| !line[..*at].chars().next_back().is_some_and(is_name));
+    let after = found.map(|(at, _)| &line[at + root.len()..]);
+    after
+        .map(|rest| match rest.find(|c| !is_name(c)) {
+            Some(0) => &rest[..rest.chars().next().map_or(0, char::len_utf8)],
+            Some(end) => &rest[..end],
+            None => rest,
+        })
+        .collect()
+}
+
+#[test]
+fn the_swarm_knows_only_what_it_is_told() {
+    let of_std = ["env", "fs", "io", "net", "process", "thread", "{"];
+    let words = ["HashMap", "HashSet", "Instant", "SystemTime"];
+    // Ids, times that it is given, what goes over the wire; and itself.
+    let of_crate = ["id", "swarm", "time", "wire"];
+    let files = sources(&["protocol/src/swarm"]);
+    assert!(files.len() > 20, "it is looked at: {files:?}");
+    let mut wrong = Vec::new();
+    for path in files {
+        let (name, text) = (relative(&path), read(&path));
+        let lines = text.lines().count();
+        if lines > LINES_MAX {
+            wrong.push(format!("{name} has {lines} lines; split it"));
+        }
+        for (number, line) in code(&text) {
+            let theirs = behind(line, "std::").into_iter().filter(|module| of_std.contains(module));
+            wrong.extend(theirs.map(|module| format!("{name}:{number}: std::{module}")));
+            let ours = behind(line, "crate::").into_iter().filter(|module| !of_crate.contains(module));
+            wrong.extend(ours.map(|module| format!("{name}:{number}: crate::{module}")));
+            let said = words.iter().filter(|word| says(line, word));
+            wrong.extend(said.map(|word| format!("{name}:{number}: {word}")));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_stands_behind_a_root_is_found() {
+    assert_eq!(behind("use std::fs::File; let x = ::std::io;", "std::"), ["fs", "io"]);
+    assert_eq!(behind("use std::{fs, io};", "std::"), ["{"]);
+    assert_eq!(behind("pub(in crate::swarm) fn of(my_crate::id: Id)", "crate::"), ["swarm"]);
+    assert_eq!(behind("crate::", "crate::"), [""]);
 }
 
 #[test]

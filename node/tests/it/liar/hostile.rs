@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Stdio;
+use std::sync::atomic::Ordering;
 
 use rustix::process::Signal;
 use weighlock_protocol::ManifestDigest;
@@ -63,7 +64,10 @@ async fn beside(wrong: Wrong, named: Named) {
             });
             assert!(logged(charge), "not for what it did:\n{}", beta.log());
         }
-        Named::Said(what) => beta.until("the culprit is named", || logged(what)),
+        Named::Said(what) => {
+            beta.until("the culprit is named", || logged(what));
+            assert!(member.lies.load(Ordering::SeqCst) > 0, "nobody asked it for anything");
+        }
     }
     alpha.signal(Signal::CONT);
     let ended = tokio::task::spawn_blocking(move || pulling.wait().expect("it ends"));
@@ -94,6 +98,11 @@ async fn a_member_that_declares_what_it_lacks_is_banned() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_member_that_grants_and_never_serves_holds_nobody_up() {
     beside(Wrong::Silent, Named::Said("sends nothing")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_that_never_grants_holds_nobody_up() {
+    beside(Wrong::Mum, Named::Said("sends nothing")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

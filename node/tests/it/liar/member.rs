@@ -46,6 +46,8 @@ pub(super) enum Wrong {
     Lacking,
     /// Takes each get and sends nothing.
     Silent,
+    /// Says what it has and not a word more: it grants nothing, and so has nothing to send.
+    Mum,
     /// Sends frames without an end.
     Flood,
     /// Sends large bitfields without an end.
@@ -311,7 +313,10 @@ async fn answer(
     if bytes[0] == KIND_LINK {
         let mut asked = [0; LINK_BYTES];
         if recv.read_exact(&mut asked).await.is_ok() && asked == digest.0 {
-            link(opening, layers.len(), (*wrong, &said), send, recv).await;
+            match wrong {
+                Wrong::Mum => keep_mum(opening, &lies, send, recv).await,
+                _ => link(opening, layers.len(), (*wrong, &said), send, recv).await,
+            }
         }
         return;
     }
@@ -321,7 +326,7 @@ async fn answer(
     bytes.extend(rest);
     match Request::parse(&bytes) {
         Ok(Request::Get { .. })
-            if matches!(wrong, Wrong::Silent | Wrong::Flood | Wrong::FloodOfBitfields) =>
+            if matches!(wrong, Wrong::Silent | Wrong::Mum | Wrong::Flood | Wrong::FloodOfBitfields) =>
         {
             lies.fetch_add(1, Ordering::SeqCst);
             let _ = send.stopped().await;
@@ -380,6 +385,23 @@ async fn link(
     };
     let _ended: Result<(), quinn::WriteError> = talk.await;
     listening.abort();
+}
+
+/// The side of one that keeps mum: it has everything, and lets each ask lie. Counts them.
+async fn keep_mum(opening: &[u8], lies: &AtomicU64, mut send: SendStream, mut recv: RecvStream) {
+    if send.write_all(opening).await.is_err() {
+        return;
+    }
+    let mut length = [0; 4];
+    while recv.read_exact(&mut length).await.is_ok() {
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        if recv.read_exact(&mut body).await.is_err() {
+            return;
+        }
+        if matches!(Frame::parse(&body), Ok(Some(Frame::Ask { .. }))) {
+            lies.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 /// What the liar could know as a member: the manifest, from alpha, and the bytes of its layers.
