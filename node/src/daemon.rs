@@ -35,6 +35,8 @@ use crate::{cluster, gc, hardware, http, loader, membership, memory, proof, serv
 const ROOM_BYTES_MIN: u64 = 256 << 20;
 /// How long those who wait for bytes that nobody has are kept waiting.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// And those for bytes that somebody has who lets lie what is asked of it.
+const SILENT_PATIENCE: Duration = Duration::from_secs(600);
 /// How long those who need a manifest that no connected host has are kept waiting.
 const MANIFEST_PATIENCE: Duration = Duration::from_secs(15);
 /// Manifests asked for at once as their statements come in; others are asked for when they are needed.
@@ -153,6 +155,7 @@ pub async fn run(
         swarm: config.limits.swarm(),
         stall: Duration::from_secs(config.limits.stall_timeout_s),
         patience: PATIENCE,
+        silent_patience: SILENT_PATIENCE,
         manifest_patience: MANIFEST_PATIENCE,
         room_bytes_min: ROOM_BYTES_MIN,
         delta: DeltaLimits::default(),

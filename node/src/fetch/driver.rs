@@ -383,24 +383,30 @@ impl Driver {
     /// Tells those who wait; gives up what nobody has, and what nobody needs.
     fn look_after(&mut self) {
         let paused = self.swarm.is_paused();
-        let patience = self.inner.limits.patience;
+        let limits = &self.inner.limits;
         let (mut given_up, mut idle) = (Vec::new(), Vec::new());
         for (id, work) in self.works.iter_mut() {
             if let Some(fetch) = &mut work.fetch {
                 fetch.tell(paused);
-                match fetch.stalled {
-                    Some(_) if paused || somebody_has_more(&self.swarm, id) => fetch.stalled = None,
-                    Some((since, missing)) if since.elapsed() > patience => given_up.push((id, missing)),
-                    _ => {}
+                let Some((since, missing)) = fetch.stalled else { continue };
+                match who_has_more(&self.swarm, id) {
+                    _ if paused => fetch.stalled = None,
+                    Holders::Somebody => fetch.stalled = None,
+                    Holders::Silent(_) if since.elapsed() <= limits.silent_patience => {}
+                    Holders::Nobody if since.elapsed() <= limits.patience => {}
+                    Holders::Silent(peer) => given_up.push((id, missing, Some(peer))),
+                    Holders::Nobody => given_up.push((id, missing, None)),
                 }
             } else if work.is_idle(IDLE_MAX) {
                 idle.push(id);
             }
         }
-        for (id, missing) in given_up {
-            let error =
-                Error::unavailable(format!("no reachable host has the {missing} bytes that are missing"));
-            self.close(id, Err(error.hint(
+        for (id, missing, silent) in given_up {
+            let why = match silent {
+                None => format!("no reachable host has the {missing} bytes that are missing"),
+                Some(peer) => format!("{peer} has the {missing} bytes that are missing and sends nothing"),
+            };
+            self.close(id, Err(Error::unavailable(why).hint(
                 "what is here is kept; open it again when a host that has it is up, see `weighlock peers`",
             )));
         }
@@ -464,10 +470,21 @@ impl Driver {
     }
 }
 
-/// True while something is on its way, or a neighbour has more than this host: it need only wait for its turn. Who
-/// does not answer does not count.
-fn somebody_has_more(swarm: &Swarm, id: WorkId) -> bool {
-    swarm.status(id).is_some_and(|status| {
-        status.in_flight > 0 || swarm.links(id).iter().any(|link| !link.silent && link.have > status.held)
-    })
+/// Who has what is missing.
+enum Holders {
+    /// Something is on its way, or a neighbour has more than this host: it need only wait for its turn.
+    Somebody,
+    /// Only neighbours that let what they were asked for lie, such as this one. They may be slow.
+    Silent(KeyId),
+    Nobody,
+}
+
+fn who_has_more(swarm: &Swarm, id: WorkId) -> Holders {
+    let Some(status) = swarm.status(id) else { return Holders::Nobody };
+    let links = swarm.links(id);
+    let mut holders = links.iter().filter(|link| link.have > status.held);
+    match (status.in_flight, holders.clone().find(|link| !link.silent)) {
+        (0, None) => holders.next().map_or(Holders::Nobody, |link| Holders::Silent(link.peer)),
+        _ => Holders::Somebody,
+    }
 }

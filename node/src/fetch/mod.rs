@@ -54,6 +54,8 @@ pub struct FetchLimits {
     pub stall: Duration,
     /// A fetch that moves nothing for this long, because nobody has what is missing, fails for those who wait.
     pub patience: Duration,
+    /// And how long if somebody has it who lets lie what is asked of it: a slow host that serves others first, most likely.
+    pub silent_patience: Duration,
     /// How long those who need a manifest that no connected host has are kept waiting: after a start connections are
     /// still being made.
     pub manifest_patience: Duration,

@@ -44,6 +44,10 @@ impl Swarm {
                 if link.near || link.releasing || !link.begun || !self.peers.is_free(&link.peer, now) {
                     continue;
                 }
+                // It is asked where nothing else moves.
+                if link.is_silent() {
+                    continue;
+                }
                 let idle = work.pieces.idle();
                 let Some(piece) = link.have().first_of(idle, &turns.allowed, &work.near_set) else {
                     continue;
@@ -133,7 +137,7 @@ impl Swarm {
         let Some(work) = self.works.get(&id).filter(|work| !work.stopped) else {
             return;
         };
-        // Whoever let an ask lie once is asked again, but not waited for.
+        // That somebody who let an ask lie was asked again is no reason to think that something moves.
         if self.paused || work.in_flight > 0 || work.waits_for(|link| link.ignored == 0) {
             return;
         }
@@ -147,13 +151,10 @@ impl Swarm {
                 return;
             }
         }
-        if self.works.get(&id).is_some_and(|work| work.asks.is_empty()) {
-            // Rather one that failed than nobody.
-            let rescue = self.rescue(id, far, false);
-            if let Some((at, piece)) = rescue.or_else(|| if far { self.rescue(id, far, true) } else { None })
-            {
-                self.ask(id, at, piece, Because::Rescue);
-            }
+        // Rather one that failed than nobody.
+        let rescue = self.rescue(id, far, false);
+        if let Some((at, piece)) = rescue.or_else(|| if far { self.rescue(id, far, true) } else { None }) {
+            self.ask(id, at, piece, Because::Rescue);
         }
         let Some(work) = self.works.get(&id).filter(|work| !work.waits_for(|link| !link.is_silent())) else {
             return;
@@ -179,10 +180,12 @@ impl Swarm {
     /// Counts no longer on neighbours that did not answer and never sent anything: what they say to have would keep this
     /// host from getting it elsewhere. True if there were any.
     fn doubt_silent(&mut self, id: WorkId) -> bool {
-        let Self { works, peers, .. } = self;
+        let Self { works, peers, config, .. } = self;
         let Some(work) = works.get_mut(&id) else { return false };
+        // First holders that release let asks lie for as long as that takes, unless a loader waits.
+        let patient = |link: &Link| if link.releasing { config.releasing_ignored_max } else { 0 };
         let is_silent = |link: &Link| {
-            link.ignored > 0
+            u32::from(link.ignored) > patient(link)
                 && !link.is_silent()
                 && !peers.near(link.seat, &link.peer).is_some_and(|conduct| conduct.has_served())
         };
@@ -210,6 +213,10 @@ impl Swarm {
             if !link.begun || !(free || anybody && !self.peers.is_banned(&link.peer, now)) {
                 continue;
             }
+            if link.asked > 0 {
+                // It has not answered yet, and did not the last time.
+                continue;
+            }
             let count = link.have().common_count(idle);
             let whole = if count == 0 {
                 None
@@ -225,7 +232,7 @@ impl Swarm {
                     .copied()
                     .find(|piece| idle.contains(*piece) && useful_part(work, link, *piece))
             });
-            let Some(piece) = piece else { continue };
+            let Some(piece) = piece.filter(|piece| !work.asks.contains_key(piece)) else { continue };
             let key = (link.doubts(), !link.near, link.load(self.now, self.stale_ns()) + link.asked);
             if best.is_none_or(|(least, ..)| key < least) {
                 best = Some((key, at, piece));

@@ -58,6 +58,8 @@ pub struct SwarmConfig {
     pub asks_max: usize,
     /// An ask that is not answered for this long is made elsewhere.
     pub ask_ms: u64,
+    /// So many asks a first holder that is still releasing may let lie before it counts as silent.
+    pub releasing_ignored_max: u32,
     /// Without any fetch in flight for this long, a host asks for pieces by name.
     pub starve_ms: u64,
     /// Bytes in flight. One piece is always allowed.
@@ -137,6 +139,7 @@ impl Default for SwarmConfig {
             downloads_max: 14,
             asks_max: 4,
             ask_ms: 5_000,
+            releasing_ignored_max: 6,
             starve_ms: 200,
             in_flight_bytes_max: 512 << 20,
             upload_bytes_per_s: None,

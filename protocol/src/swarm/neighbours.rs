@@ -252,8 +252,13 @@ impl Swarm {
         }
         work.swapped = Some(now);
         if work.links().len() >= self.config.neighbours_target {
-            let nth = self.rng.random_range(0..work.links().len() as u64);
-            let link = &work.links()[usize::try_from(nth).unwrap_or(0)];
+            // Rather one that has nothing: what only a slow one has would be out of reach.
+            let idle = work.pieces.idle();
+            let useless = |link: &&Link| link.have().common_count(idle) == 0 && link.partial().is_empty();
+            let useless: Vec<&Link> = work.links().iter().filter(useless).collect();
+            let from = if useless.is_empty() { work.links().iter().collect() } else { useless };
+            let nth = self.rng.random_range(0..from.len() as u64);
+            let link = from[usize::try_from(nth).unwrap_or(0)];
             let (link, peer) = (link.id, link.peer);
             if let Some(known) = work.candidates.get_mut(&peer) {
                 known.not_before = now + pause * SWAPPED_PAUSES;

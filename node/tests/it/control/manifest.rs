@@ -17,6 +17,7 @@ fn fetcher(node: &Node, host: &Host, members: &watch::Sender<Arc<BTreeSet<KeyId>
         swarm: Default::default(),
         stall: PATIENCE,
         patience: PATIENCE,
+        silent_patience: PATIENCE,
         // A test that waited for it to pass would fail before.
         manifest_patience: 10 * PATIENCE,
         room_bytes_min: 1 << 20,
