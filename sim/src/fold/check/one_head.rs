@@ -50,12 +50,13 @@ impl Check for OneHead {
 }
 
 impl OneHead {
-    /// Of two promotions that share a place only one ever is a head, wherever and whenever.
+    /// Of two promotions that share a place under one root only one ever is a head, wherever and whenever.
     fn was_alone(&mut self, world: &FoldWorld, host: usize, id: &StatementId) -> Result<(), String> {
         let Some(p) = promotion(&world.hosts()[host].ledger, id) else { return Ok(()) };
         let place = (p.channel.clone(), p.said.parent, p.said.epoch, p.said.root);
         let first = *self.ever.entry(place).or_insert(*id);
-        if first == *id || world.truth().signed_both(id, &first) {
+        let truth = world.truth();
+        if first == *id || truth.signed_both(id, &first) || truth.is_forked(p.said.root) {
             return Ok(());
         }
         Err(format!("{} on host {host} and {} were both a head in one place", id.short(), first.short()))
@@ -73,10 +74,10 @@ fn may_differ(
     // A rollback needs no quorum: it takes effect where it is heard.
     let (Some(one), Some(other)) = (one, other) else { return Ok(()) };
     // Witnesses of a new root may not have heard what those of the old one signed; the new root wins.
-    let other_root = one.said.root != other.said.root;
+    let other_root = one.said.root != other.said.root || world.truth().is_forked(one.said.root);
     // What rests on something that was taken back makes room for another.
     let taken_back = world.truth().taken_back.contains(&channel.artifact) || world.truth().all_taken_back;
-    if other_root || taken_back || world.truth().signed_both(ids[0], ids[1]) {
+    if other_root || taken_back || world.truth().carried_both(ids[0], ids[1]) {
         return Ok(());
     }
     Err(format!(
