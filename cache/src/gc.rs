@@ -137,7 +137,7 @@ impl Store {
     }
 
     /// Removes something that nobody needs, if that is still so. Returns the bytes freed, or `None` if it is needed again
-    /// or gone already, and nothing changed.
+    /// and nothing changed.
     ///
     /// # Errors
     /// The database failed or an io error.

@@ -113,7 +113,9 @@ fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
             None => return Ok(None),
         }
     };
-    let rate = bytes_per_s(settings.scrub_bytes_per_s, total, period_s);
+    // What is left of the period once a layer is late.
+    let within_s = if is_late(oldest_s, period_s, now().0) { period_s / 4 } else { period_s / 2 };
+    let rate = bytes_per_s(settings.scrub_bytes_per_s, total, within_s);
     debug!(%layer, from, rate, "reading a layer again");
     let (mut at, mut remembered) = (from, Instant::now());
     let mut pace = |bytes: u64| {
@@ -177,9 +179,9 @@ fn pause_of(pause: Duration, busy: bool, late: bool) -> Duration {
     if busy && !late { pause.max(YIELD_MAX) } else { pause }
 }
 
-/// As configured, or so much that all is read in half of the period.
-fn bytes_per_s(configured: u64, total_bytes: u64, period_s: u64) -> u64 {
-    let needed = total_bytes.checked_div(period_s / 2).unwrap_or(0);
+/// As configured, or so much that all is read within that time.
+fn bytes_per_s(configured: u64, total_bytes: u64, within_s: u64) -> u64 {
+    let needed = total_bytes.checked_div(within_s).unwrap_or(0);
     configured.max(needed).max(1)
 }
 
@@ -221,7 +223,7 @@ mod tests {
     #[test]
     fn a_store_too_large_for_the_rate_is_read_faster() {
         assert_eq!(bytes_per_s(16 << 20, 1 << 40, 30 * DAY_S), 16 << 20, "1 TiB takes 18 hours");
-        assert_eq!(bytes_per_s(16 << 20, (15 * DAY_S) << 30, 30 * DAY_S), 1 << 30);
+        assert_eq!(bytes_per_s(16 << 20, (15 * DAY_S) << 30, 15 * DAY_S), 1 << 30);
         assert_eq!(bytes_per_s(16 << 20, 1 << 40, 0), 16 << 20);
     }
 }

@@ -14,9 +14,9 @@ use crate::wire::control::{Blob, WireError, at_most};
 pub const HOST_RECORD_BYTES_MAX: usize = 64 << 10;
 /// Addresses of one plane in a record, at most.
 pub const ADDRS_MAX: usize = 16;
-/// Manifests that a record lists, at most: as many as fit beside everything else at its longest. Nobody counts on a host
-/// for copies that it does not list.
-pub const HELD_MAX: usize = 1_400;
+/// Manifests that a record lists, at most. Nobody counts on a host for copies that it does not list. More would fit, but
+/// records are told again and again, and two dozen of them greet each newcomer.
+pub const HELD_MAX: usize = 512;
 /// Labels in a record, at most.
 pub const LABELS_MAX: usize = 32;
 /// Longest text in a record, in bytes.
@@ -272,8 +272,8 @@ pub(super) mod tests {
 
         let mut many = record();
         many.hold(
-            (0..1_500u16)
-                .map(|n| HeldManifest { digest: ManifestDigest::of(&n.to_le_bytes()), complete: n == 1_499 }),
+            (0..600u16)
+                .map(|n| HeldManifest { digest: ManifestDigest::of(&n.to_le_bytes()), complete: n == 599 }),
         );
         assert!(many.held_truncated && many.held.len() == HELD_MAX && many.held[0].complete);
         assert!(signed(&many, &key(2)).verify(ClusterId([1; 32])).is_ok());
