@@ -392,8 +392,12 @@ impl Driver {
                 match who_has_more(&self.swarm, id) {
                     _ if paused => fetch.stalled = None,
                     Holders::Somebody => fetch.stalled = None,
-                    Holders::Silent(_) if since.elapsed() <= limits.silent_patience => {}
-                    Holders::Nobody if since.elapsed() <= limits.patience => {}
+                    Holders::Silent(_) if since.elapsed() <= limits.silent_patience => {
+                        fetch.silent = Some(Instant::now());
+                    }
+                    // Its link may be back in a moment.
+                    Holders::Nobody
+                        if fetch.silent.map_or(since, |at| at.max(since)).elapsed() <= limits.patience => {}
                     Holders::Silent(peer) => given_up.push((id, missing, Some(peer))),
                     Holders::Nobody => given_up.push((id, missing, None)),
                 }

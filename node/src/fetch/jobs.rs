@@ -56,6 +56,8 @@ pub(super) struct Fetch {
     pub(super) urgent: BTreeMap<LayerId, GroupSet>,
     /// Since when nobody has what is missing, and how much that is.
     pub(super) stalled: Option<(Instant, u64)>,
+    /// When somebody last had it who sent nothing.
+    pub(super) silent: Option<Instant>,
 }
 
 impl Fetch {
@@ -78,6 +80,7 @@ impl Fetch {
             complete: false,
             urgent: BTreeMap::new(),
             stalled: None,
+            silent: None,
         }
     }
 

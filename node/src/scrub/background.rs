@@ -113,10 +113,12 @@ fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
             None => return Ok(None),
         }
     };
-    // What is left of the period once a layer is late.
-    let within_s = if is_late(oldest_s, period_s, now().0) { period_s / 4 } else { period_s / 2 };
-    let rate = bytes_per_s(settings.scrub_bytes_per_s, total, within_s);
-    debug!(%layer, from, rate, "reading a layer again");
+    let rate = || {
+        // What is left of the period once a layer is late.
+        let within_s = if is_late(oldest_s, period_s, now().0) { period_s / 4 } else { period_s / 2 };
+        bytes_per_s(settings.scrub_bytes_per_s, total, within_s)
+    };
+    debug!(%layer, from, rate = rate(), "reading a layer again");
     let (mut at, mut remembered) = (from, Instant::now());
     let mut pace = |bytes: u64| {
         node.scrubber.count_read(bytes);
@@ -125,7 +127,7 @@ fn next(node: &Node) -> Result<Option<(LayerId, Scrubbed)>> {
             remembered = Instant::now();
             remember(node, Some(&Position { layer, at }));
         }
-        let pause = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let pause = Duration::from_secs_f64(bytes as f64 / rate() as f64);
         // Asked each time: one large layer may take days.
         rest(node, pause, || is_late(oldest_s, period_s, now().0))
     };

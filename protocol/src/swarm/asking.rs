@@ -31,7 +31,7 @@ impl Swarm {
         loop {
             let Some(work) = self.works.get(&id) else { return };
             let Some(turns) = &work.turns else { return };
-            if work.asks.len() >= self.config.asks_max
+            if work.asked_of(|link| !link.is_silent()) >= self.config.asks_max
                 || work.pieces.is_complete()
                 || self.paused
                 || work.stopped
@@ -138,7 +138,7 @@ impl Swarm {
             return;
         };
         // That somebody who let an ask lie was asked again is no reason to think that something moves.
-        if self.paused || work.in_flight > 0 || work.waits_for(|link| link.ignored == 0) {
+        if self.paused || work.in_flight > 0 || work.asked_of(|link| link.ignored == 0) > 0 {
             return;
         }
         let since =
@@ -147,7 +147,7 @@ impl Swarm {
         let far = now.since(since) >= Duration::from_millis(self.config.rack_turn_ms);
         if far && self.doubt_silent(id) {
             self.import(id);
-            if self.works.get(&id).is_none_or(|work| work.waits_for(|link| link.ignored == 0)) {
+            if self.works.get(&id).is_none_or(|work| work.asked_of(|link| link.ignored == 0) > 0) {
                 return;
             }
         }
@@ -156,7 +156,8 @@ impl Swarm {
         if let Some((at, piece)) = rescue.or_else(|| if far { self.rescue(id, far, true) } else { None }) {
             self.ask(id, at, piece, Because::Rescue);
         }
-        let Some(work) = self.works.get(&id).filter(|work| !work.waits_for(|link| !link.is_silent())) else {
+        let Some(work) = self.works.get(&id).filter(|work| work.asked_of(|link| !link.is_silent()) == 0)
+        else {
             return;
         };
         let hope = work.links().iter().any(|link| {

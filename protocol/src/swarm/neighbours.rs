@@ -254,7 +254,8 @@ impl Swarm {
         if work.links().len() >= self.config.neighbours_target {
             // Rather one that has nothing: what only a slow one has would be out of reach.
             let idle = work.pieces.idle();
-            let useless = |link: &&Link| link.have().common_count(idle) == 0 && link.partial().is_empty();
+            let useless =
+                |link: &&Link| link.begun && link.have().common_count(idle) == 0 && link.partial().is_empty();
             let useless: Vec<&Link> = work.links().iter().filter(useless).collect();
             let from = if useless.is_empty() { work.links().iter().collect() } else { useless };
             let nth = self.rng.random_range(0..from.len() as u64);

@@ -129,9 +129,10 @@ impl Work {
         link.surplus > link.jobs + fetched
     }
 
-    /// True if a piece was asked for by name of such a neighbour.
-    pub(super) fn waits_for(&self, such: impl Fn(&Link) -> bool) -> bool {
-        self.asks.values().any(|ask| self.find(ask.of).is_some_and(|at| such(&self.links[at])))
+    /// Pieces that were asked for by name of such neighbours.
+    pub(super) fn asked_of(&self, such: impl Fn(&Link) -> bool) -> usize {
+        let of = |ask: &&Asked| self.find(ask.of).is_some_and(|at| such(&self.links[at]));
+        self.asks.values().filter(of).count()
     }
 
     pub(super) fn available(&self, piece: PieceNo) -> u16 {

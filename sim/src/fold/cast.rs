@@ -160,8 +160,9 @@ pub struct Truth {
     pub(super) cosigners: BTreeMap<StatementId, BTreeSet<KeyId>>,
     /// Artifacts of which something was taken back.
     pub(super) taken_back: BTreeSet<Artifact>,
-    /// Roots by version: with a threshold of one, two admins who do not hear each other may rotate to different ones.
-    roots: BTreeMap<u32, BTreeSet<StatementId>>,
+    /// Witnesses of roots, by version: with a threshold of one, two admins who do not hear each other may rotate to
+    /// different ones.
+    roots: BTreeMap<u32, BTreeSet<BTreeSet<KeyId>>>,
     /// Keys that a root ever let evaluate, promote or cosign.
     officers: BTreeSet<KeyId>,
     /// Whether the key of an officer or a policy was revoked, which touches every artifact.
@@ -186,7 +187,9 @@ impl Truth {
                 self.entitled.insert(admit.host);
             }
             Kind::Root(root) if self.admitters.contains(&statement.by) => {
-                self.roots.entry(root.version).or_default().insert(id);
+                let witnesses =
+                    root.roles.get(&Role::Witness).map(|role| role.keys.iter().copied().collect());
+                self.roots.entry(root.version).or_default().insert(witnesses.unwrap_or_default());
                 let offices = [Role::Evaluator, Role::Promoter, Role::Witness];
                 let officers = offices.iter().filter_map(|role| root.roles.get(role));
                 self.officers.extend(officers.flat_map(|role| &role.keys));
@@ -253,16 +256,18 @@ impl Truth {
         self.votes.values().any(|given| given.contains(one) && given.contains(other))
     }
 
-    /// Whether some witness that signs twice in one place cosigned both of these, be it in different epochs.
-    pub fn carried_both(&self, one: &StatementId, other: &StatementId) -> bool {
+    /// Whether some witness that signs twice in one place cosigned both of these, be it in different epochs, and without
+    /// such witnesses one of them has fewer than `majority`.
+    pub fn carried_both(&self, one: &StatementId, other: &StatementId, majority: usize) -> bool {
         let (Some(one), Some(other)) = (self.cosigners.get(one), self.cosigners.get(other)) else {
             return false;
         };
         let twice = |key: &KeyId| self.votes.iter().any(|((by, _), given)| by == key && given.len() > 1);
-        one.intersection(other).any(twice)
+        let honest = |all: &BTreeSet<KeyId>| all.iter().filter(|key| !twice(key)).count();
+        one.intersection(other).any(twice) && honest(one).min(honest(other)) < majority
     }
 
-    /// Whether there were several roots of this version: each has witnesses of its own, and one of them wins in the end.
+    /// Whether there were several roots of this version, each with witnesses of its own: one of them wins in the end.
     pub fn is_forked(&self, root: u32) -> bool {
         self.roots.get(&root).is_some_and(|roots| roots.len() > 1)
     }

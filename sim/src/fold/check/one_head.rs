@@ -77,7 +77,10 @@ fn may_differ(
     let other_root = one.said.root != other.said.root || world.truth().is_forked(one.said.root);
     // What rests on something that was taken back makes room for another.
     let taken_back = world.truth().taken_back.contains(&channel.artifact) || world.truth().all_taken_back;
-    if other_root || taken_back || world.truth().carried_both(ids[0], ids[1]) {
+    if other_root
+        || taken_back
+        || world.truth().carried_both(ids[0], ids[1], world.options().witnesses / 2 + 1)
+    {
         return Ok(());
     }
     Err(format!(
